@@ -1,0 +1,1 @@
+"""Pictures and masks: reading, class lists, palettes, data sets."""

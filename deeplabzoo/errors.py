@@ -1,0 +1,60 @@
+"""The errors that deeplabzoo raises on purpose: each message is one sentence that says what, what was expected, what to do.
+
+A command prints the sentence on stderr and leaves with `exit_status`: 1 where the work failed, 2 where the call was wrong.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeepLabZooError(Exception):
+    """Base of every error raised on purpose; the work could not be done."""
+
+    exit_status = 1
+
+
+class UsageError(DeepLabZooError, ValueError):
+    """The call itself was wrong: an unknown option, or values that do not go together."""
+
+    exit_status = 2
+
+
+class UnknownNameError(UsageError, LookupError):
+    """A model, encoder, weights tag or data set that does not exist; the message names the nearest ones that do."""
+
+
+class UnsupportedStrideError(UsageError):
+    """An encoder that cannot run at the output stride asked for; the message names encoders that can."""
+
+
+class WeightsError(DeepLabZooError):
+    """A weights file that cannot be used: damaged, unsafe, of an unknown layout, or for another network."""
+
+
+class DownloadError(DeepLabZooError):
+    """A file that could not be fetched or did not match its published size or hash; nothing partial is left as a result."""
+
+
+class ImageError(DeepLabZooError):
+    """A picture that cannot be read: not an image, truncated, empty, or too large."""
+
+
+class DataError(DeepLabZooError):
+    """A data set that is incomplete or inconsistent: a missing folder, an unpaired mask, label values outside the classes."""
+
+
+class OutputError(DeepLabZooError):
+    """A result that cannot be written where it was asked for."""
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ` Did you mean 'a', 'b' or 'c'?` for the known names nearest to `name`, or an empty string.
+
+    >>> did_you_mean("resnet5O", ["resnet50", "xception65"])
+    " Did you mean 'resnet50'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    if not near:
+        return ""
+    quoted = [f"'{one}'" for one in near]
+    return f" Did you mean {' or '.join(filter(None, [', '.join(quoted[:-1]), quoted[-1]]))}?"

@@ -1,0 +1,1 @@
+"""Image to labels: preprocessing, prediction, overlays, evaluation."""

@@ -1,0 +1,125 @@
+"""What defines a network and its input, as plain data: two frozen dataclasses that go through JSON unchanged."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from deeplabzoo.errors import UsageError
+
+Architecture = Literal["deeplabv3", "deeplabv3plus"]
+ARCHITECTURES: tuple[Architecture, ...] = ("deeplabv3", "deeplabv3plus")
+
+
+class _Plain:
+    """JSON round trip for the dataclasses below: lists become tuples, unknown fields are refused by name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain JSON values; raises UsageError on unknown fields or values of the wrong kind."""
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UsageError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise UsageError(f"{cls.__name__} cannot be built from {dict(values)!r}: {error}.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLabConfig(_Plain):
+    """Everything that decides a network's shape and arithmetic; published checkpoints differ only in these fields.
+
+    Raises UsageError when a value makes no sense; an unsupported (encoder, stride) pair is found when the network is built.
+    """
+
+    architecture: Architecture
+    encoder: str
+    """Canonical encoder name: a timm name without tag, or `drnd54`."""
+    num_classes: int = 21
+    in_chans: int = 3
+    output_stride: int = 16
+    atrous_rates: tuple[int, ...] | None = None
+    """ASPP rates at `output_stride`; None derives them (32: 3,6,9; 16: 6,12,18; 8: 12,24,36); () means no atrous branch
+    (the 1x1 + image pooling head of the TensorFlow mobile models)."""
+    multi_grid: tuple[int, ...] | None = None
+    """Unit rates of the blocks of the last encoder stage, e.g. (1, 2, 4) (DeepLabV3, section 3.2.1); None leaves timm's."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation of encoder and head; "group" is GroupNorm with 32 groups (or the largest divisor below)."""
+    norm_eps: float = 1e-5
+    """Epsilon of the head's normalisation layers."""
+    dropout: float = 0.1
+    aux_head: bool = False
+    head_channels: int = 256
+    aspp_separable: bool | None = None
+    """Depthwise-separable atrous branches; None: as the papers, no for V3 and yes for V3+."""
+    pooling_first: bool = False
+    """Concatenation order of the image-pooling branch: before the other branches, or after (default)."""
+    pooling_norm: bool = True
+    """Normalise the pooled branch (papers: yes; detectron2: no)."""
+    refine_conv: bool = True
+    """V3 only: a 3x3 convolution between the ASPP projection and the classifier (torchvision: yes; TensorFlow: no)."""
+    decoder_channels: int = 256
+    decoder_low_level_channels: int = 48
+    decoder_convs: int = 2
+    decoder_separable: bool = True
+    decoder_low_level_first: bool = False
+    """Concatenation order in the decoder: low-level projection before the ASPP output, or after (default)."""
+    align_corners: bool = False
+    """How features and logits are upsampled; False as torch's default, True as the TensorFlow models."""
+    encoder_padding: Literal["symmetric", "same"] = "symmetric"
+    """`same` is TensorFlow's asymmetric padding (encoders of timm's EfficientNet builder only)."""
+    encoder_norm_eps: float | None = None
+    """Epsilon of the encoder's normalisation; None leaves timm's."""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise UsageError(f"Unknown architecture {self.architecture!r}; expected one of {', '.join(ARCHITECTURES)}.")
+        for field in ("num_classes", "in_chans", "head_channels", "decoder_channels", "decoder_low_level_channels"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{field} must be a whole number of at least 1, not {value!r}.")
+        if self.output_stride not in (8, 16, 32):
+            raise UsageError(f"output_stride must be 8, 16 or 32, not {self.output_stride!r}.")
+        for field in ("atrous_rates", "multi_grid"):
+            rates = getattr(self, field)
+            if rates is not None and not all(isinstance(rate, int) and rate >= 1 for rate in rates):
+                raise UsageError(f"{field} must be whole numbers of at least 1, not {rates!r}.")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(_Plain):
+    """How an 8-bit photo becomes the tensor that the weights expect; it travels with the weights.
+
+    The value fed is `(pixel / 255 - mean) / std` per channel in `channel_order`. The photo is first resized (`resize`,
+    `only_shrink`), then, if `pad`, extended at the bottom and right to `size` with the value that normalises to 0.
+    """
+
+    size: tuple[int, int] = (513, 513)
+    """Nominal network input (height, width) in pixels: what `resize` aims at and `pad` fills up to."""
+    resize: Literal["none", "longest", "shortest"] = "longest"
+    """Keep the photo's size, or bring its longest / shortest side to `size` keeping the aspect ratio."""
+    only_shrink: bool = True
+    """Never enlarge a photo that is already small enough."""
+    pad: bool = False
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        numbers_ok = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, (*self.mean, *self.std)))
+        if not numbers_ok or min(self.std) <= 0:
+            raise UsageError(f"mean and std must be three finite numbers each, std above 0, not {self.mean!r}, {self.std!r}.")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UsageError(f"size must be (height, width) in pixels, not {self.size!r}.")
+        if self.resize not in ("none", "longest", "shortest") or self.channel_order not in ("RGB", "BGR"):
+            raise UsageError(f"Unknown resize {self.resize!r} or channel_order {self.channel_order!r}.")

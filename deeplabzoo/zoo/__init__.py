@@ -1,0 +1,1 @@
+"""Name to model: registry, manifest, files, and the conversion of foreign checkpoints."""
