@@ -28,23 +28,28 @@ class ClassList:
         return len(self.classes)
 
 
-_VOC = tuple(
+def _names(words: str) -> tuple[str, ...]:
+    return tuple(word.replace("_", " ") for word in words.split())
+
+
+_VOC = _names(
     """
     background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
     sheep sofa train tvmonitor
-    """.split()
+    """
 )
 
-_CITYSCAPES = (
-    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain"),
-    *("sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+_CITYSCAPES = _names(
+    """
+    road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person rider car truck bus train
+    motorcycle bicycle
+    """
 )
 
-_CAMVID = tuple("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split())
+_CAMVID = _names("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist")
 
-_ADE20K = tuple(
-    name.replace("_", " ")
-    for name in """
+_ADE20K = _names(
+    """
     wall building sky floor tree ceiling road bed windowpane grass cabinet sidewalk person earth door table mountain plant
     curtain chair car water painting sofa shelf house sea mirror rug field armchair seat fence desk rock wardrobe lamp bathtub
     railing cushion base box column signboard chest_of_drawers counter sand sink skyscraper fireplace refrigerator grandstand
@@ -55,7 +60,7 @@ _ADE20K = tuple(
     waterfall tent bag minibike cradle oven ball food step tank trade_name microwave pot animal bicycle lake dishwasher screen
     blanket sculpture hood sconce vase traffic_light tray ashcan fan pier crt_screen plate monitor bulletin_board shower
     radiator glass clock flag
-    """.split()
+    """
 )
 
 CLASS_LISTS: dict[str, ClassList] = {
