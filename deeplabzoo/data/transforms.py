@@ -1,0 +1,144 @@
+"""Augmentation of a picture and its labels together: random scale, crop, flip, colour and blur, in 8 bits, seeded per sample.
+
+Only the part of the picture that survives the crop is resized. Pillow's box resize reads the same source pixels with the same
+weights as resizing the whole picture would, so the result is that of scale-then-crop at a fraction of the cost.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance, ImageFilter
+
+from deeplabzoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from deeplabzoo.data.base import Sample
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[Any]
+
+_HUE_SHARE = 0.1  # of a full turn, at colour strength 1: skies and skins keep their kind of colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What may happen to a training sample; the defaults are the papers' (scale 0.5-2, flip; DeepLabV3, section 4.1).
+
+    Raises UsageError when a value makes no sense.
+    """
+
+    crop: tuple[int, int]
+    """(height, width) in pixels of everything that comes out."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the uniformly drawn factor by which height and width are multiplied before the crop."""
+    flip: float = 0.5
+    """Probability of mirroring left and right."""
+    colour: float = 0.0
+    """Strength: brightness, contrast and saturation are each multiplied by 1 ± colour, hue is turned by ± colour / 10."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 1.5)
+    """Range of the blur's standard deviation, in pixels of the crop."""
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.crop):
+            raise UsageError(f"crop must be (height, width), two whole numbers of at least 1, not {self.crop!r}.")
+        for field in ("scale", "blur_sigma"):
+            bounds = getattr(self, field)
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < float("inf"):
+                raise UsageError(f"{field} must be (low, high) with 0 < low <= high, not {bounds!r}.")
+        for field in ("flip", "blur", "colour"):
+            value = getattr(self, field)
+            if not 0 <= value <= 1:
+                raise UsageError(f"{field} must lie between 0 and 1, not {value!r}.")
+
+
+def augment(
+    sample: "Sample",
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    *,
+    mean_fill: tuple[int, int, int],
+    ignore_index: int,
+) -> tuple[Pixels, Labels]:
+    """Return (image_HWC uint8, labels_HW) of size `augmentation.crop`: a pure function of the sample and the generator's state.
+
+    A scaled picture smaller than the crop is extended at the bottom and right, as at evaluation, with `mean_fill` (RGB, the
+    value that normalises to about 0) and `ignore_index`. The image is resampled bilinearly with antialiasing, labels by nearest
+    neighbour, so no label value is invented. The same number of random values is drawn whatever happens: switching colour on
+    does not move the crops.
+    """
+    u_scale, u_top, u_left, u_flip, u_blur, u_sigma, *u_colour = rng.random(10).tolist()
+    low, high = augmentation.scale
+    scale = low + (high - low) * u_scale
+    height, width = sample.labels.shape
+    scaled_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
+    crop_hw = augmentation.crop
+    kept_hw = (min(scaled_hw[0], crop_hw[0]), min(scaled_hw[1], crop_hw[1]))
+    top = int(u_top * (scaled_hw[0] - kept_hw[0] + 1))
+    left = int(u_left * (scaled_hw[1] - kept_hw[1] + 1))
+
+    image = _resized_image(sample.image, scaled_hw, (top, left), kept_hw)
+    if augmentation.colour:
+        image = _recoloured(image, augmentation.colour, u_colour)
+    if u_blur < augmentation.blur:
+        smallest, largest = augmentation.blur_sigma
+        image = image.filter(ImageFilter.GaussianBlur(smallest + (largest - smallest) * u_sigma))
+    pixels = np.asarray(image)
+    labels = _resized_labels(sample.labels, scaled_hw, (top, left), kept_hw)
+    if u_flip < augmentation.flip:
+        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+    return _padded(pixels, labels, crop_hw, mean_fill, ignore_index)
+
+
+def _resized_image(
+    image_HWC: Pixels, scaled_hw: tuple[int, int], corner: tuple[int, int], kept_hw: tuple[int, int]
+) -> Image.Image:
+    """Return the window at `corner` (top, left) of size `kept_hw` of the picture scaled to `scaled_hw`; resize nothing else."""
+    row_step, column_step = image_HWC.shape[0] / scaled_hw[0], image_HWC.shape[1] / scaled_hw[1]
+    (top, left), (height, width) = corner, kept_hw
+    # Rounding may leave the box a hair outside the picture, which Pillow refuses.
+    right = min((left + width) * column_step, image_HWC.shape[1])
+    bottom = min((top + height) * row_step, image_HWC.shape[0])
+    box = (left * column_step, top * row_step, right, bottom)
+    return Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def _resized_labels(labels_HW: Labels, scaled_hw: tuple[int, int], corner: tuple[int, int], kept_hw: tuple[int, int]) -> Labels:
+    """Return the same window of the labels: each pixel takes the label under its centre, in integer arithmetic."""
+    rows, columns = (
+        ((2 * np.arange(start, start + kept) + 1) * size) // (2 * scaled)
+        for start, kept, size, scaled in zip(corner, kept_hw, labels_HW.shape, scaled_hw, strict=True)
+    )
+    window: Labels = labels_HW[rows][:, columns]
+    return window
+
+
+def _recoloured(image: Image.Image, strength: float, u_colour: list[float]) -> Image.Image:
+    """Change brightness, contrast, saturation and hue, in this order; `u_colour` are four values in [0, 1)."""
+    *factors, turn = (2 * u - 1 for u in u_colour)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for enhancer, factor in zip(enhancers, factors, strict=True):
+        image = enhancer(image).enhance(1 + strength * factor)
+    shift = round(256 * _HUE_SHARE * strength * turn) % 256
+    if not shift:
+        return image
+    hue, *rest = image.convert("HSV").split()
+    hue = hue.point([(level + shift) % 256 for level in range(256)])
+    return Image.merge("HSV", (hue, *rest)).convert("RGB")
+
+
+def _padded(
+    pixels_HWC: Pixels, labels_HW: Labels, crop_hw: tuple[int, int], mean_fill: tuple[int, int, int], ignore_index: int
+) -> tuple[Pixels, Labels]:
+    if labels_HW.shape == crop_hw:
+        return np.ascontiguousarray(pixels_HWC), np.ascontiguousarray(labels_HW)
+    height, width = labels_HW.shape
+    image = np.empty((*crop_hw, 3), np.uint8)
+    image[:] = mean_fill
+    image[:height, :width] = pixels_HWC
+    labels = np.full(crop_hw, ignore_index, np.result_type(labels_HW.dtype, np.min_scalar_type(ignore_index)))
+    labels[:height, :width] = labels_HW
+    return image, labels

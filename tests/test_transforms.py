@@ -1,0 +1,219 @@
+"""Augmentation moves picture and labels together, invents no label, and is the cheap form of scale-then-crop."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deeplabzoo.data.transforms import Augmentation, augment
+from deeplabzoo.errors import UsageError
+
+FILL = (124, 116, 104)
+IGNORE = 255
+
+
+@dataclass
+class Sample:
+    image: np.ndarray
+    labels: np.ndarray
+    name: str = "made"
+
+
+def made_sample(height: int, width: int, seed: int = 0) -> Sample:
+    """Coarse noise enlarged: edges and slopes, as in a photo, at any size."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (max(2, height // 6), max(2, width // 6), 3), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return Sample(image, rng.choice([0, 3, 7, IGNORE], (height, width)).astype(np.uint8))
+
+
+def run(sample: Sample, augmentation: Augmentation, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return augment(sample, augmentation, np.random.default_rng(seed), mean_fill=FILL, ignore_index=IGNORE)
+
+
+sides = st.integers(1, 70)
+augmentations = st.builds(
+    Augmentation,
+    crop=st.tuples(st.integers(1, 48), st.integers(1, 48)),
+    scale=st.tuples(st.floats(0.1, 1), st.floats(1, 3)),
+    flip=st.floats(0, 1),
+    colour=st.floats(0, 1),
+    blur=st.floats(0, 1),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sides, sides, augmentations, st.integers(0, 2**32))
+def test_any_sample_gives_the_exact_size_and_only_known_labels(height, width, augmentation, seed) -> None:
+    """A loss on the GPU never meets a label that was not in the file (asks.md G, meetps/pytorch-semseg#158)."""
+    sample = made_sample(height, width)
+    image, labels = run(sample, augmentation, seed)
+    assert image.shape == (*augmentation.crop, 3)
+    assert image.dtype == np.uint8
+    assert labels.shape == augmentation.crop
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) <= set(np.unique(sample.labels)) | {IGNORE}
+    assert image.flags.c_contiguous
+    assert labels.flags.c_contiguous
+
+
+@settings(max_examples=100, deadline=None)
+@given(sides, sides, augmentations, st.integers(0, 2**32))
+def test_the_same_generator_gives_the_same_sample(height, width, augmentation, seed) -> None:
+    """What a worker draws depends on its generator alone, so the number of workers cannot change a run."""
+    first, second = (run(made_sample(height, width), augmentation, seed) for _ in range(2))
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(sides, sides, augmentations, st.integers(0, 2**32))
+def test_colour_and_blur_leave_labels_alone(height, width, augmentation, seed) -> None:
+    sample = made_sample(height, width)
+    _, plain = run(sample, replace(augmentation, colour=0.0, blur=0.0), seed)
+    _, painted = run(sample, replace(augmentation, colour=1.0, blur=1.0), seed)
+    np.testing.assert_array_equal(plain, painted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sides, sides, augmentations, st.integers(0, 2**32))
+def test_a_flip_mirrors_picture_and_labels_together(height, width, augmentation, seed) -> None:
+    sample = made_sample(height, width)
+    ahead = run(sample, replace(augmentation, flip=0.0, colour=0.0, blur=0.0), seed)
+    mirrored = run(sample, replace(augmentation, flip=1.0, colour=0.0, blur=0.0), seed)
+    real = kept_width(ahead, mirrored)
+    for one, other in zip(ahead, mirrored, strict=True):
+        np.testing.assert_array_equal(one[:, :real], other[:, :real][:, ::-1])
+        np.testing.assert_array_equal(one[:, real:], other[:, real:])
+
+
+def kept_width(ahead: tuple[np.ndarray, np.ndarray], mirrored: tuple[np.ndarray, np.ndarray]) -> int:
+    """The widest part whose mirror image is the other one; what is right of it is padding."""
+    for width in range(ahead[1].shape[1], 0, -1):
+        if np.array_equal(ahead[0][:, :width], mirrored[0][:, :width][:, ::-1]):
+            return width
+    raise AssertionError("no part of the one picture is the mirror image of the other")
+
+
+def test_labels_stay_on_their_pixels() -> None:
+    """Where the labels are drawn in the picture, they are still drawn there after any augmentation without colour."""
+    labels = np.zeros((90, 120), np.uint8)
+    labels[20:70, 30:100] = 1
+    sample = Sample(np.repeat(labels[:, :, None] * 200, 3, axis=2), labels)
+    for seed in range(30):
+        image, moved = run(sample, Augmentation(crop=(64, 64)), seed)
+        seen = (image[..., 0] > 100) & (moved != IGNORE)
+        assert np.mean((seen != (moved == 1))[moved != IGNORE]) < 0.035
+
+
+@pytest.mark.parametrize("size", [(90, 140), (375, 500)])
+@pytest.mark.parametrize("crop", [(64, 64), (97, 61)])
+def test_cropping_first_equals_scaling_first(size, crop) -> None:
+    """speed.md, section 3: the box resize is the whole resize, within one level of 255 (rounding of the box's corners)."""
+    sample = made_sample(*size)
+    off_by_one = total = 0
+    for seed in range(12):
+        augmentation = Augmentation(crop=crop, flip=0.0)
+        image, labels = run(sample, augmentation, seed)
+        expected_image, expected_labels, decided = scale_then_crop(sample, augmentation, seed)
+        difference = np.abs(image.astype(int) - expected_image)
+        assert difference.max() <= 1
+        off_by_one += np.count_nonzero(difference)
+        total += difference.size
+        assert decided.mean() > 0.9
+        np.testing.assert_array_equal(labels[decided], expected_labels[decided])
+    assert off_by_one / total < 0.005
+
+
+def scale_then_crop(sample: Sample, augmentation: Augmentation, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The slow form, as torchvision's reference training does it: the whole picture resized by Pillow, padded, cropped.
+
+    Also where the nearest label is decided: where a centre falls on the line between two source pixels, Pillow's
+    rounding of summed-up floats picks either.
+    """
+    u_scale, u_top, u_left = np.random.default_rng(seed).random(10)[:3].tolist()
+    low, high = augmentation.scale
+    scale = low + (high - low) * u_scale
+    height, width = (round(side * scale) for side in sample.labels.shape)
+    image = Image.fromarray(sample.image).resize((width, height), Image.Resampling.BILINEAR)
+    labels = Image.fromarray(sample.labels).resize((width, height), Image.Resampling.NEAREST)
+    crop_height, crop_width = augmentation.crop
+    top = int(u_top * max(1, height - crop_height + 1))
+    left = int(u_left * max(1, width - crop_width + 1))
+    canvas = Image.new("RGB", (max(width, crop_width), max(height, crop_height)), FILL)
+    canvas.paste(image)
+    label_canvas = Image.new("L", canvas.size, IGNORE)
+    label_canvas.paste(labels)
+    box = (left, top, left + crop_width, top + crop_height)
+    rows, columns = (
+        ((2 * np.arange(start, start + kept) + 1) * size) % (2 * scaled) != 0
+        for start, kept, size, scaled in zip((top, left), augmentation.crop, sample.labels.shape, (height, width), strict=True)
+    )
+    return np.asarray(canvas.crop(box)), np.asarray(label_canvas.crop(box)), rows[:, None] & columns
+
+
+def test_the_oracle_of_torchvision_agrees() -> None:
+    """The same pixels as torchvision v2's antialiased resize and crop of a tensor, to 2 levels of 255."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    sample = made_sample(120, 90)
+    whole = functional.resize(torch.from_numpy(sample.image.copy()).permute(2, 0, 1), [84, 63], antialias=True)
+    image, _ = run(sample, Augmentation(crop=(84, 63), scale=(0.7, 0.7), flip=0.0))
+    assert np.abs(image.astype(int) - whole.permute(1, 2, 0).numpy()).max() <= 2
+
+
+def test_without_augmentation_the_sample_comes_back() -> None:
+    sample = made_sample(40, 50)
+    image, labels = run(sample, Augmentation(crop=(40, 50), scale=(1.0, 1.0), flip=0.0))
+    np.testing.assert_array_equal(image, sample.image)
+    np.testing.assert_array_equal(labels, sample.labels)
+
+
+def test_padding_is_the_mean_colour_and_ignored() -> None:
+    """Padding lies at the bottom and right as at evaluation, never counts, and no colour change touches it."""
+    sample = made_sample(20, 30)
+    image, labels = run(sample, Augmentation(crop=(32, 32), scale=(1.0, 1.0), flip=1.0, colour=1.0, blur=1.0))
+    assert (image[20:] == FILL).all()
+    assert (image[:, 30:] == FILL).all()
+    assert (labels[20:] == IGNORE).all()
+    assert (labels[:, 30:] == IGNORE).all()
+    np.testing.assert_array_equal(labels[:20, :30], sample.labels[:, ::-1])
+
+
+def test_an_ignore_value_beyond_8_bits_is_kept() -> None:
+    sample = made_sample(8, 8)
+    _, labels = augment(
+        sample, Augmentation(crop=(16, 16), scale=(1, 1)), np.random.default_rng(0), mean_fill=FILL, ignore_index=65535
+    )
+    assert labels.dtype == np.uint16
+    assert (labels[8:] == 65535).all()
+
+
+def test_colour_does_not_move_the_crop() -> None:
+    """Each option draws from its own values: a recipe with colour sees the same crops as one without."""
+    sample = made_sample(90, 90)
+    _, plain = run(sample, Augmentation(crop=(40, 40)), 5)
+    image, coloured = run(sample, Augmentation(crop=(40, 40), colour=0.5, blur=1.0), 5)
+    np.testing.assert_array_equal(plain, coloured)
+    assert not np.array_equal(image, run(sample, Augmentation(crop=(40, 40)), 5)[0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop": (0, 5)},
+        {"crop": (5,)},
+        {"scale": (2.0, 0.5)},
+        {"scale": (0.0, 1.0)},
+        {"flip": 1.5},
+        {"colour": -0.1},
+        {"blur": 2},
+    ],
+)
+def test_senseless_values_are_refused_by_name(wrong) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Augmentation(**{"crop": (8, 8)} | wrong)
