@@ -1,0 +1,147 @@
+"""Data sets come as archives from hosts nobody here controls: check the hash, then unpack one folder, whole or not at all."""
+
+import hashlib
+import os
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from deeplabzoo.errors import DownloadError, OutputError
+
+Download = Callable[[str, Path], object]
+"""Fetches an address into a file, going on where an earlier attempt stopped; given by the caller, raises DownloadError."""
+
+_BLOCK_BYTES = 1 << 20
+_MAX_FILES = 500_000
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One published file: where it is, what it must hash to, and which folder of it is wanted."""
+
+    url: str
+    file_name: str
+    md5: str
+    """As published; md5 finds damage, and is the only hash that these hosts ever gave."""
+    folder: str
+    """The folder inside, with forward slashes, whose contents are unpacked."""
+    max_bytes: int
+    """Unpacked size beyond which it cannot be the real one."""
+
+
+def fetch_archive(archive: Archive, target: Path, download: Download, *, keep_in: Path) -> None:
+    """Make `target` hold the archive's folder: download into `keep_in` unless it is there already, verify, unpack.
+
+    Raises DownloadError if the file fails its hash (it is then removed, so that the next attempt starts afresh) or is unsafe.
+    """
+    file = keep_in / archive.file_name
+    if not file.exists():
+        keep_in.mkdir(parents=True, exist_ok=True)
+        download(archive.url, file)
+    found = _md5(file)
+    if found != archive.md5:
+        file.unlink()
+        raise DownloadError(
+            f"'{file}' has md5 {found}, expected {archive.md5}; it was removed, run again to download it from {archive.url}."
+        )
+    extract_folder(file, archive.folder, target, max_bytes=archive.max_bytes)
+
+
+def extract_folder(archive: Path, folder: str, target: Path, *, max_bytes: int) -> None:
+    """Unpack what lies under `folder` of a tar or zip file to `target`, which appears complete or not at all.
+
+    Raises DownloadError for anything that a picture data set has no need of: names that lead out of the target, links, devices,
+    more than `max_bytes` unpacked; or a damaged archive, or one without the folder. Raises OutputError if `target` exists
+    or cannot be written.
+    """
+    if target.exists():
+        raise OutputError(f"'{target}' exists already; move it away to unpack '{archive.name}' afresh.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            unpacked = Path(scratch) / "unpacked"
+            _unpack(archive, PurePosixPath(folder), unpacked, max_bytes)
+            os.replace(unpacked, target)
+    except OSError as error:
+        raise OutputError(f"'{archive.name}' could not be unpacked into '{target}': {error.strerror or error}.") from None
+
+
+def _unpack(archive: Path, folder: PurePosixPath, unpacked: Path, max_bytes: int) -> None:
+    files = left_bytes = 0
+    try:
+        with _members(archive) as members:
+            for name, source in members:
+                inside = _safe_name(name, archive)
+                if not inside.is_relative_to(folder) or inside == folder:
+                    continue
+                if source is None:
+                    raise DownloadError(
+                        f"'{archive.name}' holds '{name}', which is a link or a device and not a file; refused."
+                    )
+                files += 1
+                path = unpacked / inside.relative_to(folder)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as sink:
+                    while block := source.read(_BLOCK_BYTES):
+                        left_bytes += len(block)
+                        if left_bytes > max_bytes or files > _MAX_FILES:
+                            raise DownloadError(f"'{archive.name}' unpacks to more than {max_bytes} bytes; refused.")
+                        sink.write(block)
+    except FileExistsError as error:
+        raise DownloadError(f"'{archive.name}' holds '{Path(error.filename).name}' twice; refused.") from None
+    except _DAMAGE as error:
+        raise DownloadError(f"'{archive.name}' is damaged or not an archive: {error}.") from None
+    if not files:
+        raise DownloadError(f"'{archive.name}' has no folder '{folder}'; it is not the archive that was expected.")
+
+
+Members = Iterator[tuple[str, IO[bytes] | None]]
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Members]:
+    """Give (name, open file) of every member but folders; None instead of a file for links and devices."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            yield _zip_members(zipped)
+    else:
+        with tarfile.open(archive) as tar:
+            yield _tar_members(tar)
+
+
+def _tar_members(tar: tarfile.TarFile) -> Members:
+    for member in tar:
+        if not member.isdir():
+            yield member.name, tar.extractfile(member) if member.isreg() else None
+
+
+def _zip_members(zipped: zipfile.ZipFile) -> Members:
+    for member in zipped.infolist():
+        if member.is_dir():
+            continue
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            yield member.filename, None
+            continue
+        with zipped.open(member) as source:
+            yield member.filename, source
+
+
+def _safe_name(name: str, archive: Path) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or any(sign in name for sign in "\\:\0"):
+        raise DownloadError(f"'{archive.name}' holds the name '{name}', which leads out of its folder; refused.")
+    return path
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
