@@ -6,6 +6,8 @@ V3: `refine` (absent with refine_conv=False), `classifier`; V3+: `low_level`, `d
 auxiliary: `block`, `classifier`.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,7 +22,9 @@ def effective_rates(config: DeepLabConfig) -> tuple[int, ...]:
     return aspp_rates(config.output_stride) if config.atrous_rates is None else config.atrous_rates
 
 
-def _conv3x3(config: DeepLabConfig, in_channels: int, out_channels: int, *, separable: bool, rate: int = 1) -> nn.Module:
+def _conv3x3(
+    config: DeepLabConfig, in_channels: int, out_channels: int, *, separable: bool, rate: int = 1
+) -> ConvNormAct | SeparableConvNormAct:
     block = SeparableConvNormAct if separable else ConvNormAct
     return block(in_channels, out_channels, 3, norm=config.norm, eps=config.norm_eps, rate=rate)
 
@@ -49,11 +53,13 @@ class ASPP(nn.Module):
         branches = [branch(x) for branch in self.branches]
         pooled = self.pool(x.mean((2, 3), keepdim=True)).expand_as(branches[0])
         branches.insert(0 if self.pooling_first else len(branches), pooled)
-        return self.dropout(self.project(torch.cat(branches, dim=1)))
+        out: torch.Tensor = self.dropout(self.project(torch.cat(branches, dim=1)))
+        return out
 
     def set_rates(self, rates: tuple[int, ...]) -> None:
         """Change the rates of the atrous branches; parameters stay."""
-        for branch, rate in zip(list(self.branches)[1:], rates, strict=True):
+        atrous = (branch for branch in list(self.branches)[1:] if isinstance(branch, ConvNormAct | SeparableConvNormAct))
+        for branch, rate in zip(atrous, rates, strict=True):
             branch.set_rate(rate)
 
 
@@ -69,7 +75,8 @@ class V3Head(nn.Module):
 
     def forward(self, high: torch.Tensor) -> torch.Tensor:
         """Map the last encoder feature B x C x h x w to logits B x num_classes x h x w."""
-        return self.classifier(self.refine(self.aspp(high)))
+        logits: torch.Tensor = self.classifier(self.refine(self.aspp(high)))
+        return logits
 
 
 class V3PlusHead(nn.Module):
@@ -84,7 +91,7 @@ class V3PlusHead(nn.Module):
         low, width = config.decoder_low_level_channels, config.decoder_channels
         self.low_level = ConvNormAct(low_level_channels, low, 1, norm=config.norm, eps=config.norm_eps)
         widths = [config.head_channels + low] + config.decoder_convs * [width]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.decoder = nn.Sequential(*(_conv3x3(config, a, b, separable=config.decoder_separable) for a, b in pairs))
         self.classifier = Classifier(widths[-1], config.num_classes)
         self.low_level_first = config.decoder_low_level_first
@@ -95,7 +102,8 @@ class V3PlusHead(nn.Module):
         low = self.low_level(low_level)
         high = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         both = (low, high) if self.low_level_first else (high, low)
-        return self.classifier(self.decoder(torch.cat(both, dim=1)))
+        logits: torch.Tensor = self.classifier(self.decoder(torch.cat(both, dim=1)))
+        return logits
 
 
 class AuxiliaryHead(nn.Module):
@@ -113,4 +121,5 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, middle: torch.Tensor) -> torch.Tensor:
         """Map the encoder feature before the last, B x C x h x w, to logits B x num_classes x h x w."""
-        return self.classifier(self.dropout(self.block(middle)))
+        logits: torch.Tensor = self.classifier(self.dropout(self.block(middle)))
+        return logits

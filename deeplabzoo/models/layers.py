@@ -129,7 +129,8 @@ class SeparableConvNormAct(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map B x in x H x W to B x out x H x W."""
-        return self.pointwise(self.depthwise(x))
+        out: torch.Tensor = self.pointwise(self.depthwise(x))
+        return out
 
     def set_rate(self, rate: int) -> None:
         """Change the atrous rate of the depthwise half."""

@@ -1,0 +1,88 @@
+"""Changes to a finished encoder that its builder has no switch for: multi-grid, group norm, norm epsilon, batches of one."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import nn
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.models.atrous import block_rates
+from deeplabzoo.models.layers import LoneSampleBatchNorm2d, group_count
+
+
+def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride: int) -> None:
+    """Give each block of the last residual stage its own dilation (multi-grid; DeepLabV3, section 3.2.1).
+
+    Raises UsageError for encoders without a residual stage 4: the papers define multi-grid on ResNets alone.
+    """
+    stage = getattr(encoder, "layer4", None)
+    if not isinstance(stage, nn.Sequential) or hasattr(encoder, "layer5"):
+        raise UsageError("multi_grid is defined for ResNet-like encoders (with a stage `layer4`) only; leave it None.")
+    for block, rate in zip(stage, block_rates(multi_grid, output_stride, len(stage)), strict=True):
+        for conv in block.modules():
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size[0] > 1:
+                reach = rate * (conv.kernel_size[0] - 1) // 2
+                conv.dilation, conv.padding = (rate, rate), (reach, reach)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """Group norm in the place of timm's batch norm that applies an activation of its own; keeps that activation."""
+
+    def __init__(self, channels: int, eps: float, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(group_count(channels), channels, eps=eps)
+        self.drop, self.act = drop, act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise, then drop and activate as the layer that was here did."""
+        activated: torch.Tensor = self.act(self.drop(super().forward(x)))
+        return activated
+
+
+def use_group_norm(encoder: nn.Module) -> None:
+    """Put group norm (32 groups, or the largest fitting number below) wherever the encoder has batch norm.
+
+    Scale and shift are taken over, so that weights trained with batch norm stay a starting point.
+    """
+    for name, old in list(encoder.named_modules()):
+        if not isinstance(old, nn.BatchNorm2d):
+            continue
+        channels, device = old.num_features, old.running_mean.device if old.running_mean is not None else None
+        new: nn.GroupNorm
+        with torch.device(device or "cpu"):
+            if isinstance(old, BatchNormAct2d):
+                new = GroupNormAct(channels, old.eps, old.drop, old.act)
+            else:
+                new = nn.GroupNorm(group_count(channels), channels, eps=old.eps)
+        new.weight, new.bias = old.weight, old.bias
+        encoder.set_submodule(name, new)
+
+
+def set_norm_eps(encoder: nn.Module, eps: float) -> None:
+    """Set the epsilon of every batch or group norm (TensorFlow's models use 1e-3); raises UsageError where there is none."""
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)]
+    if not norms:
+        raise UsageError("encoder_norm_eps has no meaning for an encoder without batch or group norm; leave it None.")
+    for norm in norms:
+        norm.eps = eps
+
+
+@contextlib.contextmanager
+def make_pooled_norms_safe(encoder: nn.Module) -> Iterator[None]:
+    """While this holds, a plain batch norm that is fed a 1x1 map becomes one that bears a batch of one.
+
+    Which ones those are (in SK, ResNeSt and ReXNet attention) is seen from the maps of a forward pass, not from names.
+    """
+
+    def look(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[-2:] == (1, 1):
+            norm.__class__ = LoneSampleBatchNorm2d  # the same layer and state; only its forward differs
+
+    plain = [module for module in encoder.modules() if type(module) is nn.BatchNorm2d]
+    hooks = [norm.register_forward_pre_hook(look) for norm in plain]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

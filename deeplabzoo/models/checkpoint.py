@@ -1,0 +1,162 @@
+"""Checkpoints of our own: one safetensors file whose metadata is enough to rebuild the network that it holds.
+
+Metadata (all strings, JSON inside): `format` "deeplabzoo", `version`, `config`, `classes`, `palette`, `preprocessing`,
+`source`. Nothing is ever unpickled; a file that is damaged, truncated or lies about itself ends in one sentence.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from deeplabzoo.errors import DeepLabZooError, OutputError, WeightsError
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+
+if TYPE_CHECKING:
+    from deeplabzoo.models.deeplab import DeepLab
+
+FORMAT, VERSION = "deeplabzoo", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of our own holds; `DeepLab.from_weights` makes a network of it."""
+
+    config: DeepLabConfig
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    preprocessing: Preprocessing
+    state_dict: dict[str, torch.Tensor]
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the weights came from: origin, training run, whatever the writer put in `extra`."""
+
+
+def save_checkpoint(
+    net: "DeepLab",
+    path: str | Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a network to `path`, atomically: a file that is there is replaced as a whole or not at all.
+
+    `extra` is kept as the checkpoint's `source`; `dtype` (e.g. torch.float16) is what floating tensors are stored in.
+    Raises OutputError where the file cannot be written.
+    """
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": json.dumps(net.config.to_dict()),
+        "classes": json.dumps(net.classes),
+        "palette": json.dumps(net.palette),
+        "preprocessing": json.dumps(net.preprocessing.to_dict()),
+        "source": json.dumps(dict(extra or {})),
+    }
+    tensors = {name: _stored(tensor, dtype) for name, tensor in net.state_dict().items()}
+    partial = None
+    try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        save_file(tensors, partial, metadata)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"Cannot write '{path}': {getattr(error, 'strerror', None) or error}.") from error
+    finally:
+        if partial is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+
+
+def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
+    """Read a file that `save_checkpoint` wrote; floating tensors come as `dtype` (None: as stored).
+
+    Raises WeightsError, in one sentence, for a file that is missing, empty, damaged or not one of ours.
+    """
+    metadata, tensors = _read_safetensors(Path(path))
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"'{path}' is a safetensors file but not one of deeplabzoo's: its metadata names no 'format'.")
+    if metadata.get("version") != str(VERSION):
+        raise WeightsError(
+            f"'{path}' has format version {metadata.get('version')}, and this deeplabzoo reads version {VERSION}; upgrade it."
+        )
+    try:
+        config = DeepLabConfig.from_dict(json.loads(metadata["config"]))
+        checkpoint = Checkpoint(
+            config=config,
+            classes=tuple(str(name) for name in json.loads(metadata["classes"])),
+            palette=tuple((int(red), int(green), int(blue)) for red, green, blue in json.loads(metadata["palette"])),
+            preprocessing=Preprocessing.from_dict(json.loads(metadata["preprocessing"])),
+            state_dict={name: _stored(tensor, dtype) for name, tensor in tensors.items()},
+            source=dict(json.loads(metadata.get("source", "{}"))),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error) if isinstance(error, DeepLabZooError) else repr(error)
+        raise WeightsError(f"The metadata of '{path}' cannot be understood: {reason}") from error
+    if not len(checkpoint.classes) == len(checkpoint.palette) == config.num_classes:
+        raise WeightsError(
+            f"The metadata of '{path}' contradicts itself: {config.num_classes} classes, but {len(checkpoint.classes)} "
+            f"names and {len(checkpoint.palette)} colours."
+        )
+    return checkpoint
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether a file is a checkpoint of our own; False for anything else, damaged files included."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def require_fit(config: DeepLabConfig, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raise WeightsError unless `state_dict` has exactly the tensors and shapes of the network that `config` describes."""
+    missing = sorted(expected.keys() - state_dict.keys())
+    extra = sorted(state_dict.keys() - expected.keys())
+    wrong = [
+        f"{name} is {tuple(state_dict[name].shape)}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state_dict and state_dict[name].shape != shape
+    ]
+    problems = [
+        f"{len(names)} tensors {what} ({'; '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+        for names, what in ((missing, "are missing"), (extra, "are left over"), (wrong, "have another shape"))
+        if names
+    ]
+    if problems:
+        network = f"{config.architecture} on {config.encoder} with {config.num_classes} classes"
+        raise WeightsError(f"The weights do not fit {network}: {', '.join(problems)}.")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file '{path}'.")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"'{path}' is empty; download or save it again.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"'{path}' is not a whole safetensors file ({error}); download or save it again.") from error
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return tensor.detach().contiguous()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

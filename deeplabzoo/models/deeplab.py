@@ -1,0 +1,252 @@
+"""DeepLab itself: an encoder, a head, and logits at the size of the image that came in.
+
+Names in a state dict: `encoder.<timm's own names>`, `head.…` and `aux_head.…` (see heads.py), nothing in between.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from deeplabzoo.data.palettes import default_palette
+from deeplabzoo.errors import UnsupportedStrideError, UsageError
+from deeplabzoo.models.atrous import scale_rates
+from deeplabzoo.models.checkpoint import require_fit, save_checkpoint
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.encoder_table import require_stride
+from deeplabzoo.models.encoders import build_encoder
+from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead, effective_rates
+from deeplabzoo.models.layers import Classifier
+
+Palette = tuple[tuple[int, int, int], ...]
+
+
+class TrainingOutput(NamedTuple):
+    """What a network with an auxiliary head returns in training mode: both at the input's size, B x num_classes x H x W."""
+
+    logits: torch.Tensor
+    aux_logits: torch.Tensor
+
+
+class DeepLab(nn.Module):
+    """DeepLabV3 or DeepLabV3+ on any encoder of the table.
+
+    Raises UnsupportedStrideError, UnknownNameError and UsageError at construction, never in the middle of a forward pass.
+
+    >>> net = DeepLab(DeepLabConfig(architecture="deeplabv3plus", encoder="resnet18", num_classes=2)).eval()
+    >>> net(torch.rand(1, 3, 65, 97)).shape
+    torch.Size([1, 2, 65, 97])
+    """
+
+    def __init__(
+        self,
+        config: DeepLabConfig,
+        *,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[tuple[int, int, int]] | None = None,
+        preprocessing: Preprocessing | None = None,
+        encoder_pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, plan = build_encoder(config, pretrained=encoder_pretrained)
+        self.feature_plan = plan
+        in_channels = plan.channels[plan.last]
+        self.head: V3Head | V3PlusHead
+        if config.architecture == "deeplabv3":
+            self.head = V3Head(config, in_channels)
+        else:
+            self.head = V3PlusHead(config, in_channels, plan.channels[plan.low_level])
+        self.aux_head = AuxiliaryHead(config, plan.channels[plan.auxiliary]) if config.aux_head else None
+        self.preprocessing = preprocessing or _preprocessing_of(self.encoder)
+        self._name_classes(classes, palette)
+
+    @classmethod
+    def from_weights(
+        cls,
+        config: DeepLabConfig,
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[tuple[int, int, int]] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Self:
+        """Build the network that `config` describes with every tensor taken from `state_dict`, in float32, in eval mode.
+
+        The fit is checked on shapes alone, before any memory is taken: a file that lies about its network costs nothing.
+        Raises WeightsError naming the tensors that are missing, left over or of another shape.
+        """
+        require_fit(config, state_dict, _expected_shapes(cls, config))
+        with _NoRandomNumbers():
+            net = cls(config, classes=classes, palette=palette, preprocessing=preprocessing)
+        net.load_state_dict(state_dict)
+        return net.eval()
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits."""
+        return self.config.num_classes
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels per cell of the encoder's last feature: 8, 16 or 32."""
+        return self.config.output_stride
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; label i is `classes[i]`."""
+        return self._classes
+
+    @property
+    def palette(self) -> Palette:
+        """One (red, green, blue) per class."""
+        return self._palette
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor | TrainingOutput:
+        """Return logits B x num_classes x H x W for a normalised float image, at the image's own H x W.
+
+        Always one tensor in eval mode; in training with an auxiliary head a TrainingOutput. Raises UsageError for an image of
+        another rank, channel count or kind.
+        """
+        features = self._encode(image_BCHW)
+        logits = self._upsample(self._run_head(features), image_BCHW)
+        if self.aux_head is None or not self.training:
+            return logits
+        return TrainingOutput(logits, self._upsample(self.aux_head(features[self.feature_plan.auxiliary]), image_BCHW))
+
+    def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the logits at the head's own size (V3: the output stride; V3+: stride 4), before any upsampling."""
+        return self._run_head(self._encode(image_BCHW))
+
+    @torch.no_grad()
+    def predict_labels(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the most likely class of every pixel: int64, B x H x W."""
+        return self._upsample(self.forward_low_resolution(image_BCHW), image_BCHW).argmax(dim=1)
+
+    def set_output_stride(self, output_stride: int) -> None:
+        """Run the same weights at another output stride: encoder and ASPP are re-dilated together (DeepLabV3, section 4.1).
+
+        The Parameter objects stay the very same (an optimizer keeps working), as do dtype, device, training flags and
+        requires_grad; rates keep their reach in pixels. Forward hooks inside the encoder are lost, as its modules are new.
+        Raises UnsupportedStrideError where the encoder cannot, or needs other tensors there; nothing is changed then.
+        """
+        config = self.config
+        if output_stride == config.output_stride:
+            return
+        rates = config.atrous_rates and scale_rates(config.atrous_rates, config.output_stride, output_stride)
+        target = dataclasses.replace(config, output_stride=output_stride, atrous_rates=rates)
+        facts = require_stride(config.encoder, output_stride)
+        if not facts.shares_weights(config.output_stride, output_stride):
+            raise UnsupportedStrideError(
+                f"Encoder '{facts.short_name}' has other tensors at output stride {output_stride} than at "
+                f"{config.output_stride} (a shortcut appears or disappears), so its weights cannot move; "
+                f"create it with output_stride={output_stride} instead."
+            )
+        with _NoRandomNumbers():
+            encoder, self.feature_plan = build_encoder(target)
+        _move_into(encoder, self.encoder)
+        self.encoder = encoder
+        self.head.aspp.set_rates(effective_rates(target))
+        self.config = target
+
+    def reset_classifier(
+        self,
+        num_classes: int,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[tuple[int, int, int]] | None = None,
+    ) -> None:
+        """Give the network a new, untrained last layer (and the auxiliary head too) for another set of classes."""
+        config = dataclasses.replace(self.config, num_classes=num_classes)
+        self._name_classes(classes, palette, num_classes)
+        self.config = config
+        for head in (self.head, self.aux_head):
+            if head is not None:
+                old = head.classifier.weight
+                head.classifier = Classifier(old.shape[1], num_classes).to(old)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None) -> None:
+        """Write a safetensors file that holds enough to rebuild this network; `dtype=torch.float16` halves it.
+
+        Raises OutputError where the file cannot be written; an existing file is then left as it was.
+        """
+        save_checkpoint(self, path, extra=extra, dtype=dtype)
+
+    def _encode(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        channels = self.config.in_chans
+        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != channels:
+            raise UsageError(
+                f"This network expects a batch of images of shape B x {channels} x H x W, not {tuple(image_BCHW.shape)}."
+            )
+        if not image_BCHW.is_floating_point():
+            raise UsageError(f"This network expects a normalised float image, not {image_BCHW.dtype}; see `net.preprocessing`.")
+        return list(self.encoder(image_BCHW))
+
+    def _run_head(self, features: list[torch.Tensor]) -> torch.Tensor:
+        high = features[self.feature_plan.last]
+        inputs = (high,) if isinstance(self.head, V3Head) else (high, features[self.feature_plan.low_level])
+        logits: torch.Tensor = self.head(*inputs)
+        return logits
+
+    def _upsample(self, logits: torch.Tensor, image_BCHW: torch.Tensor) -> torch.Tensor:
+        size = image_BCHW.shape[-2:]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.config.align_corners)
+
+    def _name_classes(
+        self,
+        classes: Sequence[str] | None,
+        palette: Sequence[tuple[int, int, int]] | None,
+        num_classes: int | None = None,
+    ) -> None:
+        count = num_classes or self.config.num_classes
+        names = tuple(classes) if classes is not None else tuple(f"class {index}" for index in range(count))
+        colours = tuple(tuple(colour) for colour in palette) if palette is not None else default_palette(count)
+        if len(names) != count or len(colours) != count:
+            raise UsageError(
+                f"A network of {count} classes needs as many names and colours, not {len(names)} and {len(colours)}."
+            )
+        self._classes: tuple[str, ...] = names
+        self._palette: Palette = colours  # type: ignore[assignment]
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """While this holds, random initialisation is skipped: every tensor is about to be replaced, so drawing is lost time."""
+
+    _DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_, torch.nn.init.trunc_normal_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor as it is where it would be filled with random numbers."""
+        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
+
+
+def _expected_shapes(cls: type[DeepLab], config: DeepLabConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+
+
+def _move_into(new: nn.Module, old: nn.Module) -> None:
+    """Put the very Parameter and buffer objects of `old` into `new`, and the state that is not in tensors."""
+    trainable = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
+    new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(trainable[name])
+    old_modules, old_buffers = dict(old.named_modules()), dict(old.named_buffers())
+    for name, module in new.named_modules():
+        before = old_modules.get(name)
+        module.training = old.training if before is None else before.training
+        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.BatchNorm2d):
+            module.momentum, module.eps = before.momentum, before.eps
+    for name, buffer in new.named_buffers():
+        if name in old_buffers and buffer is not old_buffers[name]:  # not part of the state dict, e.g. a blur kernel
+            buffer.data = old_buffers[name]
+
+
+def _preprocessing_of(encoder: nn.Module) -> Preprocessing:
+    """Return the mean and std that timm's ImageNet weights of this encoder expect; the usual ones for our own encoders."""
+    published = getattr(encoder, "pretrained_cfg", None) or {}
+    default = Preprocessing()
+    return Preprocessing(mean=tuple(published.get("mean", default.mean)), std=tuple(published.get("std", default.std)))

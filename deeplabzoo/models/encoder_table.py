@@ -1,0 +1,166 @@
+"""Which encoders exist and at which output strides they run: measured once, committed as `encoder_table.json`, read here.
+
+Nothing of torch or timm is imported, so that listing names stays instant. `python -m deeplabzoo.models.probe` writes the
+table and a test measures it again: what timm declares about itself has been wrong, so nothing here is taken from declarations.
+"""
+
+import difflib
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from typing import Any
+
+from deeplabzoo.errors import UnknownNameError, UnsupportedStrideError, did_you_mean
+
+ALIASES: Mapping[str, str] = {
+    **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    "mobilenetv2": "mobilenetv2_100",
+    "mobilenetv3": "mobilenetv3_large_100",
+    "mobilenetv3small": "mobilenetv3_small_100",
+    "mobilenetv4small": "mobilenetv4_conv_small",
+    "mobilenetv4medium": "mobilenetv4_conv_medium",
+    "mobilenetv4large": "mobilenetv4_conv_large",
+    **{f"xception{depth}": f"xception{depth}" for depth in (41, 65, 71)},
+    **{f"efficientnetb{size}": f"efficientnet_b{size}" for size in range(6)},
+    **{f"efficientnetb{size}": f"tf_efficientnet_b{size}" for size in (6, 7)},
+    "efficientnetv2s": "tf_efficientnetv2_s",
+    "efficientnetv2m": "tf_efficientnetv2_m",
+    "efficientnetv2l": "tf_efficientnetv2_l",
+    **{f"regnetx{size}": f"regnetx_{size}" for size in ("002", "004", "006", "008", "016", "032", "040", "064", "080", "120")},
+    **{f"regnety{size}": f"regnety_{size}" for size in ("002", "004", "006", "008", "016", "032", "040", "064", "080", "120")},
+    **{f"convnext{size}": f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")},
+    **{f"mobilevit{size}": f"mobilevit_{size}" for size in ("s", "xs", "xxs")},
+    **{f"mobilevitv2w{width}": f"mobilevitv2_{width}" for width in ("050", "075", "100", "125", "150", "175", "200")},
+    "drnd54": "drnd54",
+}
+"""Short name -> canonical name (a timm name without tag, or an encoder of our own). `tf_` where timm has no other weights."""
+
+_SHORT = {canonical: short for short, canonical in ALIASES.items()}
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What was measured about one encoder; `strides` is empty, and `refused` says why, where it cannot be used."""
+
+    name: str
+    family: str
+    """The timm module that builds it, e.g. `resnet`; `drn` for our own."""
+    params: int
+    """Parameters of the feature extractor alone, with three input channels."""
+    strides: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
+    reductions: tuple[int, ...] = ()
+    """Stride of each feature at output stride 32; a smaller output stride caps them."""
+    weight_sets: tuple[str, ...] = ()
+    """One fingerprint of tensor names and shapes per entry of `strides`: weights move between strides where they are equal."""
+    exact16: tuple[float, float] | None = None
+    """Relative difference between the strided features and the dense ones at output stride 16, for inputs of 128 and 129
+    pixels; 0 to 1e-4 is exact up to rounding, None was not measured."""
+    exact8: tuple[float, float] | None = None
+    refused: str = ""
+
+    @property
+    def short_name(self) -> str:
+        """The alias, or the canonical name where there is none."""
+        return _SHORT.get(self.name, self.name)
+
+    @property
+    def exactness(self) -> str:
+        """One sentence on whether the dense network computes what the strided one does."""
+        if self.exact16 is None or self.exact8 is None:
+            return "Exactness of the atrous conversion not measured for this encoder; see its family."
+        worst16, worst8 = max(self.exact16), max(self.exact8)
+        if max(worst16, worst8) < 1e-3:
+            return "Atrous conversion is exact at output strides 16 and 8."
+        return f"Atrous conversion differs by up to {worst16:.1g} at output stride 16 and {worst8:.1g} at 8 (random weights)."
+
+    def shares_weights(self, one_stride: int, other_stride: int) -> bool:
+        """Whether weights made for one output stride fit the network at the other."""
+        sets = dict(zip(self.strides, self.weight_sets, strict=True))
+        return one_stride in sets and sets[one_stride] == sets.get(other_stride)
+
+
+def canonical_encoder(name: str) -> str:
+    """Return the canonical name for an alias or a full timm name; raises UnknownNameError naming the nearest ones.
+
+    >>> canonical_encoder("mobilenetv3")
+    'mobilenetv3_large_100'
+    """
+    canonical = ALIASES.get(name, name)
+    if canonical in _table():
+        return canonical
+    usable = [*ALIASES, *(facts.name for facts in _table().values() if facts.strides)]
+    raise UnknownNameError(
+        f"Unknown encoder '{name}'.{did_you_mean(name, usable)} deeplabzoo.list_encoders('*pattern*') lists all {len(usable)}."
+    )
+
+
+def short_name(canonical: str) -> str:
+    """Return the alias of a canonical encoder name, or the name itself; `canonical_encoder` undoes it."""
+    return _SHORT.get(canonical, canonical)
+
+
+def encoder_facts(name: str) -> EncoderFacts:
+    """Return what was measured about an encoder, by alias or canonical name; raises UnknownNameError."""
+    return _table()[canonical_encoder(name)]
+
+
+def supports(encoder: str, output_stride: int) -> bool:
+    """Whether an encoder runs at an output stride; raises UnknownNameError for names that do not exist.
+
+    >>> supports("resnet50", 8), supports("densenet121", 8)
+    (True, False)
+    """
+    return output_stride in encoder_facts(encoder).strides
+
+
+def list_encoders(pattern: str = "*", output_stride: int | None = None) -> list[str]:
+    """Return the canonical names of usable encoders whose canonical or short name matches, sorted.
+
+    `pattern` is a shell pattern; with `output_stride` only encoders that run at that stride are named.
+    """
+    return sorted(
+        facts.name
+        for facts in _table().values()
+        if (facts.strides if output_stride is None else output_stride in facts.strides)
+        and (fnmatchcase(facts.name, pattern) or fnmatchcase(facts.short_name, pattern))
+    )
+
+
+def require_stride(encoder: str, output_stride: int) -> EncoderFacts:
+    """Return the facts of an encoder that runs at `output_stride`; raises UnsupportedStrideError naming three that do."""
+    facts = encoder_facts(encoder)
+    if output_stride in facts.strides:
+        return facts
+    reason = f" ({facts.refused})" if facts.refused else ""
+    near = ", ".join(one.short_name for one in nearest_encoders(facts, output_stride))
+    raise UnsupportedStrideError(
+        f"Encoder '{facts.short_name}' cannot run at output stride {output_stride}{reason}; encoders near it that can: {near}."
+    )
+
+
+def nearest_encoders(facts: EncoderFacts, output_stride: int, count: int = 3) -> list[EncoderFacts]:
+    """Return the encoders most like `facts` that run at `output_stride`: by family, then by name and size."""
+
+    def distance(other: EncoderFacts) -> tuple[bool, float, str]:
+        unlike_name = 1 - difflib.SequenceMatcher(None, facts.name, other.name).ratio()
+        unlike_size = abs(math.log(max(1, other.params) / max(1, facts.params)))
+        return other.family != facts.family, unlike_name + unlike_size, other.name
+
+    able = (one for one in _table().values() if output_stride in one.strides and one.name != facts.name)
+    return sorted(able, key=distance)[:count]
+
+
+@functools.cache
+def _table() -> Mapping[str, EncoderFacts]:
+    text = resources.files("deeplabzoo.models").joinpath("encoder_table.json").read_text(encoding="utf-8")
+    rows: Mapping[str, Mapping[str, Any]] = json.loads(text)["encoders"]
+    return {name: EncoderFacts(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in rows.items()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
