@@ -14,7 +14,7 @@ _HOME = {
     "load": "deeplabzoo.zoo.factory",
     "list_models": "deeplabzoo.zoo.registry",
     "list_weights": "deeplabzoo.zoo.registry",
-    "describe": "deeplabzoo.zoo.registry",
+    "describe": "deeplabzoo.zoo.description",
     "list_encoders": "deeplabzoo.models.encoder_table",
     "supports": "deeplabzoo.models.encoder_table",
     "Predictor": "deeplabzoo.inference.predictor",
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab as DeepLab
     from deeplabzoo.models.encoder_table import list_encoders as list_encoders
     from deeplabzoo.models.encoder_table import supports as supports
+    from deeplabzoo.zoo.description import describe as describe
     from deeplabzoo.zoo.factory import create as create
     from deeplabzoo.zoo.factory import load as load
-    from deeplabzoo.zoo.registry import describe as describe
     from deeplabzoo.zoo.registry import list_models as list_models
     from deeplabzoo.zoo.registry import list_weights as list_weights
 

@@ -53,7 +53,7 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     >>> did_you_mean("resnet5O", ["resnet50", "xception65"])
     " Did you mean 'resnet50'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=count, cutoff=0.5)
     if not near:
         return ""
     quoted = [f"'{one}'" for one in near]
