@@ -1,0 +1,142 @@
+"""Pictures and masks in two folders that belong together by stem: matching them, and reading a pair with every check."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deeplabzoo.data.base import Sample
+from deeplabzoo.data.images import Labels, read_image, read_mask
+from deeplabzoo.data.palettes import Palette
+from deeplabzoo.errors import DataError
+
+_NOT_DATA = {"thumbs.db", "desktop.ini"}
+_SHOWN = 5
+
+
+def codes_of(num_classes: int, void: Iterable[int] = (255,), ignore_index: int = 255) -> dict[int, int]:
+    """Return the usual coding of mask files: class i stands as i, and each of `void` becomes `ignore_index`."""
+    return {**{label: label for label in range(num_classes)}, **dict.fromkeys(void, ignore_index)}
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """A data set of image and mask files; see SegmentationData for the meaning of its fields."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    palette: Palette
+    files: Mapping[str, tuple[Path, Path]]
+    """Stem -> (image, mask)."""
+    codes: Mapping[int, int]
+    """Value in a mask file -> label; a value that is not listed is an error."""
+    ignore_index: int = 255
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.files))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one pair; raises ImageError, or DataError when sizes differ or the mask has values outside the classes."""
+        name = self.names[index]
+        image_path, mask_path = self.files[name]
+        image = read_image(image_path)
+        labels = recode(read_mask(mask_path), self.codes, mask_path)
+        if labels.shape != image.shape[:2]:
+            raise DataError(
+                f"The mask '{mask_path}' is {labels.shape[1]} x {labels.shape[0]} pixels but its image '{image_path}' is "
+                f"{image.shape[1]} x {image.shape[0]} (width x height, upright); they must be of one size."
+            )
+        return Sample(image=image, labels=labels, name=name)
+
+
+def recode(values_HW: Labels, codes: Mapping[int, int], path: Path) -> Labels:
+    """Turn the values of a mask file into labels; raises DataError naming the file and every value that is not in `codes`."""
+    counts = np.bincount(values_HW.reshape(-1))
+    found = np.flatnonzero(counts).tolist()
+    outside = [value for value in found if value not in codes]
+    if outside:
+        listed = ", ".join(f"{value} in {counts[value]} pixel{'s' if counts[value] > 1 else ''}" for value in outside[:_SHOWN])
+        more = f" and {len(outside) - _SHOWN} values more" if len(outside) > _SHOWN else ""
+        hint = "; JPEG blurs label numbers, save masks as PNG" if path.suffix.lower() in (".jpg", ".jpeg") else ""
+        raise DataError(f"The mask '{path}' has label value {listed}{more}; expected {_ranges(codes)}{hint}.")
+    if all(codes[value] == value for value in found):
+        return values_HW
+    table = np.zeros(len(counts), values_HW.dtype)
+    table[found] = [codes[value] for value in found]
+    return table[values_HW]
+
+
+def files_by_stem(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by stem, in the order of their names; hidden files are no data.
+
+    Raises DataError if the folder does not exist, or two files have the same stem.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder '{folder}'.")
+    found: dict[str, Path] = {}
+    with os.scandir(folder) as entries:
+        names = sorted(one.name for one in entries if one.is_file())
+    for name in names:
+        if name.startswith(".") or name.lower() in _NOT_DATA:
+            continue
+        path = folder / name
+        if path.stem in found:
+            raise DataError(f"'{found[path.stem]}' and '{path}' have the same stem; keep one, since masks are found by stem.")
+        found[path.stem] = path
+    return found
+
+
+def pair_folders(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
+    """Return stem -> (image, mask) for two folders that must hold the same stems, whatever their suffixes.
+
+    Raises DataError naming the files that stand alone, or an empty folder.
+    """
+    image_files, mask_files = files_by_stem(images), files_by_stem(masks)
+    if not image_files and not mask_files:
+        raise DataError(f"The folders '{images}' and '{masks}' are empty.")
+    lonely_images = [path.name for stem, path in image_files.items() if stem not in mask_files]
+    lonely_masks = [path.name for stem, path in mask_files.items() if stem not in image_files]
+    if lonely_images or lonely_masks:
+        parts = []
+        if lonely_images:
+            parts.append(f"{_some(lonely_images)} in '{images}' without a mask in '{masks}'")
+        if lonely_masks:
+            parts.append(f"{_some(lonely_masks)} in '{masks}' without an image in '{images}'")
+        raise DataError(f"Images and masks pair by stem, but there is {' and '.join(parts)}.")
+    return {stem: (path, mask_files[stem]) for stem, path in image_files.items()}
+
+
+def pair_listed(stems: Sequence[str], images: Path, masks: Path, list_file: Path) -> dict[str, tuple[Path, Path]]:
+    """Return stem -> (image, mask) for the stems of a list; raises DataError if one is listed twice or has a file missing."""
+    image_files, mask_files = files_by_stem(images), files_by_stem(masks)
+    repeated = sorted({stem for stem in stems if stems.count(stem) > 1}) if len(set(stems)) < len(stems) else []
+    if repeated:
+        raise DataError(f"'{list_file}' lists {_some(repeated)} more than once; every picture counts once.")
+    for kind, files, folder in (("image", image_files, images), ("mask", mask_files, masks)):
+        missing = [stem for stem in stems if stem not in files]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of the {len(stems)} pictures in '{list_file}' have no {kind} in '{folder}': {_some(missing)}; "
+                "complete the data, or list the pictures that are there."
+            )
+    return {stem: (image_files[stem], mask_files[stem]) for stem in stems}
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _ranges(codes: Mapping[int, int]) -> str:
+    """`0..20 or 255` for the values of a coding."""
+    values = sorted(codes)
+    starts = [value for value in values if value - 1 not in codes]
+    ends = [value for value in values if value + 1 not in codes]
+    return " or ".join(str(low) if low == high else f"{low}..{high}" for low, high in zip(starts, ends, strict=True))
