@@ -1,0 +1,125 @@
+"""What every command shares, and the console script `deeplabzoo` that lists them.
+
+A command is a module `deeplabzoo.<name>` with `main(argv) -> int`: it parses with `Parser` and works inside `run`, so that a
+wrong call, a piece of work that failed and a bug look the same in all of them: one sentence and status 2, one sentence and
+status 1, a traceback.
+"""
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import deeplabzoo
+from deeplabzoo.errors import DeepLabZooError, UnknownNameError, UsageError, did_you_mean
+
+COMMANDS: dict[str, str] = {
+    "predict": "label photos: palette PNG, overlay with a legend, JSON of areas",
+    "evaluate": "measure a model on a labelled data set: mIoU, per-class IoU, Dice",
+    "weights": "list, record and tabulate the published weights",
+}
+"""Every command, and what it does in one line."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError instead of leaving the process, and names the nearest option for a typo.
+
+    Abbreviated options are refused: they would change their meaning when a new option is added.
+    """
+
+    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"python -m deeplabzoo.{command}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with argparse's message as a sentence that points to the help."""
+        raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}; see `{self.prog} --help`.")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse; raises UsageError on a wrong call, with the nearest option when one is misspelt."""
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = did_you_mean(unknown[0].split("=")[0], options, count=1) if unknown[0].startswith("-") else ""
+            raise UsageError(f"Unknown argument {' '.join(unknown)!r}; see `{self.prog} --help`.{near}")
+        return namespace
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, the same in every command that runs a network."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (the default: cuda, mps or cpu, and says which), or a torch device"
+    )
+
+
+def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Return the exit status of `command(argv)`: errors raised on purpose become one line on stderr, bugs keep their traceback.
+
+    Ctrl-C gives 130. A reader that closed the pipe early (`| head`) gives 1 without a word: what was left is not done.
+    """
+    try:
+        status = command(argv)
+        sys.stdout.flush()
+    except DeepLabZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except SystemExit as leaving:  # --help and --version
+        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it exits; let that go nowhere instead of printing an "ignored" exception.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return status
+
+
+def _table() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"deeplabzoo {deeplabzoo.__version__}: DeepLabV3 and DeepLabV3+ for PyTorch",
+            "",
+            "usage: deeplabzoo COMMAND …   (the same as python -m deeplabzoo.COMMAND …; COMMAND --help explains it)",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _dispatch(argv: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        raise UsageError(f"No command given; expected one of {', '.join(COMMANDS)} (`deeplabzoo --help` lists them).")
+    if words[0] in ("-h", "--help", "help"):
+        print(_table())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"deeplabzoo {deeplabzoo.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise UnknownNameError(
+            f"Unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}.{did_you_mean(words[0], COMMANDS)}"
+        )
+    # As `python -m` would: importing the module instead would put it over the function of the same name in the package
+    # (deeplabzoo.evaluate).
+    sys.argv = [f"deeplabzoo {words[0]}", *words[1:]]
+    runpy.run_module(f"deeplabzoo.{words[0]}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script: `deeplabzoo COMMAND …`."""
+    return run(_dispatch, argv)

@@ -1,0 +1,60 @@
+"""Where a network runs, and in which state: the device choice, said aloud, and eval mode that is given back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.say import say
+
+
+def choose_device(device: str | torch.device, net: torch.nn.Module | None = None) -> torch.device:
+    """Return the torch device for `device`; "auto" leaves `net` on the accelerator it is on, or else takes the best there is.
+
+    Order for "auto": CUDA, Apple's MPS, CPU; the choice is said in one line. Raises UsageError for a device that this machine
+    does not have.
+    """
+    if device != "auto":
+        return _checked(device)
+    here = next((parameter.device for parameter in net.parameters()), None) if net is not None else None
+    if here is not None and here.type not in ("cpu", "meta"):
+        return here
+    if torch.cuda.is_available():
+        chosen = torch.device("cuda")
+        say(f"device: cuda ({torch.cuda.get_device_name(chosen)})")
+    elif torch.backends.mps.is_available():
+        chosen = torch.device("mps")
+        say("device: mps (Apple GPU)")
+    else:
+        chosen = torch.device("cpu")
+        threads = torch.get_num_threads()
+        say(f"device: cpu ({threads} thread{'s' if threads != 1 else ''}; no GPU found)")
+    return chosen
+
+
+def _checked(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        present = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        present += ["mps"] if torch.backends.mps.is_available() else []
+        raise UsageError(f"The device {str(device)!r} cannot be used ({reason}); here are {', '.join(present)}.") from None
+    if chosen.type == "meta":
+        raise UsageError("The device 'meta' holds no values and cannot run a network; use 'auto' or 'cpu'.")
+    return chosen
+
+
+@contextmanager
+def evaluating(net: torch.nn.Module) -> Iterator[None]:
+    """Eval mode and inference mode inside the block; afterwards every module has the training flag that it had before."""
+    flags = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
