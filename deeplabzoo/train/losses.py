@@ -1,0 +1,215 @@
+"""Segmentation losses, each a sum over images divided by something that the labels alone decide.
+
+That form is what makes a step mean the same however the global batch is cut into processes and accumulated pieces: the
+divisors are added up over the whole batch first, every piece then contributes its share. So the losses that are not
+averages over pixels (hard pixels, Dice, Lovasz) are defined per image here. All arithmetic is float32, whatever autocast says.
+
+Shapes: logits_BCHW float, labels_BHW int64 with `ignore_index` for pixels that do not count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deeplabzoo.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The constants of the losses; the defaults are those of the papers named beside them."""
+
+    focal_gamma: float = 2.0
+    """Focusing power (Lin et al., arXiv:1708.02002, section 3.2)."""
+    top_k: float = 0.2
+    """Share of an image's valid pixels that `top_k` keeps (detectron2's DeepLab projects keep the hardest 20 %)."""
+    ohem_threshold: float = 0.7
+    """`ohem` keeps pixels whose true class is given less probability than this."""
+    ohem_keep: float = 0.0625
+    """... and at least this share of an image's valid pixels."""
+    dice_smooth: float = 1.0
+    """Added to numerator and denominator of every class, in pixels."""
+
+
+def _pixel_loss(logits_BCHW: Tensor, labels_BHW: Tensor, ignore_index: int, weights_C: Tensor | None) -> Tensor:
+    """Weighted negative log-likelihood of every pixel, 0 where ignored."""
+    loss_BHW: Tensor = F.cross_entropy(logits_BCHW, labels_BHW, weight=weights_C, ignore_index=ignore_index, reduction="none")
+    return loss_BHW
+
+
+def _pixel_weight(labels_BHW: Tensor, ignore_index: int, weights_C: Tensor | None) -> Tensor:
+    valid_BHW = labels_BHW != ignore_index
+    if weights_C is None:
+        return valid_BHW.float()
+    return weights_C[labels_BHW.where(valid_BHW, 0)] * valid_BHW
+
+
+def _has_valid(labels_BHW: Tensor, ignore_index: int) -> Tensor:
+    return (labels_BHW != ignore_index).flatten(1).any(1).float()
+
+
+def _kept(labels_BHW: Tensor, ignore_index: int, share: float) -> Tensor:
+    """How many pixels of each image a share of its valid ones is: rounded up, so that one valid pixel keeps one."""
+    return ((labels_BHW != ignore_index).flatten(1).sum(1) * share).ceil()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    return _pixel_loss(logits, labels, ignore, weights).flatten(1).sum(1)
+
+
+def _focal(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    """Focal loss pixel by pixel: (1 - p)^gamma inside the sum, not applied to a mean."""
+    plain_BHW = _pixel_loss(logits, labels, ignore, None)
+    weighted_BHW = plain_BHW * _pixel_weight(labels, ignore, weights)
+    return ((1 - (-plain_BHW).exp()) ** options.focal_gamma * weighted_BHW).flatten(1).sum(1)
+
+
+def _top_k(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    loss_BN = _pixel_loss(logits, labels, ignore, weights).flatten(1).sort(dim=1, descending=True).values
+    place_N = torch.arange(loss_BN.shape[1], device=loss_BN.device)
+    return (loss_BN * (place_N < _kept(labels, ignore, options.top_k)[:, None])).sum(1)
+
+
+def _ohem(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    """Mean over an image's pixels that are hard (below the threshold) or among its hardest share."""
+    plain_BN = _pixel_loss(logits, labels, ignore, None).flatten(1)
+    order_BN = plain_BN.detach().argsort(dim=1, descending=True)
+    place_BN = torch.empty_like(order_BN).scatter_(
+        1, order_BN, torch.arange(order_BN.shape[1], device=order_BN.device).expand_as(order_BN)
+    )
+    valid_BN = (labels != ignore).flatten(1)
+    hard_BN = (-plain_BN.detach()).exp() < options.ohem_threshold
+    keep_BN = valid_BN & (hard_BN | (place_BN < _kept(labels, ignore, options.ohem_keep)[:, None]))
+    weight_BN = _pixel_weight(labels, ignore, weights).flatten(1) * keep_BN
+    return (plain_BN * weight_BN).sum(1) / weight_BN.sum(1).clamp_min(1e-12)
+
+
+def _one_hot(labels_BHW: Tensor, ignore_index: int, classes: int) -> Tensor:
+    """Classes as planes, B x C x N; an ignored pixel is 0 in all of them."""
+    valid_BHW = labels_BHW != ignore_index
+    planes_BHWC = F.one_hot(labels_BHW.where(valid_BHW, 0), classes) * valid_BHW[..., None]
+    return planes_BHWC.flatten(1, 2).transpose(1, 2).float()
+
+
+def _class_mean(loss_BC: Tensor, truth_BCN: Tensor, weights_C: Tensor | None) -> Tensor:
+    """Average over the classes that an image holds: an absent class has nothing to overlap with."""
+    weight_BC = (truth_BCN.sum(2) > 0).float()
+    if weights_C is not None:
+        weight_BC = weight_BC * weights_C
+    return (loss_BC * weight_BC).sum(1) / weight_BC.sum(1).clamp_min(1e-12)
+
+
+def _dice(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    """One minus the soft Dice coefficient (Milletari et al., arXiv:1606.04797, section 3), per image and class present."""
+    truth_BCN = _one_hot(labels, ignore, logits.shape[1])
+    probability_BCN = logits.softmax(1).flatten(2) * (labels != ignore).flatten(1)[:, None]
+    overlap_BC = 2 * (probability_BCN * truth_BCN).sum(2) + options.dice_smooth
+    total_BC = probability_BCN.sum(2) + truth_BCN.sum(2) + options.dice_smooth
+    return _class_mean(1 - overlap_BC / total_BC, truth_BCN, weights)
+
+
+def _lovasz(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    """Lovasz-softmax (Berman et al., arXiv:1705.08790, section 3.2 and algorithm 1), per image, classes present.
+
+    Ignored pixels have error 0 and truth 0: they sort last, and a zero error adds nothing whatever its slope.
+    """
+    truth_BCN = _one_hot(labels, ignore, logits.shape[1])
+    probability_BCN = logits.softmax(1).flatten(2)
+    error_BCN = (truth_BCN - probability_BCN).abs() * (labels != ignore).flatten(1)[:, None]
+    error_BCN, order_BCN = error_BCN.sort(dim=2, descending=True)
+    sorted_BCN = truth_BCN.gather(2, order_BCN)
+    positives_BC1 = sorted_BCN.sum(2, keepdim=True)
+    intersection_BCN = positives_BC1 - sorted_BCN.cumsum(2)
+    union_BCN = positives_BC1 + (1 - sorted_BCN).cumsum(2)
+    jaccard_BCN = 1 - intersection_BCN / union_BCN
+    slope_BCN = torch.cat([jaccard_BCN[..., :1], jaccard_BCN.diff(dim=2)], dim=2)
+    return _class_mean((error_BCN * slope_BCN).sum(2), truth_BCN, weights)
+
+
+_Sum = Callable[[Tensor, Tensor, int, Tensor | None, LossOptions], Tensor]
+_Divisor = Callable[[Tensor, int, Tensor | None, LossOptions], Tensor]
+
+
+def _by_pixel(labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    return _pixel_weight(labels, ignore, weights).flatten(1).sum(1)
+
+
+def _by_kept(labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    return _kept(labels, ignore, options.top_k)
+
+
+def _by_image(labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    return _has_valid(labels, ignore)
+
+
+LOSSES: dict[str, tuple[_Sum, _Divisor]] = {
+    "ce": (_cross_entropy, _by_pixel),
+    "focal": (_focal, _by_pixel),
+    "top_k": (_top_k, _by_kept),
+    "ohem": (_ohem, _by_image),
+    "dice": (_dice, _by_image),
+    "lovasz": (_lovasz, _by_image),
+}
+
+
+class Objective:
+    """A weighted sum of losses, from a specification such as `(("ce", 1.0), ("lovasz", 0.5))`.
+
+    Raises UsageError for a loss that does not exist or an empty specification.
+
+    >>> objective = Objective((("ce", 1.0),), ignore_index=255)
+    >>> logits_BCHW, labels_BHW = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    >>> round(float(objective.mean(logits_BCHW, labels_BHW)), 4)
+    0.6931
+    """
+
+    def __init__(
+        self,
+        terms: tuple[tuple[str, float], ...],
+        *,
+        ignore_index: int = 255,
+        class_weights: Tensor | None = None,
+        options: LossOptions | None = None,
+    ) -> None:
+        for name, _ in terms:
+            if name not in LOSSES:
+                raise UsageError(f"There is no loss {name!r}; there are {', '.join(LOSSES)}.{did_you_mean(name, LOSSES)}")
+        if not terms:
+            raise UsageError(f"A run needs at least one loss; there are {', '.join(LOSSES)}.")
+        self.terms, self.ignore_index, self.options = terms, ignore_index, options or LossOptions()
+        self.class_weights = class_weights
+
+    def divisors(self, labels_BHW: Tensor) -> Tensor:
+        """Return what each term's sum will be divided by, one number a term; add them up over the global batch."""
+        sums = [
+            LOSSES[name][1](labels_BHW, self.ignore_index, self.class_weights, self.options).sum() for name, _ in self.terms
+        ]
+        return torch.stack(sums).double()
+
+    def share(self, logits_BCHW: Tensor, labels_BHW: Tensor, divisors: Tensor) -> Tensor:
+        """Return this piece's part of the global loss, a scalar; the parts of all pieces add up to it.
+
+        A batch whose pixels are all ignored has divisors of 0 and a loss of 0, not NaN.
+        """
+        with torch.autocast(logits_BCHW.device.type, enabled=False):
+            logits_BCHW = logits_BCHW.float()
+            total = logits_BCHW.new_zeros(())
+            for (name, factor), divisor in zip(self.terms, divisors, strict=True):
+                sums_B = LOSSES[name][0](logits_BCHW, labels_BHW, self.ignore_index, self.class_weights, self.options)
+                total = total + factor * sums_B.sum() / divisor.float().clamp_min(1e-12)
+            return total
+
+    def mean(self, logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+        """Return the loss of one batch on its own."""
+        return self.share(logits_BCHW, labels_BHW, self.divisors(labels_BHW))
+
+
+def distillation_share(logits_BCHW: Tensor, teacher_BCHW: Tensor, pixels: float) -> Tensor:
+    """Return the sum of KL(teacher || student) over all pixels, divided by `pixels` of the global batch.
+
+    `teacher_BCHW` are probabilities (Hinton et al., arXiv:1503.02531, at temperature 1). Pixels without a label count too.
+    """
+    log_student_BCHW = logits_BCHW.float().log_softmax(1)
+    return F.kl_div(log_student_BCHW, teacher_BCHW.float(), reduction="sum") / pixels
