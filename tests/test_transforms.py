@@ -1,6 +1,6 @@
 """Augmentation moves picture and labels together, invents no label, and is the cheap form of scale-then-crop."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deeplabzoo.data.base import Sample
 from deeplabzoo.data.transforms import Augmentation, augment
 from deeplabzoo.errors import UsageError
 
@@ -15,19 +16,12 @@ FILL = (124, 116, 104)
 IGNORE = 255
 
 
-@dataclass
-class Sample:
-    image: np.ndarray
-    labels: np.ndarray
-    name: str = "made"
-
-
 def made_sample(height: int, width: int, seed: int = 0) -> Sample:
     """Coarse noise enlarged: edges and slopes, as in a photo, at any size."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(2, height // 6), max(2, width // 6), 3), dtype=np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    return Sample(image, rng.choice([0, 3, 7, IGNORE], (height, width)).astype(np.uint8))
+    return Sample(image, rng.choice([0, 3, 7, IGNORE], (height, width)).astype(np.uint8), "made")
 
 
 def run(sample: Sample, augmentation: Augmentation, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +96,7 @@ def test_labels_stay_on_their_pixels() -> None:
     """Where the labels are drawn in the picture, they are still drawn there after any augmentation without colour."""
     labels = np.zeros((90, 120), np.uint8)
     labels[20:70, 30:100] = 1
-    sample = Sample(np.repeat(labels[:, :, None] * 200, 3, axis=2), labels)
+    sample = Sample(np.repeat(labels[:, :, None] * 200, 3, axis=2), labels, "made")
     for seed in range(30):
         image, moved = run(sample, Augmentation(crop=(64, 64)), seed)
         seen = (image[..., 0] > 100) & (moved != IGNORE)

@@ -66,6 +66,9 @@ class SegmentationData(Protocol):
     def __getitem__(self, index: int) -> Sample:
         """Read one picture and its labels."""
 
+    def read_labels(self, index: int) -> Labels:
+        """Read the labels alone, which costs far less where the picture need not be decoded."""
+
 
 def open_data(
     name: str, root: str | os.PathLike[str], split: str = "val", *, classes: Sequence[str] | None = None

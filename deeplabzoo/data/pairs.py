@@ -47,7 +47,7 @@ class Pairs:
         name = self.names[index]
         image_path, mask_path = self.files[name]
         image = read_image(image_path)
-        labels = recode(read_mask(mask_path), self.codes, mask_path)
+        labels = self.read_labels(index)
         if labels.shape != image.shape[:2]:
             raise DataError(
                 f"The mask '{mask_path}' is {labels.shape[1]} x {labels.shape[0]} pixels but its image '{image_path}' is "
@@ -55,9 +55,22 @@ class Pairs:
             )
         return Sample(image=image, labels=labels, name=name)
 
+    def read_labels(self, index: int) -> Labels:
+        """Read one mask; raises ImageError, or OutsideValues when it has values outside the classes."""
+        _, mask_path = self.files[self.names[index]]
+        return recode(read_mask(mask_path), self.codes, mask_path)
+
+
+class OutsideValues(DataError):  # noqa: N818 - a DataError to whoever reads it; the scan over a data set counts the values
+    """A mask holds `values` that are no label. They have a default because loader workers rebuild errors from the sentence."""
+
+    def __init__(self, sentence: str, values: Sequence[int] = ()) -> None:
+        super().__init__(sentence)
+        self.values = tuple(values)
+
 
 def recode(values_HW: Labels, codes: Mapping[int, int], path: Path) -> Labels:
-    """Turn the values of a mask file into labels; raises DataError naming the file and every value that is not in `codes`."""
+    """Turn the values of a mask file into labels; raises OutsideValues naming the file and each value not in `codes`."""
     counts = np.bincount(values_HW.reshape(-1))
     found = np.flatnonzero(counts).tolist()
     outside = [value for value in found if value not in codes]
@@ -65,7 +78,8 @@ def recode(values_HW: Labels, codes: Mapping[int, int], path: Path) -> Labels:
         listed = ", ".join(f"{value} in {counts[value]} pixel{'s' if counts[value] > 1 else ''}" for value in outside[:_SHOWN])
         more = f" and {len(outside) - _SHOWN} values more" if len(outside) > _SHOWN else ""
         hint = "; JPEG blurs label numbers, save masks as PNG" if path.suffix.lower() in (".jpg", ".jpeg") else ""
-        raise DataError(f"The mask '{path}' has label value {listed}{more}; expected {_ranges(codes)}{hint}.")
+        sentence = f"The mask '{path}' has label value {listed}{more}; expected {_ranges(codes)}{hint}."
+        raise OutsideValues(sentence, outside)
     if all(codes[value] == value for value in found):
         return values_HW
     table = np.zeros(len(counts), values_HW.dtype)

@@ -5,19 +5,13 @@ weights as resizing the whole picture would, so the result is that of scale-then
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
+from deeplabzoo.data.base import Sample
+from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import UsageError
-
-if TYPE_CHECKING:
-    from deeplabzoo.data.base import Sample
-
-Pixels = npt.NDArray[np.uint8]
-Labels = npt.NDArray[Any]
 
 _HUE_SHARE = 0.1  # of a full turn, at colour strength 1: skies and skins keep their kind of colour
 
@@ -56,7 +50,7 @@ class Augmentation:
 
 
 def augment(
-    sample: "Sample",
+    sample: Sample,
     augmentation: Augmentation,
     rng: np.random.Generator,
     *,
