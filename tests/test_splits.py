@@ -1,0 +1,80 @@
+"""Splits: by list, or by a seeded fraction that two machines agree on without exchanging anything."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deeplabzoo.data.shapes import Shapes
+from deeplabzoo.data.splits import Subset, carve, hold_out, read_list, split_hash
+from deeplabzoo.errors import DataError, UsageError
+
+names = st.lists(st.text("abcdef0123_", min_size=1, max_size=8), min_size=2, max_size=60, unique=True)
+fractions = st.floats(0.01, 0.99)
+
+
+@given(names, fractions, st.integers(0, 9), st.randoms())
+def test_the_held_out_part_depends_on_names_and_seed_alone(stems, fraction, seed, shuffler) -> None:
+    """The order in which a file system lists pictures differs between machines; the split must not."""
+    held = hold_out(stems, fraction, seed)
+    shuffled = list(stems)
+    shuffler.shuffle(shuffled)
+    assert hold_out(shuffled, fraction, seed) == held
+    assert 1 <= len(held) < len(stems)
+    assert abs(len(held) - fraction * len(stems)) <= 1
+    assert held < set(stems)
+
+
+@given(names, fractions)
+def test_one_more_picture_moves_at_most_one_across_the_line(stems, fraction) -> None:
+    before, after = hold_out(stems, fraction), hold_out([*stems, "new!"], fraction)
+    assert len((before ^ after) - {"new!"}) <= 1
+
+
+def test_seeds_choose_differently() -> None:
+    stems = [f"{i:03d}" for i in range(100)]
+    assert hold_out(stems, 0.2, seed=0) != hold_out(stems, 0.2, seed=1)
+
+
+def test_impossible_fractions_are_refused() -> None:
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        hold_out(["a", "b"], 1.0)
+    with pytest.raises(UsageError, match="two pictures"):
+        hold_out(["a"], 0.5)
+
+
+def test_a_carved_split_covers_everything_once() -> None:
+    """Choosing on a carved part leaves val unseen; the two parts share nothing and miss nothing."""
+    data = Shapes("train", count=30)
+    rest, held = carve(data, 0.3, seed=1)
+    assert sorted((*rest.names, *held.names)) == sorted(data.names)
+    assert len(held) == 9
+    assert (rest.split, held.split) == ("train", "train-held-out")
+    assert held[0].name == held.names[0]
+    assert (held.read_labels(2) == data[data.names.index(held.names[2])].labels).all()
+
+
+def test_a_subset_keeps_the_order_of_its_list() -> None:
+    data = Shapes("train", count=5)
+    subset = Subset(data, ["train_00003", "train_00001"], "mine")
+    assert [sample.name for sample in (subset[0], subset[1])] == ["train_00003", "train_00001"]
+    with pytest.raises(DataError, match=r"'train_0007'.*Did you mean"):
+        Subset(data, ["train_0007"], "mine")
+    with pytest.raises(DataError, match="empty"):
+        Subset(data, [], "mine")
+
+
+def test_lists_are_read_with_or_without_suffixes(tmp_path) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text("a.jpg\n\nframe.0001 \nb\n", encoding="utf-8")
+    assert read_list(file) == ["a", "frame.0001", "b"]
+    file.write_text("a\nb\na\n")
+    with pytest.raises(DataError, match="'a' more than once"):
+        read_list(file)
+    file.write_text("\n")
+    with pytest.raises(DataError, match="is empty"):
+        read_list(file)
+
+
+def test_the_hash_is_of_the_sorted_names() -> None:
+    """Anyone can repeat it: `printf 'a\\nb' | sha256sum`."""
+    assert split_hash(["b", "a"]) == "7e18f737311b2dc3b2f269dd78396b0351f14fb66efa879f768cb23181883c78"
