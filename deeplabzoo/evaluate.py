@@ -1,0 +1,141 @@
+"""`python -m deeplabzoo.evaluate MODEL --data NAME --root DIR`: measure a model on labelled pictures.
+
+The module itself can be called, like the function `deeplabzoo.evaluate`: importing a submodule puts it into the package under
+its name, where the function would otherwise be lost.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from deeplabzoo.cli import Parser, add_device_option, run
+from deeplabzoo.errors import OutputError, UsageError
+from deeplabzoo.output import ensure_folder, write_atomically
+
+if TYPE_CHECKING:
+    from deeplabzoo.inference.report import Report
+    from deeplabzoo.models.deeplab import DeepLab
+
+_EPILOG = """\
+The score is mIoU in percent: one int64 confusion matrix over all pictures at the labels' own resolution, mean over the
+classes whose union is not empty (docs/metrics.md).
+
+example:
+  python -m deeplabzoo.evaluate deeplabv3_mobilenetv2_voc --data voc --root ~/data --split val --json report.json
+"""
+
+
+class _CallableModule(ModuleType):
+    """Passes a call of the module on to the function that does the work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Report":
+        from deeplabzoo.inference.evaluation import evaluate
+
+        return evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+
+def evaluate_command(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, evaluate, print the table, write the JSON report; raises DeepLabZooError where it cannot."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
+    if args.json is not None:
+        _require_writable(args.json)
+    net, weights = _network(args.model, args.weights)
+
+    from deeplabzoo.inference.evaluation import evaluate  # after the names are known to be right: torch takes seconds
+
+    report = evaluate(
+        net,
+        args.data,
+        args.root,
+        args.split,
+        scales=args.scales,
+        flip=args.flip,
+        output_stride=args.output_stride,
+        limit=args.limit,
+        device=args.device,
+        model=args.model,
+        weights=weights,
+    )
+    report = dataclasses.replace(report, command=shlex.join(["python", "-m", "deeplabzoo.evaluate", *words]))
+    print(report.table())
+    if args.json is not None:
+        text = json.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        write_atomically(args.json, lambda file: file.write(text.encode()))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 the work failed, 2 the call was wrong."""
+    return run(evaluate_command, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("evaluate", "Measure a model on labelled pictures: mIoU, per-class IoU, pixel accuracy, Dice.", _EPILOG)
+    parser.add_argument("model", metavar="MODEL", help="a name (`deeplabzoo.list_models()`) or a checkpoint file")
+    parser.add_argument("--weights", metavar="TAG|FILE", help="which weights of the named model (default: its default tag)")
+    parser.add_argument("--data", required=True, metavar="NAME", help="voc, camvid or folder")
+    parser.add_argument("--root", required=True, metavar="DIR", help="where the data set lies")
+    parser.add_argument("--split", default="val", help="val (default), train, test ...; `all` for a folder without splits")
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these scales (default 1)"
+    )
+    parser.add_argument("--flip", action="store_true", help="average over the mirrored picture, too")
+    parser.add_argument(
+        "--output-stride", type=int, choices=(8, 16, 32), help="evaluate at this stride instead of the model's own"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures; the report says so")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    add_device_option(parser)
+    return parser
+
+
+def _network(model: str, weights: str | None) -> tuple["DeepLab", dict[str, Any]]:
+    """Return the network that the command line names, and what identifies its weights."""
+    import deeplabzoo
+
+    if Path(model).is_file():
+        if weights is not None:
+            raise UsageError(f"MODEL '{model}' is a file that holds its own weights; leave --weights out.")
+        return deeplabzoo.load(model), _file_identity(Path(model))
+    if weights is not None and Path(weights).is_file():
+        return deeplabzoo.create(model, pretrained=weights), _file_identity(Path(weights))
+    if model.startswith("hf-hub:") or (weights or "").startswith("hf-hub:"):
+        return deeplabzoo.create(model, pretrained=weights or True), {"source": weights or model}
+    return _released_network(model, weights)
+
+
+def _released_network(model: str, tag: str | None) -> tuple["DeepLab", dict[str, Any]]:
+    import deeplabzoo
+    from deeplabzoo.zoo.checksum import sha256_of
+    from deeplabzoo.zoo.hub import fetch
+    from deeplabzoo.zoo.registry import find_weights, parse_name
+
+    row = find_weights(parse_name(model), tag)
+    net = deeplabzoo.create(row.name, pretrained=row.tag)
+    return net, {"tag": row.tag, "source": str(row.source), "sha256": row.sha256 or sha256_of(fetch(row))}
+
+
+def _file_identity(path: Path) -> dict[str, Any]:
+    from deeplabzoo.zoo.checksum import sha256_of
+
+    return {"source": path.name, "sha256": sha256_of(path)}
+
+
+def _require_writable(path: Path) -> None:
+    """Find out before the work, not after it, that its result could not be kept."""
+    if path.is_dir():
+        raise OutputError(f"The report cannot be written to '{path}': it is a folder; give a file name.")
+    ensure_folder(path.parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

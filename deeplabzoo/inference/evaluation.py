@@ -1,0 +1,171 @@
+"""How good a network is on a labelled data set: predict every picture at its own resolution, count, report."""
+
+import datetime
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+import deeplabzoo
+from deeplabzoo.data.base import SegmentationData, open_data
+from deeplabzoo.data.images import Labels, Pixels
+from deeplabzoo.errors import DataError, UsageError
+from deeplabzoo.inference.device import choose_device, evaluating
+from deeplabzoo.inference.preprocess import image_probabilities, labels_at_original, prepare
+from deeplabzoo.inference.report import Protocol, Report, hardware, image_list_sha256, tensors_sha256
+from deeplabzoo.metrics import ConfusionMatrix
+from deeplabzoo.models.encoder_table import short_name
+from deeplabzoo.say import say
+
+if TYPE_CHECKING:
+    from deeplabzoo.models.deeplab import DeepLab
+
+_ONE_CLASS_SHARE = 0.99
+"""Above this share of predictions in one class that has fewer true pixels than that, the user is told (asks.md, theme N)."""
+
+
+def evaluate(
+    net: "DeepLab",
+    data: str | SegmentationData,
+    root: str | os.PathLike[str] | None = None,
+    split: str = "val",
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    output_stride: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+    device: str | torch.device = "auto",
+    model: str | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> Report:
+    """Score `net` on a split of a data set: a name (`voc`, `camvid`, `folder`) with its root, or an opened data set.
+
+    Predictions are brought to the size of the labels, never the labels to the predictions. `scales` and `flip` average softmax
+    outputs (DeepLabV3, section 4.1); `output_stride` is switched for the evaluation and put back; `limit` takes the first so
+    many pictures, and the report then says so. `model` and `weights` (what `Report.weights` holds) go into the report; without
+    them the network's architecture and the hash of its tensors identify it.
+
+    Raises UsageError for settings that make no sense or a network with another number of classes than the data, and whatever
+    reading the data raises: DataError, ImageError.
+    """
+    data = _opened(net, data, root, split)
+    _check(net, data, scales, limit)
+    count = min(limit or len(data), len(data))
+    matrix = ConfusionMatrix(len(data.classes), data.ignore_index)
+    started = time.perf_counter()
+    with _on_device(net, device) as chosen, _at_stride(net, output_stride), evaluating(net):
+        for index in tqdm(range(count), desc="evaluate", unit="image", disable=None if progress else True):
+            sample = data[index]
+            matrix.update(_predicted(net, sample.image, scales, flip), sample.labels)
+        seconds = time.perf_counter() - started
+        if not matrix.counts.any():
+            raise DataError(f"All pixels of these {count} pictures are void ({data.ignore_index}); there is nothing to score.")
+        _warn_if_one_class(matrix, data.classes)
+        prep = net.preprocessing
+        return Report(
+            model=model or f"{net.config.architecture}_{short_name(net.config.encoder)}",
+            weights={"tag": None, "source": None, "sha256": None, **(weights or {}), "tensors_sha256": tensors_sha256(net)},
+            data=data.name,
+            split=data.split,
+            images=count,
+            subset=None if count == len(data) else f"the first {count} of {len(data)} images",
+            image_list_sha256=image_list_sha256(data.names[:count]),
+            protocol=Protocol(
+                scales=tuple(scales),
+                flip=flip,
+                output_stride=net.output_stride,
+                resize=prep.resize,
+                size=prep.size,
+                pad=prep.pad,
+                ignore_index=data.ignore_index,
+            ),
+            classes=tuple(data.classes),
+            scores=matrix.scores(),
+            confusion_matrix=tuple(tuple(row) for row in matrix.counts.tolist()),
+            versions=_versions(),
+            hardware=hardware(chosen),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+        )
+
+
+def _opened(net: "DeepLab", data: str | SegmentationData, root: str | os.PathLike[str] | None, split: str) -> SegmentationData:
+    if not isinstance(data, str):
+        return data
+    if root is None:
+        raise UsageError(f"evaluate needs root=, the folder that holds '{data}'.")
+    return open_data(data, root, split, classes=net.classes)
+
+
+def _check(net: "DeepLab", data: SegmentationData, scales: Sequence[float], limit: int | None) -> None:
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise UsageError(f"scales must be numbers above 0, such as 0.5 1 1.5, not {tuple(scales)!r}.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, not {limit!r}.")
+    if len(data) == 0:
+        raise DataError(f"The split '{data.split}' of '{data.name}' holds no picture.")
+    if net.num_classes != len(data.classes):
+        raise UsageError(
+            f"The model has {net.num_classes} classes but {data.name} {data.split} has {len(data.classes)}; "
+            "evaluate it on data of its own classes, or take weights trained for these."
+        )
+    if tuple(net.classes) != tuple(data.classes):
+        different = [pair for pair in zip(net.classes, data.classes, strict=True) if pair[0] != pair[1]]
+        say(
+            f"class names differ in {len(different)} of {len(data.classes)} places, first '{different[0][0]}' in the model and "
+            f"'{different[0][1]}' in the data; labels are compared by number."
+        )
+
+
+def _predicted(net: "DeepLab", image_HWC: Pixels, scales: Sequence[float], flip: bool) -> Labels:
+    """Labels at the picture's own size; a single pass needs no probabilities, and no full-size logits either."""
+    if len(scales) == 1 and not flip:
+        return labels_at_original(net, prepare(image_HWC, net.preprocessing, scale=scales[0]))
+    labels: Labels = image_probabilities(net, image_HWC, scales, flip)[0].argmax(dim=0).cpu().numpy()
+    return labels
+
+
+@contextmanager
+def _on_device(net: "DeepLab", device: str | torch.device) -> Iterator[torch.device]:
+    """Move the network for the evaluation, and back to where its owner had it."""
+    home = next(net.parameters()).device
+    chosen = choose_device(device, net)
+    net.to(chosen)
+    try:
+        yield chosen
+    finally:
+        net.to(home)
+
+
+@contextmanager
+def _at_stride(net: "DeepLab", output_stride: int | None) -> Iterator[None]:
+    before = net.output_stride
+    if output_stride is not None:
+        net.set_output_stride(output_stride)
+    try:
+        yield
+    finally:
+        net.set_output_stride(before)
+
+
+def _warn_if_one_class(matrix: ConfusionMatrix, classes: Sequence[str]) -> None:
+    total = matrix.counts.sum()
+    predicted, true = matrix.counts.sum(axis=0) / total, matrix.counts.sum(axis=1) / total
+    most = int(predicted.argmax())
+    if predicted[most] > _ONE_CLASS_SHARE > true[most]:
+        say(
+            f"{100 * predicted[most]:.1f} % of all predictions are '{classes[most]}', which has {100 * true[most]:.1f} % of "
+            "the true pixels: the model seems untrained, or the input is not what it expects."
+        )
+
+
+def _versions() -> dict[str, str]:
+    import timm
+
+    return {"deeplabzoo": deeplabzoo.__version__, "torch": torch.__version__, "timm": timm.__version__}
