@@ -1,0 +1,183 @@
+"""One file from a web server: resumed where it was cut, verified before it gets its name, or not there at all.
+
+While the transfer lasts, bytes stand in `<name>.part` and the server's validator (its ETag) in `<name>.part.etag`. A process
+that is interrupted leaves both behind, and the next one goes on from there if the server confirms that the file is still the
+same. Whenever an error is raised both are removed.
+"""
+
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO, Any
+
+from deeplabzoo.errors import DownloadError
+from deeplabzoo.say import say
+from deeplabzoo.zoo.checksum import Expected
+
+PAUSES_S = (0.5, 1.0, 2.0)
+"""Waits between attempts; the count starts again whenever an attempt brought the file further than all before it."""
+TIMEOUT_S = 20.0
+CHUNK_BYTES = 1 << 20
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_WORTH_RETRYING = (TimeoutError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError, http.client.HTTPException)
+
+
+class _PassingError(Exception):
+    """A failure after which the same request may succeed."""
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to anything weaker."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise DownloadError(f"{req.full_url} redirects to {newurl}, which is not https; the download was refused.")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url: str, target: Path, expected: Expected) -> None:
+    """Fetch `url` to `target`, whose folder exists; the caller holds the lock of `target`.
+
+    Raises DownloadError where the server has no such file, cannot be reached, or sends something else than was published,
+    and OSError where the disk refuses; in the first case nothing partial is left.
+    """
+    transfer = _Transfer(url, target, expected)
+    try:
+        resumed = transfer.part.exists()
+        transfer.complete()
+        complaint = expected.complaint(transfer.part)
+        if complaint and resumed:  # the old beginning may be what is damaged
+            transfer.part.unlink()
+            transfer.complete()
+            complaint = expected.complaint(transfer.part)
+        if complaint:
+            raise DownloadError(f"{url} is not the published file: {complaint}; it was removed.")
+        os.replace(transfer.part, target)
+    except (DownloadError, OSError):
+        transfer.part.unlink(missing_ok=True)
+        raise
+    finally:
+        if not transfer.part.exists():
+            transfer.validator.unlink(missing_ok=True)
+
+
+class _Transfer:
+    """The attempts to complete one `.part` file."""
+
+    def __init__(self, url: str, target: Path, expected: Expected) -> None:
+        self.url = url
+        self.expected = expected
+        self.part = target.with_name(f"{target.name}.part")
+        self.validator = target.with_name(f"{target.name}.part.etag")
+        self.opener = urllib.request.build_opener(_SafeRedirects)
+
+    def complete(self) -> None:
+        """Ask until the whole file is there, patiently as long as it grows."""
+        furthest, failures = self._held(), 0
+        while self.expected.bytes is None or self._held() != self.expected.bytes:
+            try:
+                self._attempt()
+                return
+            except _PassingError as failure:
+                held = self._held()
+                failures = 0 if held > furthest else failures + 1
+                furthest = max(furthest, held)
+                if failures > len(PAUSES_S):
+                    raise DownloadError(f"{self.url} could not be downloaded: {failure}; try again later.") from None
+                say(f"downloading {self.part.stem}: {failure}; trying again")
+                time.sleep(PAUSES_S[max(0, failures - 1)])
+
+    def _held(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _attempt(self) -> None:
+        held = self._held()
+        validator = self.validator.read_text(encoding="latin-1") if held and self.validator.exists() else ""
+        # no compression: the size and hash published are those of the file itself
+        headers = {"User-Agent": "deeplabzoo", "Accept-Encoding": "identity"}
+        if validator:
+            headers |= {"Range": f"bytes={held}-", "If-Range": validator}
+        with self._ask(headers, held) as answer:
+            self._receive(answer, held if validator and _continues(answer, held) else 0)
+
+    def _ask(self, headers: dict[str, str], held: int) -> http.client.HTTPResponse:
+        try:
+            answer: http.client.HTTPResponse = self.opener.open(
+                urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT_S
+            )
+            return answer
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise self._refusal(error.code) from None
+        except (OSError, http.client.HTTPException) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            if held or isinstance(cause, _WORTH_RETRYING):
+                raise _PassingError(f"the connection broke off ({_words(cause)})") from None
+            raise DownloadError(f"{self.url} cannot be reached ({_words(cause)}); check the network connection.") from None
+
+    def _refusal(self, status: int) -> Exception:
+        if status == 416:  # what is held is longer than the file, or of another version: begin anew
+            self.part.unlink(missing_ok=True)
+            return _PassingError("the server refused the range that was left")
+        if status in _PASSING:
+            return _PassingError(f"the server answers {status}")
+        reason = {401: "needs a login", 403: "refuses access", 404: "has no such file", 410: "has no such file any more"}
+        return DownloadError(f"{self.url} cannot be downloaded: the server {reason.get(status, 'refuses')} (HTTP {status}).")
+
+    def _receive(self, answer: http.client.HTTPResponse, start: int) -> None:
+        """Append the answer's bytes to the part, from `start` on."""
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length and length.isdigit() else None
+        if total is not None and self.expected.bytes is not None and total != self.expected.bytes:
+            raise DownloadError(
+                f"{self.url} is not the published file: it has {total} bytes, {self.expected.bytes} are published."
+            )
+        validator = answer.headers.get("ETag", "")
+        resumable = bool(validator) and not validator.startswith("W/")
+        self.validator.write_text(validator if resumable else "", encoding="latin-1")
+        limit = self.expected.bytes
+        with self.part.open("r+b" if start else "wb") as file, _progress(self.part.stem, start, total) as bar:
+            file.seek(start)
+            file.truncate()
+            while chunk := _read(answer):
+                file.write(chunk)
+                bar.update(len(chunk))
+                if limit is not None and file.tell() > limit:
+                    raise DownloadError(f"{self.url} is not the published file: it goes on after {limit} bytes.")
+            held = file.tell()
+        if total is not None and held < total:
+            raise _PassingError(f"the connection broke off after {held} of {total} bytes")
+
+
+def _continues(answer: http.client.HTTPResponse, held: int) -> bool:
+    """Whether the answer begins exactly after the bytes that are held; a full file (200) is accepted from its beginning."""
+    if answer.status != 206:
+        return False
+    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    if span is None or int(span[1]) != held:
+        raise _PassingError("the server answered with another range than was asked for")
+    return True
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    try:
+        return answer.read1(CHUNK_BYTES)
+    except (http.client.HTTPException, OSError) as error:
+        raise _PassingError(f"the connection broke off ({_words(error)})") from None
+
+
+def _words(error: object) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _progress(name: str, start: int, total: int | None) -> Any:
+    from tqdm import tqdm  # here, since listing names must stay instant
+
+    # disable=None: drawn at a terminal, silent in logs
+    return tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1000, disable=None, leave=False)

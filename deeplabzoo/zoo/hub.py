@@ -1,0 +1,145 @@
+"""The file of a manifest row, on this disk and verified: bundled, from the Hugging Face Hub, or from a web server.
+
+Files of web servers are cached under `$DEEPLABZOO_CACHE`, else `$XDG_CACHE_HOME/deeplabzoo`, else `~/.cache/deeplabzoo`; those
+of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLINE=1` nothing is asked of any network.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from deeplabzoo.errors import DownloadError
+from deeplabzoo.say import say
+from deeplabzoo.zoo.checksum import Expected
+from deeplabzoo.zoo.download import download
+from deeplabzoo.zoo.manifest import BundledSource, HubSource, UrlSource, WeightRow, weights_folder
+
+OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
+
+
+def fetch(row: WeightRow) -> Path:
+    """Return the path of a row's file after checking its size and hash, downloading it once if it is not here yet.
+
+    Raises DownloadError, in one sentence, and leaves nothing partial, whatever goes wrong.
+    """
+    expected = Expected.of(row)
+    match row.source:
+        case BundledSource(file=file):
+            return _bundled(row, weights_folder() / file, expected)
+        case HubSource(repo=repo, revision=revision, file=file):
+            return fetch_from_hub(repo, file, revision, expected)
+        case UrlSource(url=url):
+            return _from_url(row, url, expected)
+
+
+def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: Expected | None = None) -> Path:
+    """Return the path of a file of a Hub repository at a revision (None: `main`), verified where `expected` says how.
+
+    Raises DownloadError in one sentence, where the Hub's own errors take a page.
+    """
+    expected = expected or Expected()
+    path = _hub_file(repo, file, revision)
+    if complaint := expected.complaint(path):
+        for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
+            name.unlink(missing_ok=True)
+        raise DownloadError(f"{_place(repo, file, revision)} is not the published file: {complaint}; it was removed.")
+    return path
+
+
+def cache_folder() -> Path:
+    """Return where downloaded files are kept; it need not exist yet."""
+    if own := os.environ.get("DEEPLABZOO_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "deeplabzoo"
+
+
+def offline_switch() -> str:
+    """Return the environment variable that forbids the network, or an empty string."""
+    return next((name for name in OFFLINE_SWITCHES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")), "")
+
+
+def _bundled(row: WeightRow, path: Path, expected: Expected) -> Path:
+    if not path.is_file():
+        raise DownloadError(f"{row.full_name} should ship with deeplabzoo, but {path} is missing; install deeplabzoo again.")
+    if complaint := expected.complaint(path):
+        raise DownloadError(f"{path} is not the file of {row.full_name}: {complaint}; install deeplabzoo again.")
+    return path
+
+
+def _from_url(row: WeightRow, url: str, expected: Expected) -> Path:
+    from filelock import FileLock  # here, as huggingface_hub below: listing names must stay instant
+
+    cache = cache_folder()
+    target = cache / row.full_name / (Path(unquote(urlsplit(url).path)).name or "weights")
+    try:
+        if _usable(target, expected):
+            return target
+        if switch := offline_switch():
+            raise DownloadError(f"{row.full_name} is not in the cache ({target}) and {switch} forbids downloading it.")
+        (cache / "locks").mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / "locks" / f"{row.full_name}.lock"):
+            if not _usable(target, expected):  # else another process was faster
+                _download_into(target, url, expected)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DownloadError(f"The cache {cache} cannot be used: {reason}; set DEEPLABZOO_CACHE to another folder.") from error
+    return target
+
+
+def _usable(target: Path, expected: Expected) -> bool:
+    if not target.is_file():
+        return False
+    if complaint := expected.complaint(target):
+        say(f"{target} in the cache is damaged: {complaint}")
+        return False
+    return True
+
+
+def _download_into(target: Path, url: str, expected: Expected) -> None:
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    size = f" ({expected.bytes / 1e6:.1f} MB)" if expected.bytes else ""
+    say(f"downloading {url}{size} to {target.parent}")
+    try:
+        download(url, target, expected)
+    finally:
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # succeeds only where nothing was kept
+
+
+def _hub_file(repo: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    place, switch = _place(repo, file, revision), offline_switch()
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=bool(switch)))
+    except errors.GatedRepoError:
+        reason = f"the repository is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        reason = "there is no such repository, or it is private (then log in with `hf auth login`)"
+    except errors.RevisionNotFoundError:
+        reason = f"the repository has no revision '{revision}'"
+    except errors.LocalEntryNotFoundError as error:
+        if switch:
+            reason = f"it is not in the Hub's cache and {switch} forbids downloading it"
+        else:
+            reason = f"the Hub cannot be reached ({_first_line(error.__cause__ or error)}) and the file is not in its cache"
+    except errors.EntryNotFoundError:
+        reason = "the repository has no such file at this revision"
+    except errors.HFValidationError as error:
+        reason = _first_line(error)
+    except (
+        Exception
+    ) as error:  # the Hub client passes on what its HTTP library raises, and that library has changed three times
+        reason = f"{type(error).__name__}, {_first_line(error)}"
+    raise DownloadError(f"{place} cannot be downloaded: {reason}.")
+
+
+def _place(repo: str, file: str, revision: str | None) -> str:
+    return f"hf-hub:{repo}{f'@{revision}' if revision else ''}/{file}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
