@@ -8,29 +8,13 @@ Shapes: logits_BCHW float, labels_BHW int64 with `ignore_index` for pixels that 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deeplabzoo.errors import UsageError, did_you_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """The constants of the losses; the defaults are those of the papers named beside them."""
-
-    focal_gamma: float = 2.0
-    """Focusing power (Lin et al., arXiv:1708.02002, section 3.2)."""
-    top_k: float = 0.2
-    """Share of an image's valid pixels that `top_k` keeps (detectron2's DeepLab projects keep the hardest 20 %)."""
-    ohem_threshold: float = 0.7
-    """`ohem` keeps pixels whose true class is given less probability than this."""
-    ohem_keep: float = 0.0625
-    """... and at least this share of an image's valid pixels."""
-    dice_smooth: float = 1.0
-    """Added to numerator and denominator of every class, in pixels."""
+from deeplabzoo.train.recipe import LossOptions
 
 
 def _pixel_loss(logits_BCHW: Tensor, labels_BHW: Tensor, ignore_index: int, weights_C: Tensor | None) -> Tensor:
