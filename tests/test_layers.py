@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "deeplabzoo"
-PLAIN_DATA = {"deeplabzoo.errors", "deeplabzoo.say", "deeplabzoo.models.config", "deeplabzoo.data.classes"}
+PLAIN_DATA = {"deeplabzoo.errors", "deeplabzoo.say", "deeplabzoo.output", "deeplabzoo.models.config", "deeplabzoo.data.classes"}
 # folder -> folders whose modules it may import (besides itself and plain data)
 ALLOWED = {
     "models": set(),

@@ -10,6 +10,7 @@ bands equal the argmax of the whole logits exactly. A photo of 24 megapixels and
 labels need 16 MB at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,25 @@ def labels_in_bands(low_1CHW: torch.Tensor, grid: Grid, *, band_values: int = BA
         band_1CHW = _columns(rows_1CHW[:, :, top : top + step], grid)
         labels_HW[top : top + step] = band_1CHW.max(dim=1).indices[0].cpu().numpy()
     return labels_HW
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """How much of a photo one class covers; `share` is in 0...1."""
+
+    index: int
+    name: str
+    pixels: int
+    share: float
+
+
+def class_areas(labels_HW: Labels, classes: Sequence[str]) -> list[ClassArea]:
+    """Return the classes that occur, largest area first (equal ones in class order)."""
+    counts = np.zeros(len(classes), np.int64)
+    for row in labels_HW:  # by row, as bincount makes 64-bit copies
+        counts += np.bincount(row, minlength=len(classes))
+    found = sorted(np.flatnonzero(counts).tolist(), key=lambda index: -int(counts[index]))
+    return [ClassArea(index, classes[index], int(counts[index]), int(counts[index]) / labels_HW.size) for index in found]
 
 
 def _rows(low_1CHW: torch.Tensor, grid: Grid) -> torch.Tensor:

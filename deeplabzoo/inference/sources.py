@@ -1,0 +1,95 @@
+"""Which photos a command line means, and what the results of each are called."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deeplabzoo.errors import ImageError, UsageError
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+"""What counts as a photo inside a folder. A file that is named itself is tried whatever its suffix."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One photo, and the name of its results: a path without suffix, relative to the folder of results."""
+
+    path: Path
+    name: Path
+
+
+def find_photos(images: Iterable[str], *, recursive: bool = False, out: Path | None = None) -> list[Source]:
+    """Return the photos that files, folders and patterns stand for, each once, in the order given (folders by name).
+
+    A pattern (`*`, `?`, `[a-z]`, `**`) is resolved here when the shell has not done so. Of a folder the photos directly in it
+    are taken, with `recursive` those below it too, and then results keep the folders. `out`, where results will go, is never
+    searched. Raises ImageError where nothing is found, UsageError where results would overwrite photos.
+    """
+    found: list[Source] = []
+    for image in images:
+        path = Path(image)
+        if path.is_dir():
+            found += _in_folder(path, recursive, out)
+        elif not path.exists() and glob.has_magic(image):
+            matches = sorted(Path(match) for match in glob.glob(image, recursive=True))
+            matches = [match for match in matches if match.is_file()]
+            if not matches:
+                raise ImageError(f"No file matches the pattern '{image}'; check it, and the folder it starts from.")
+            found += [Source(match, Path(match.stem)) for match in matches]
+        else:
+            found.append(Source(path, Path(path.stem)))
+    unique = {os.path.realpath(source.path): source for source in reversed(found)}
+    return _distinct([source for source in found if unique.get(os.path.realpath(source.path)) is source])
+
+
+def _in_folder(folder: Path, recursive: bool, out: Path | None) -> list[Source]:
+    if out is not None and out.exists() and out.samefile(folder):
+        raise UsageError(
+            f"--out is the folder of the photos, '{folder}'; name another, or results would be read as photos later."
+        )
+    skipped = out.resolve() if out is not None else None
+    paths = sorted(
+        path
+        for path in folder.glob("**/*" if recursive else "*")
+        if path.suffix.lower() in PHOTO_SUFFIXES
+        and path.is_file()
+        and not path.name.startswith(".")
+        and not (skipped is not None and skipped in path.resolve().parents)
+    )
+    if not paths:
+        below = "" if recursive else " (folders below it are searched with --recursive)"
+        raise ImageError(f"The folder '{folder}' has no photos{below}; looked for {', '.join(PHOTO_SUFFIXES)}.")
+    return [Source(path, path.relative_to(folder).with_suffix("")) for path in paths]
+
+
+def _distinct(sources: Sequence[Source]) -> list[Source]:
+    """Give photos of equal names different ones: `cat_jpg` and `cat_png`, or with their folders, `a/cat` and `b/cat`.
+
+    Names that differ only in case count as equal, as they do on many disks.
+    """
+    by_suffix = [_with_suffix_in_name(one) if clash else one for one, clash in zip(sources, _clashes(sources), strict=True)]
+    clashes = _clashes(by_suffix)
+    if not any(clashes):
+        return by_suffix
+    common = os.path.commonpath([one.path.resolve().parent for one, clash in zip(by_suffix, clashes, strict=True) if clash])
+    by_folder = [
+        replace(one, name=one.path.resolve().relative_to(common).parent / one.name.name) if clash else one
+        for one, clash in zip(by_suffix, clashes, strict=True)
+    ]
+    for one, clash in zip(by_folder, _clashes(by_folder), strict=True):
+        if clash:
+            raise UsageError(f"Results of several photos would be called '{one.name}'; give them different --out folders.")
+    return by_folder
+
+
+def _with_suffix_in_name(source: Source) -> Source:
+    return replace(source, name=source.name.with_name(f"{source.path.stem}_{source.path.suffix.lstrip('.').lower()}"))
+
+
+def _clashes(sources: Sequence[Source]) -> list[bool]:
+    keys = [str(source.name).casefold() for source in sources]
+    counts = Counter(keys)
+    return [counts[key] > 1 for key in keys]

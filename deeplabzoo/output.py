@@ -1,0 +1,40 @@
+"""Files for the user: written whole or not at all, and known to be writable before the long work starts."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from deeplabzoo.errors import OutputError
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make `folder` if it is missing and prove that a file can be made in it; raises OutputError.
+
+    A trial file is the only honest test: permission bits say nothing on read-only mounts, network drives, or for root.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".deeplabzoo-{secrets.token_hex(6)}"
+        trial.open("xb").close()
+        trial.unlink()
+    except OSError as error:
+        raise OutputError(f"Cannot write into '{folder}' ({error.strerror or error}); choose another place.") from None
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` with an open file that takes the place of `path` when it is complete; raises OutputError.
+
+    A reader, or a run that is cut off, never sees half a file. A symbolic link keeps pointing where it did.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        with partial.open("xb") as file:
+            write(file)
+        os.replace(partial, target)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
