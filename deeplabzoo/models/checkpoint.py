@@ -82,7 +82,7 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
 
     Raises WeightsError, in one sentence, for a file that is missing, empty, damaged or not one of ours.
     """
-    metadata, tensors = _read_safetensors(Path(path))
+    metadata, tensors = read_safetensors(Path(path))
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"'{path}' is a safetensors file but not one of deeplabzoo's: its metadata names no 'format'.")
     if metadata.get("version") != str(VERSION):
@@ -133,12 +133,16 @@ def require_fit(config: DeepLabConfig, state_dict: Mapping[str, torch.Tensor], e
         for names, what in ((missing, "are missing"), (extra, "are left over"), (wrong, "have another shape"))
         if names
     ]
-    if problems:
-        network = f"{config.architecture} on {config.encoder} with {config.num_classes} classes"
-        raise WeightsError(f"The weights do not fit {network}: {', '.join(problems)}.")
+    if not problems:
+        return
+    network = f"{config.architecture} on {config.encoder} with {config.num_classes} classes"
+    architecture = "deeplabv3plus" if "head.low_level.conv.weight" in state_dict else "deeplabv3"
+    mixed_up = f" These are the weights of a {architecture}." if architecture != config.architecture else ""
+    raise WeightsError(f"The weights do not fit {network}: {', '.join(problems)}.{mixed_up}")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return metadata and tensors of any safetensors file; raises WeightsError where it is missing, empty or damaged."""
     if not path.is_file():
         raise WeightsError(f"There is no weights file '{path}'.")
     if path.stat().st_size == 0:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from deeplabzoo.data.palettes import default_palette
-from deeplabzoo.errors import UnsupportedStrideError, UsageError
+from deeplabzoo.errors import UnsupportedStrideError, UsageError, WeightsError
 from deeplabzoo.models.atrous import scale_rates
 from deeplabzoo.models.checkpoint import require_fit, save_checkpoint
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -53,6 +53,8 @@ class DeepLab(nn.Module):
         encoder_pretrained: bool = False,
     ) -> None:
         super().__init__()
+        self.weights_source: dict[str, Any] = {}
+        """Which released or local file the weights came from (`name`, `tag`, `sha256`, `source`, `adapted`); empty: untrained."""
         self.config = config
         self.encoder, plan = build_encoder(config, pretrained=encoder_pretrained)
         self.feature_plan = plan
@@ -172,9 +174,10 @@ class DeepLab(nn.Module):
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file that holds enough to rebuild this network; `dtype=torch.float16` halves it.
 
-        Raises OutputError where the file cannot be written; an existing file is then left as it was.
+        `extra`, or else `weights_source`, is kept in it as the weights' source. Raises OutputError where the file cannot be
+        written; an existing file is then left as it was.
         """
-        save_checkpoint(self, path, extra=extra, dtype=dtype)
+        save_checkpoint(self, path, extra=self.weights_source if extra is None else extra, dtype=dtype)
 
     def _encode(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
         channels = self.config.in_chans
@@ -203,7 +206,7 @@ class DeepLab(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         count = num_classes or self.config.num_classes
-        names = tuple(classes) if classes is not None else tuple(f"class {index}" for index in range(count))
+        names = tuple(classes) if classes is not None else tuple(f"class_{index}" for index in range(count))
         colours = tuple(tuple(colour) for colour in palette) if palette is not None else default_palette(count)
         if len(names) != count or len(colours) != count:
             raise UsageError(
@@ -224,8 +227,11 @@ class _NoRandomNumbers(TorchFunctionMode):
 
 
 def _expected_shapes(cls: type[DeepLab], config: DeepLabConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise WeightsError(f"The file's configuration describes no network that could exist: {config}.") from error
 
 
 def _move_into(new: nn.Module, old: nn.Module) -> None:
