@@ -43,7 +43,7 @@ def prepare(image_HWC: Pixels, preprocessing: Preprocessing, *, scale: float = 1
     if scale <= 0:
         raise UsageError(f"scale must be above 0, not {scale!r}.")
     original_hw = (image_HWC.shape[0], image_HWC.shape[1])
-    valid_hw = _resized(original_hw, preprocessing, scale)
+    valid_hw = resized_hw(original_hw, preprocessing, scale)
     pixels_1CHW = torch.from_numpy(image_HWC if image_HWC.flags.writeable else image_HWC.copy()).permute(2, 0, 1)[None]
     if valid_hw != original_hw:
         pixels_1CHW = F.interpolate(pixels_1CHW, size=valid_hw, mode="bilinear", antialias=True, align_corners=False)
@@ -61,8 +61,8 @@ def prepare(image_HWC: Pixels, preprocessing: Preprocessing, *, scale: float = 1
     return Prepared(tensor_1CHW, valid_hw, original_hw, flip)
 
 
-def _resized(hw: tuple[int, int], preprocessing: Preprocessing, scale: float) -> tuple[int, int]:
-    """Height and width that the photo is brought to: `longest` fits into `size`, `shortest` covers it."""
+def resized_hw(hw: tuple[int, int], preprocessing: Preprocessing, scale: float = 1.0) -> tuple[int, int]:
+    """Return height and width that a photo is brought to: `longest` fits into `size`, `shortest` covers it."""
     ratios = [target / side for target, side in zip(preprocessing.size, hw, strict=True)]
     factor = {"none": 1.0, "longest": min(ratios), "shortest": max(ratios)}[preprocessing.resize]
     if preprocessing.only_shrink:

@@ -1,0 +1,130 @@
+"""Training batches: batch number k of a run is a pure function of (data, recipe, k), whoever computes it.
+
+So resuming is starting at step k, workers are only hands, and the batches of several processes are slices of the batch that
+one process would have. Pictures are passed through without end, shuffled anew in each pass, so there is no short last batch
+(a batch of one breaks batch norm: asks.md theme C), and a data set smaller than a batch simply comes round more often.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.data.transforms import augment
+from deeplabzoo.errors import DataError, DeepLabZooError, UsageError
+from deeplabzoo.inference.preprocess import resized_hw
+from deeplabzoo.models.config import Preprocessing
+from deeplabzoo.train.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """One process's part of a global batch, before normalisation."""
+
+    image_BCHW: torch.Tensor
+    """uint8 RGB."""
+    labels_BHW: torch.Tensor
+    """int64."""
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the order in which pass number `epoch` visits `count` pictures."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
+
+
+def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """Return the random numbers of the sample at `position` of pass `epoch`."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, position])))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return what torch's generator is seeded with before update number `step` (dropout): nothing to save, nothing to drift."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Stream(Dataset[Batch | DeepLabZooError]):
+    """`stream[k]` is this process's slice of global batch k; an error raised on purpose is returned, not raised.
+
+    (A worker process can hand over an exception only wrapped in its traceback.) Raises DataError for an empty data set and
+    UsageError for a batch that cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, data: SegmentationData, recipe: Recipe, preprocessing: Preprocessing, *, rank: int = 0, processes: int = 1
+    ) -> None:
+        if not len(data):
+            raise DataError(f"{data.name} {data.split} has no pictures to train on.")
+        pieces = processes * recipe.accumulate
+        if recipe.batch % pieces:
+            raise UsageError(
+                f"A batch of {recipe.batch} cannot be shared evenly by {processes} process(es) x {recipe.accumulate} piece(s); "
+                f"make it a multiple of {pieces}."
+            )
+        self._data, self._recipe, self._preprocessing = data, recipe, preprocessing
+        share = recipe.batch // processes
+        self._places = range(rank * share, (rank + 1) * share)
+        mean = preprocessing.mean if preprocessing.channel_order == "RGB" else preprocessing.mean[::-1]
+        red, green, blue = (min(255, max(0, round(value * 255))) for value in mean)
+        self._fill = (red, green, blue)
+
+    def __getitem__(self, step: int) -> Batch | DeepLabZooError:
+        try:
+            pairs = [self._sample(step, step * self._recipe.batch + place) for place in self._places]
+        except DeepLabZooError as error:
+            return error
+        image_BHWC = np.stack([image for image, _ in pairs])
+        labels_BHW = np.stack([labels for _, labels in pairs]).astype(np.int64)
+        return Batch(torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(labels_BHW))
+
+    def _sample(self, step: int, position: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
+        """Read and augment the sample at a position of the endless run through the data."""
+        seed, count = self._recipe.seed, len(self._data)
+        epoch, place = divmod(position, count)
+        sample = self._data[int(epoch_order(seed, epoch, count)[place])]
+        augmentation = self._recipe.augmentation_at(step)
+        height, width = sample.labels.shape
+        seen_hw = resized_hw((height, width), self._preprocessing)
+        factor = seen_hw[0] / height if height >= width else seen_hw[1] / width
+        low, high = augmentation.scale
+        augmentation = dataclasses.replace(augmentation, scale=(low * factor, high * factor))
+        generator = sample_generator(seed, epoch, place)
+        return augment(sample, augmentation, generator, mean_fill=self._fill, ignore_index=self._data.ignore_index)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def batches(stream: Stream, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
+    """Yield batches `start` ... `stop - 1`, read ahead by at most `workers` processes (0: none); raises what the stream met."""
+    steps = range(start, stop)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, processors, len(steps))
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        pin_memory=pin,
+    )
+    for batch in loader:
+        if isinstance(batch, DeepLabZooError):
+            raise batch
+        yield batch
+
+
+def normalised(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return uint8 RGB as the float32 input that the weights expect, on the image's own device."""
+    if preprocessing.channel_order == "BGR":
+        image_BCHW = image_BCHW.flip(1)
+    mean = torch.tensor(preprocessing.mean, device=image_BCHW.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=image_BCHW.device).view(1, 3, 1, 1)
+    return (image_BCHW.to(torch.float32) / 255 - mean) / std
