@@ -54,7 +54,7 @@ class DeepLab(nn.Module):
     ) -> None:
         super().__init__()
         self.weights_source: dict[str, Any] = {}
-        """Which released or local file the weights came from (`name`, `tag`, `sha256`, `source`, `adapted`); empty: untrained."""
+        """Which file the weights came from (`name`, `tag`, `sha256`, `source`, `adapted`); empty where there is none."""
         self.config = config
         self.encoder, plan = build_encoder(config, pretrained=encoder_pretrained)
         self.feature_plan = plan
