@@ -52,7 +52,8 @@ class DeepLabConfig(_Plain):
     multi_grid: tuple[int, ...] | None = None
     """Unit rates of the blocks of the last encoder stage, e.g. (1, 2, 4) (DeepLabV3, section 3.2.1); None leaves timm's."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation of encoder and head; "group" is GroupNorm with 32 groups (or the largest divisor below)."""
+    """Normalisation of encoder and head; "group" is GroupNorm with 32 groups, or the largest number below that divides the
+    channels and leaves two to a group."""
     norm_eps: float = 1e-5
     """Epsilon of the head's normalisation layers."""
     dropout: float = 0.1
@@ -86,6 +87,8 @@ class DeepLabConfig(_Plain):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{field} must be a whole number of at least 1, not {value!r}.")
+        if not 0 <= self.decoder_convs <= 8:
+            raise UsageError(f"decoder_convs must be from 0 to 8, not {self.decoder_convs!r}.")
         if self.output_stride not in (8, 16, 32):
             raise UsageError(f"output_stride must be 8, 16 or 32, not {self.output_stride!r}.")
         for field in ("atrous_rates", "multi_grid"):

@@ -54,13 +54,13 @@ class EncoderFacts:
     strides: tuple[int, ...] = ()
     channels: tuple[int, ...] = ()
     reductions: tuple[int, ...] = ()
-    """Stride of each feature at output stride 32; a smaller output stride caps them."""
+    """Stride of each feature at the largest output stride; a smaller one caps them."""
     weight_sets: tuple[str, ...] = ()
     """One fingerprint of tensor names and shapes per entry of `strides`: weights move between strides where they are equal."""
-    exact16: tuple[float, float] | None = None
-    """Relative difference between the strided features and the dense ones at output stride 16, for inputs of 128 and 129
-    pixels; 0 to 1e-4 is exact up to rounding, None was not measured."""
-    exact8: tuple[float, float] | None = None
+    exact16: tuple[float | None, ...] | None = None
+    """Largest relative difference between strided and dense features at output stride 16, for images of 128 and 129 pixels
+    and random weights: 0 is exact up to rounding, None where the two maps do not correspond. None was not measured."""
+    exact8: tuple[float | None, ...] | None = None
     refused: str = ""
 
     @property
@@ -72,16 +72,21 @@ class EncoderFacts:
     def exactness(self) -> str:
         """One sentence on whether the dense network computes what the strided one does."""
         if self.exact16 is None or self.exact8 is None:
-            return "Exactness of the atrous conversion not measured for this encoder; see its family."
-        worst16, worst8 = max(self.exact16), max(self.exact8)
-        if max(worst16, worst8) < 1e-3:
-            return "Atrous conversion is exact at output strides 16 and 8."
-        return f"Atrous conversion differs by up to {worst16:.1g} at output stride 16 and {worst8:.1g} at 8 (random weights)."
+            return "The atrous conversion was not measured for this encoder; see its family."
+        if not any(self.exact16 + self.exact8):
+            return "The atrous conversion is exact at output strides 16 and 8."
+        return f"The atrous conversion is not exact: {_worst(self.exact16)} at output stride 16, {_worst(self.exact8)} at 8."
 
     def shares_weights(self, one_stride: int, other_stride: int) -> bool:
         """Whether weights made for one output stride fit the network at the other."""
         sets = dict(zip(self.strides, self.weight_sets, strict=True))
         return one_stride in sets and sets[one_stride] == sets.get(other_stride)
+
+
+def _worst(differences: tuple[float | None, ...]) -> str:
+    if None in differences:
+        return "maps that do not correspond"
+    return f"a relative difference up to {max(one for one in differences if one is not None):.1g}"
 
 
 def canonical_encoder(name: str) -> str:

@@ -1,0 +1,45 @@
+"""Rates follow the output stride, as the papers say (asks.md, theme B)."""
+
+import pytest
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.models.atrous import aspp_rates, block_rates, scale_rates
+
+
+def test_rates_are_the_papers() -> None:
+    """OS32: 3,6,9; OS16: 6,12,18; OS8: 12,24,36 (pytorch/vision#4105: "why rate is two times with paper")."""
+    assert [aspp_rates(stride) for stride in (32, 16, 8)] == [(3, 6, 9), (6, 12, 18), (12, 24, 36)]
+
+
+def test_derived_rates_keep_their_reach() -> None:
+    """Scaling the rates of one stride gives the papers' rates of the other."""
+    for from_stride in (8, 16, 32):
+        for to_stride in (8, 16, 32):
+            assert scale_rates(aspp_rates(from_stride), from_stride, to_stride) == aspp_rates(to_stride)
+
+
+def test_given_rates_keep_their_reach() -> None:
+    """A checkpoint's own rates scale as well, and no rates stay no rates (tensorflow/models#6257)."""
+    assert scale_rates((12, 24, 36), 16, 8) == (24, 48, 72)
+    assert scale_rates((), 16, 8) == ()
+
+
+def test_rates_that_would_become_fractions_are_refused() -> None:
+    """A rate of 9 at stride 8 would be 4.5 at stride 16: rounding it would change the network in silence."""
+    with pytest.raises(UsageError, match="no whole equivalent at stride 16"):
+        scale_rates((9,), 8, 16)
+
+
+@pytest.mark.parametrize("stride", [0, 4, 12, 64])
+def test_unknown_strides_are_refused(stride: int) -> None:
+    """Output strides are 8, 16 and 32."""
+    with pytest.raises(UsageError, match="must be 8, 16 or 32"):
+        aspp_rates(stride)
+
+
+def test_multi_grid_multiplies_the_stage_dilation() -> None:
+    """(1, 2, 4) at output stride 16 is (2, 4, 8) (YudeWang/deeplabv3plus-pytorch#19 confused the two)."""
+    assert block_rates((1, 2, 4), 16, 3) == (2, 4, 8)
+    assert block_rates((1, 2, 4), 8, 3) == (4, 8, 16)
+    assert block_rates((1, 2, 1), 32, 3) == (1, 2, 1)
+    assert block_rates((1, 2), 16, 4) == (2, 4, 2, 4)
