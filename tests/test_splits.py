@@ -3,7 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from deeplabzoo.data.base import open_data
 from deeplabzoo.data.shapes import Shapes
 from deeplabzoo.data.splits import Subset, carve, hold_out, read_list, split_hash
 from deeplabzoo.errors import DataError, UsageError
@@ -78,3 +80,34 @@ def test_lists_are_read_with_or_without_suffixes(tmp_path) -> None:
 def test_the_hash_is_of_the_sorted_names() -> None:
     """Anyone can repeat it: `printf 'a\\nb' | sha256sum`."""
     assert split_hash(["b", "a"]) == "7e18f737311b2dc3b2f269dd78396b0351f14fb66efa879f768cb23181883c78"
+
+
+@pytest.fixture
+def unsplit(tmp_path):
+    for sub in ("images", "masks"):
+        (tmp_path / sub).mkdir()
+    for i in range(10):
+        Image.new("RGB", (4, 3)).save(tmp_path / f"images/p{i}.jpg")
+        Image.new("L", (4, 3), i % 2).save(tmp_path / f"masks/p{i}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    return tmp_path
+
+
+def test_a_folder_without_splits_gets_a_fraction_by_name(unsplit) -> None:
+    """train and val cover it once; adding to nothing but names; and it is said."""
+    train, val = (open_data("folder", unsplit, split).names for split in ("train", "val"))
+    assert len(val) == 2
+    assert sorted((*train, *val)) == [f"p{i}" for i in range(10)]
+    assert open_data("folder", unsplit, "val").names == val
+    assert open_data("folder", unsplit, "all").names == tuple(f"p{i}" for i in range(10))
+
+
+def test_lists_split_a_folder(unsplit) -> None:
+    """Lists go before the fraction, and once there is one the others have to be there, too."""
+    (unsplit / "train.txt").write_text("p3.jpg\np1.jpg\n")
+    assert open_data("folder", unsplit, "train").names == ("p3", "p1")
+    with pytest.raises(DataError, match="train, all"):
+        open_data("folder", unsplit, "val")
+    (unsplit / "val.txt").write_text("p9\np99\n")
+    with pytest.raises(DataError, match="p99"):
+        open_data("folder", unsplit, "val")

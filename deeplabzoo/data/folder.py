@@ -1,14 +1,18 @@
 """A data set of one's own: a folder of images and a folder of masks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from deeplabzoo.data.class_file import ClassFile, read_class_file, read_colour_mask
 from deeplabzoo.data.classes import ClassList
-from deeplabzoo.data.images import read_mask
-from deeplabzoo.data.pairs import Pairs, codes_of, pair_folders
+from deeplabzoo.data.images import Labels, read_mask
+from deeplabzoo.data.pairs import Pairs, codes_of, pair_folders, pair_listed
 from deeplabzoo.data.palettes import default_palette
+from deeplabzoo.data.splits import hold_out, read_list
 from deeplabzoo.errors import DataError
 from deeplabzoo.say import say
 
@@ -19,59 +23,76 @@ _ENOUGH_MASKS = 32
 
 
 def open_split(root: Path, split: str, classes: Sequence[str] | None = None) -> Pairs:
-    """Open `ROOT/SPLIT/images` with `ROOT/SPLIT/masks`, or `ROOT/images` with `ROOT/masks` as the split `all`.
+    """Open one split of a folder, in the first of these forms that is there.
 
-    Class names are the lines of ROOT/classes.txt, or else `classes`. Masks hold 0, 1, 2 ... and 255 for void; with two classes
-    they may instead hold 0 and 255 only, which is then class 1 (and said). Raises DataError if a folder is missing, a file has
-    no partner, or no class names are known.
+    - `ROOT/SPLIT/images` with `ROOT/SPLIT/masks`;
+    - `ROOT/images` with `ROOT/masks` and a list of names `ROOT/SPLIT.txt`;
+    - the same two folders without any list: `all` is everything, `val` a fifth chosen by name, `train` the rest (said aloud).
+
+    Class names come from ROOT/classes.txt (see class_file), or else from `classes`. Masks hold 0, 1, 2 ... and 255 for void, or
+    the ids or RGB colours of classes.txt; with two classes they may instead hold 0 and 255 only: then that is class 1 (said).
+    Raises DataError if a folder is missing, a file has no partner, or no class names are known.
     """
-    images, masks = _folders(root, split)
-    names = _class_names(root, classes)
-    files = pair_folders(images, masks)
-    codes = codes_of(len(names))
-    if len(names) == 2 and _black_and_white(mask for _, mask in files.values()):
-        say(f"The masks in '{masks}' hold 0 and 255; 255 is read as class 1 ({names[1]}), not as void.")
+    files, masks = _files(root, split)
+    known = _classes(root, classes)
+    codes = known.codes
+    read: Callable[[Path], Labels] = read_mask
+    if known.colours is not None and _is_coloured(next(mask for _, mask in files.values())):
+        codes, read = codes_of(len(known.classes)), partial(read_colour_mask, colours=known.colours)
+    elif len(known.classes) == 2 and 1 in codes and _black_and_white(mask for _, mask in files.values()):
+        say(f"The masks in '{masks}' hold 0 and 255; 255 is read as class 1 ({known.classes[1]}), not as void.")
         codes = {0: 0, 255: 1}
-    known = ClassList("folder", names, default_palette(len(names)))
     return Pairs(
-        name="folder",
-        split=split,
-        classes=known.classes,
-        palette=known.palette,
-        files=files,
-        codes=codes,
-        ignore_index=known.ignore_index,
+        name="folder", split=split, classes=known.classes, palette=known.palette, files=files, codes=codes, read_values=read
     )
 
 
-def _folders(root: Path, split: str) -> tuple[Path, Path]:
+def _files(root: Path, split: str) -> tuple[dict[str, tuple[Path, Path]], Path]:
+    """Return stem -> (image, mask) of one split, and the folder of masks."""
     home = root / split
-    if split == WHOLE and not home.is_dir():
-        home = root
     if (home / "images").is_dir() and (home / "masks").is_dir():
-        return home / "images", home / "masks"
+        return pair_folders(home / "images", home / "masks"), home / "masks"
     splits = sorted(one.name for one in root.iterdir() if (one / "images").is_dir() and (one / "masks").is_dir())
-    if (root / "images").is_dir() and (root / "masks").is_dir():
-        splits.append(WHOLE)
+    images, masks = root / "images", root / "masks"
+    if images.is_dir() and masks.is_dir():
+        lists = {path.stem: path for path in sorted(root.glob("*.txt")) if path.name != "classes.txt"}
+        if split in lists:
+            return pair_listed(read_list(lists[split]), images, masks, lists[split]), masks
+        if split == WHOLE:
+            return pair_folders(images, masks), masks
+        if not lists and split in ("train", "val"):
+            return _fraction(pair_folders(images, masks), root, split), masks
+        splits += [*lists, WHOLE] if lists else ["train", "val", WHOLE]
     raise DataError(
         f"There is no '{home / 'images'}' with '{home / 'masks'}' beside it; splits in '{root}': {', '.join(splits) or 'none'}."
     )
 
 
-def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
+def _fraction(files: dict[str, tuple[Path, Path]], root: Path, split: str) -> dict[str, tuple[Path, Path]]:
+    held = hold_out(files)
+    say(
+        f"'{root}' has neither split folders nor train.txt and val.txt: {len(held)} of {len(files)} pictures, by name, are val."
+    )
+    return {stem: pair for stem, pair in files.items() if (stem in held) == (split == "val")}
+
+
+def _classes(root: Path, classes: Sequence[str] | None) -> ClassFile:
     file = root / "classes.txt"
-    if not file.is_file():
-        if classes is None:
-            raise DataError(f"The classes of '{root}' have no names; write them into '{file}', one a line, label 0 first.")
-        return tuple(classes)
+    if file.is_file():
+        return read_class_file(file)
+    if classes is None:
+        raise DataError(f"The classes of '{root}' have no names; write them into '{file}', one a line, label 0 first.")
+    known = ClassList("folder", tuple(classes), default_palette(len(classes)))
+    return ClassFile(known.classes, known.palette, codes_of(known.num_classes), None)
+
+
+def _is_coloured(mask: Path) -> bool:
+    """Whether a mask is an RGB picture; the first one decides for all. What cannot be opened is named when it is read."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"'{file}' is not UTF-8 text; expected one class name a line.") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise DataError(f"'{file}' is empty; expected one class name a line, label 0 first.")
-    return names
+        with Image.open(mask) as image:
+            return image.mode in ("RGB", "RGBA")
+    except OSError:
+        return False
 
 
 def _black_and_white(masks: Iterable[Path]) -> bool:

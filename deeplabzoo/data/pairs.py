@@ -1,7 +1,7 @@
 """Pictures and masks in two folders that belong together by stem: matching them, and reading a pair with every check."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Pairs:
     codes: Mapping[int, int]
     """Value in a mask file -> label; a value that is not listed is an error."""
     ignore_index: int = 255
+    read_values: Callable[[Path], Labels] = read_mask
+    """Reads a mask file into the values that `codes` explains."""
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,13 +60,16 @@ class Pairs:
     def read_labels(self, index: int) -> Labels:
         """Read one mask; raises ImageError, or OutsideValues when it has values outside the classes."""
         _, mask_path = self.files[self.names[index]]
-        return recode(read_mask(mask_path), self.codes, mask_path)
+        return recode(self.read_values(mask_path), self.codes, mask_path)
 
 
 class OutsideValues(DataError):  # noqa: N818 - a DataError to whoever reads it; the scan over a data set counts the values
-    """A mask holds `values` that are no label. They have a default because loader workers rebuild errors from the sentence."""
+    """A mask holds `values` (numbers, or colours as #rrggbb) that are no label.
 
-    def __init__(self, sentence: str, values: Sequence[int] = ()) -> None:
+    They have a default because loader workers rebuild errors from the sentence.
+    """
+
+    def __init__(self, sentence: str, values: Sequence[int | str] = ()) -> None:
         super().__init__(sentence)
         self.values = tuple(values)
 

@@ -107,12 +107,14 @@ def _sentence(bad: Mapping[str, OutsideValues], data: SegmentationData) -> str:
     more = f" Likewise {', '.join(named)}{f' and {unnamed} more' if unnamed > 0 else ''}." if named else ""
     return (
         f"{len(bad)} of {len(data)} masks of {data.name} {data.split} hold values outside the {len(data.classes)} classes "
-        f"({values}).{_guess(set(in_files), len(data.classes))} {listed}{more}"
+        f"({values}).{_guess({value for value in in_files if isinstance(value, int)}, len(data.classes))} {listed}{more}"
     )
 
 
 def _guess(values: set[int], num_classes: int) -> str:
     """Say what masks with such values usually are."""
+    if not values:
+        return ""
     if values == {num_classes}:
         return f" Are the labels numbered from 1, or is there a class more than the {num_classes} named ones?"
     if values == {255}:
