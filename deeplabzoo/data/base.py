@@ -13,6 +13,8 @@ from deeplabzoo.errors import DataError, UnknownNameError, did_you_mean
 
 _READERS = {
     "voc": "deeplabzoo.data.voc",
+    "cityscapes": "deeplabzoo.data.cityscapes",
+    "ade20k": "deeplabzoo.data.ade20k",
     "camvid": "deeplabzoo.data.camvid",
     "folder": "deeplabzoo.data.folder",
 }
@@ -73,7 +75,7 @@ class SegmentationData(Protocol):
 def open_data(
     name: str, root: str | os.PathLike[str], split: str = "val", *, classes: Sequence[str] | None = None
 ) -> SegmentationData:
-    """Open a data set on disk: `voc`, `camvid` or `folder`; files are matched now and read later.
+    """Open a data set on disk by one of DATA_NAMES; files are matched now and read later.
 
     `classes` names the classes of a `folder` that has no classes.txt of its own; the others know theirs and ignore it.
     Raises UnknownNameError for another name and DataError for a missing folder, an unknown split or an unpaired file.
