@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from deeplabzoo.data.images import ImageSource, Labels, Pixels, read_image
 from deeplabzoo.errors import DeepLabZooError, UsageError, did_you_mean
 from deeplabzoo.inference.device import choose_device, evaluating
+from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for
 from deeplabzoo.inference.labels import ClassArea, class_areas
 from deeplabzoo.inference.overlay import Color, blend, with_legend
 from deeplabzoo.inference.preprocess import labels_at_original, prepare
@@ -22,22 +23,6 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.output import write_atomically
 
 ENGINES = ("auto", "torch")
-
-Kind = Literal["overlay", "labels", "json"]
-
-PICTURE_FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-"""Suffix of a picture file -> Pillow's name of the format."""
-
-LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-"""Where label numbers survive: the other formats blur them, and a label between two others is a third class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,20 +104,6 @@ class Result:
         if picture_format == "PNG" and kind == "overlay":
             options = {"compress_level": 3}  # a photo: 5 % larger than at Pillow's own level 6, in a third of the time
         write_atomically(path, lambda file: picture.save(file, format=picture_format, **options))
-
-
-def kind_for(path: Path, kind: Kind | None = None) -> Kind:
-    """Return what to write into `path`: `kind` if its suffix allows it, else what the suffix means; raises UsageError."""
-    suffix = path.suffix.lower()
-    if kind is None:
-        kind = "json" if suffix == ".json" else "overlay"
-    if kind not in ("overlay", "labels", "json"):
-        raise UsageError(f"Unknown kind {kind!r}; expected 'overlay', 'labels' or 'json'.")
-    allowed = {"overlay": tuple(PICTURE_FORMATS), "labels": LOSSLESS_SUFFIXES, "json": (".json",)}[kind]
-    if suffix not in allowed:
-        why = " (lossy formats change class numbers)" if kind == "labels" and suffix in PICTURE_FORMATS else ""
-        raise UsageError(f"'{path}' cannot hold {kind}{why}; use a file name that ends in {', '.join(allowed)}.")
-    return kind
 
 
 class Predictor:

@@ -66,27 +66,26 @@ def _in_folder(folder: Path, recursive: bool, out: Path | None) -> list[Source]:
 
 
 def _distinct(sources: Sequence[Source]) -> list[Source]:
-    """Give photos of equal names different ones: `cat_jpg` and `cat_png`, or with their folders, `a/cat` and `b/cat`.
+    """Give photos of equal names different ones: with their folders, `a/cat` and `b/cat`, or `cat_jpg` and `cat_png`.
 
     Names that differ only in case count as equal, as they do on many disks.
     """
-    by_suffix = [_with_suffix_in_name(one) if clash else one for one, clash in zip(sources, _clashes(sources), strict=True)]
-    clashes = _clashes(by_suffix)
-    if not any(clashes):
-        return by_suffix
-    common = os.path.commonpath([one.path.resolve().parent for one, clash in zip(by_suffix, clashes, strict=True) if clash])
+    clashing = [one for one, clash in zip(sources, _clashes(sources), strict=True) if clash]
+    if not clashing:
+        return list(sources)
+    common = os.path.commonpath([one.path.resolve().parent for one in clashing])
     by_folder = [
-        replace(one, name=one.path.resolve().relative_to(common).parent / one.name.name) if clash else one
-        for one, clash in zip(by_suffix, clashes, strict=True)
+        replace(one, name=one.path.resolve().relative_to(common).with_suffix("")) if one in clashing else one for one in sources
     ]
-    for one, clash in zip(by_folder, _clashes(by_folder), strict=True):
+    distinct = [_with_suffix_in_name(one) if clash else one for one, clash in zip(by_folder, _clashes(by_folder), strict=True)]
+    for one, clash in zip(distinct, _clashes(distinct), strict=True):
         if clash:
             raise UsageError(f"Results of several photos would be called '{one.name}'; give them different --out folders.")
-    return by_folder
+    return distinct
 
 
 def _with_suffix_in_name(source: Source) -> Source:
-    return replace(source, name=source.name.with_name(f"{source.path.stem}_{source.path.suffix.lstrip('.').lower()}"))
+    return replace(source, name=source.name.with_name(f"{source.name.name}_{source.path.suffix.lstrip('.').lower()}"))
 
 
 def _clashes(sources: Sequence[Source]) -> list[bool]:

@@ -1,0 +1,178 @@
+"""`python -m deeplabzoo.predict IMAGE… --out PATH`: label photos, and write what was found as pictures and numbers."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplabzoo.cli import Parser, add_device_option, named_network, run
+from deeplabzoo.errors import ImageError, OutputError, UsageError
+from deeplabzoo.inference.formats import KINDS, PICTURE_FORMATS, Kind, kind_for
+from deeplabzoo.inference.sources import Source, find_photos
+from deeplabzoo.output import ensure_folder
+
+if TYPE_CHECKING:
+    from deeplabzoo.inference.predictor import Predictor, Result
+
+DEFAULT_MODEL = "deeplabv3_mobilenetv2_voc"
+
+_SUFFIX_IN_FOLDER: dict[Kind, str] = {"overlay": "_overlay.png", "labels": "_labels.png", "json": ".json"}
+
+_EPILOG = """\
+IMAGE is a photo, a folder of photos, or a pattern such as 'trip/*.jpg'. JPEG, PNG, WebP, TIFF, BMP, GIF, 16-bit, grey,
+palette, CMYK and transparent pictures are read, and turned upright by their EXIF orientation.
+
+PATH with the suffix of a picture or .json is one file for one photo: the overlay unless a choice is made, or the JSON.
+Any other PATH is a folder: a photo NAME gives NAME_overlay.png, NAME_labels.png and NAME.json, or those chosen.
+
+examples:
+  python -m deeplabzoo.predict cat.jpg --out cat_overlay.png
+  python -m deeplabzoo.predict photos --recursive --out results --labels --json
+  python -m deeplabzoo.predict cat.jpg --out areas.json --weights mine.safetensors
+"""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One photo and the files to make of it."""
+
+    source: Source
+    files: dict[Kind, Path]
+
+
+def predict_command(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, find the photos, prove that results can be written, then label photo by photo.
+
+    A photo that cannot be read is named and the others are done; raises ImageError in the end if there was one.
+    """
+    args = _parser().parse_args(argv)
+    if not 0 <= args.alpha <= 1:
+        raise UsageError(f"--alpha must be from 0 (photo only) to 1 (colours only), not {args.alpha:g}.")
+    kinds = [kind for kind in KINDS if getattr(args, kind)]
+    out = Path(args.out)
+    one_file = _is_file(args.out)
+    sources = find_photos(args.images, recursive=args.recursive, out=None if one_file else out)
+    if not any(source.path.exists() for source in sources):
+        raise ImageError(f"'{sources[0].path}' does not exist; check the path.")
+    jobs = _one_job(sources, out, kinds) if one_file else [_job(source, out, kinds) for source in sources]
+    _check_files(jobs)
+
+    predictor, facts = _predictor(args.model, args.weights, args.device)
+    failed = _work(jobs, predictor, facts, alpha=args.alpha, legend=not args.no_legend)
+    if failed:
+        if len(jobs) == 1:
+            raise ImageError(failed[0][1])
+        names = ", ".join(f"'{source.path}'" for source, _ in failed[:5]) + (", …" if len(failed) > 5 else "")
+        raise ImageError(f"{len(failed)} of {len(jobs)} photos could not be read: {names}; the others are done.")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 the work failed, 2 the call was wrong."""
+    return run(predict_command, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("predict", "Label every pixel of photos with a DeepLab.", _EPILOG)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="photo, folder or pattern")
+    parser.add_argument("--out", required=True, metavar="PATH", help="where results go: a folder, or a file for one photo")
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"a name (`deeplabzoo.list_models()`) or a checkpoint file (default: {DEFAULT_MODEL})"
+    )
+    parser.add_argument(
+        "--weights", metavar="TAG|FILE", help="a tag of the model (default: its first), or a file; a file alone names its model"
+    )
+    parser.add_argument("--overlay", action="store_true", help="write the tinted photo with a legend of classes and shares")
+    parser.add_argument("--labels", action="store_true", help="write a palette PNG whose values are class numbers")
+    parser.add_argument("--json", action="store_true", help="write the areas of the classes found")
+    parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in the overlay, 0...1 (default 0.5)")
+    parser.add_argument("--no-legend", action="store_true", help="leave the legend out: the overlay has the photo's size")
+    parser.add_argument("--recursive", action="store_true", help="search the folders below a folder, too, and keep them")
+    add_device_option(parser)
+    return parser
+
+
+def _is_file(out: str) -> bool:
+    path = Path(out)
+    return not out.endswith(("/", "\\")) and not path.is_dir() and path.suffix.lower() in (*PICTURE_FORMATS, ".json")
+
+
+def _one_job(sources: list[Source], out: Path, kinds: list[Kind]) -> list[_Job]:
+    """Return the job of `--out FILE`: a picture, or JSON, or a picture with its JSON beside it."""
+    if len(sources) != 1:
+        raise UsageError(f"--out '{out}' is one file, but there are {len(sources)} photos; give a folder.")
+    if "overlay" in kinds and "labels" in kinds:
+        raise UsageError(f"--overlay and --labels are two pictures and --out '{out}' is one file; give a folder.")
+    files: dict[Kind, Path] = {}
+    for kind in kinds or [kind_for(out)]:
+        beside = kind == "json" and len(kinds) > 1 and out.suffix.lower() != ".json"
+        files[kind] = out.with_suffix(".json") if beside else out
+        kind_for(files[kind], kind)
+    return [_Job(sources[0], files)]
+
+
+def _job(source: Source, out: Path, kinds: list[Kind]) -> _Job:
+    stem = out / source.name
+    return _Job(source, {kind: stem.with_name(stem.name + _SUFFIX_IN_FOLDER[kind]) for kind in kinds or KINDS})
+
+
+def _check_files(jobs: list[_Job]) -> None:
+    """Raise before the network is loaded if a result could not be written, or would take the place of a photo."""
+    photos = {job.source.path.resolve() for job in jobs}
+    files = [file for job in jobs for file in job.files.values()]
+    for file in files:
+        if file.resolve() in photos:
+            raise UsageError(f"The result '{file}' would overwrite the photo; name another --out.")
+        if file.is_dir():
+            raise OutputError(f"The result '{file}' cannot be written: a folder of that name is there.")
+    for folder in dict.fromkeys(file.parent for file in files):
+        ensure_folder(folder)
+
+
+def _predictor(model: str | None, weights: str | None, device: str) -> tuple["Predictor", dict[str, Any]]:
+    """Return the predictor, and the facts about it for the JSON; a weights file without a model says itself what it is."""
+    if model is None and weights is not None and Path(weights).is_file():
+        model, weights = weights, None
+    model = model or DEFAULT_MODEL
+    net, identity = named_network(model, weights)
+
+    from deeplabzoo.inference.predictor import Predictor  # after the names are known to be right: torch takes seconds
+
+    predictor = Predictor(net, device)
+    return predictor, {"model": model, "weights": identity, "device": str(predictor.device)}
+
+
+def _work(
+    jobs: list[_Job], predictor: "Predictor", facts: dict[str, Any], *, alpha: float, legend: bool
+) -> list[tuple[Source, str]]:
+    """Label the photos and write their files; returns those that could not be read, with the reason."""
+    from tqdm import tqdm
+
+    failed: list[tuple[Source, str]] = []
+    for job in tqdm(jobs, unit="photo", disable=None if len(jobs) > 1 else True, dynamic_ncols=True):
+        try:
+            result = predictor(job.source.path)
+        except ImageError as error:
+            failed.append((job.source, str(error)))
+            if len(jobs) > 1:
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
+            continue
+        for kind, file in job.files.items():
+            result.save(file, kind, alpha=alpha, legend=legend, facts={"image": str(job.source.path), **facts})
+        tqdm.write(_summary(job, result))
+    return failed
+
+
+def _summary(job: _Job, result: "Result") -> str:
+    from deeplabzoo.inference.overlay import percent
+
+    found = result.found()
+    shares = [f"{area.name} {percent(area.share)}" for area in found[:5]]
+    if len(found) > 5:
+        shares.append(f"{len(found) - 5} more {percent(sum(area.share for area in found[5:]))}")
+    return f"{job.source.path.name}: {', '.join(shares)} -> {', '.join(str(file) for file in job.files.values())}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
