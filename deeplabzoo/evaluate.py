@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from deeplabzoo.cli import Parser, add_device_option, run
+from deeplabzoo.data.base import DATA_NAMES
 from deeplabzoo.errors import OutputError, UsageError
 from deeplabzoo.output import ensure_folder, write_atomically
 
@@ -48,7 +49,7 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     if args.json is not None:
         _require_writable(args.json)
-    net, weights = _network(args.model, args.weights)
+    net = _network(args.model, args.weights)
 
     from deeplabzoo.inference.evaluation import evaluate  # after the names are known to be right: torch takes seconds
 
@@ -63,7 +64,6 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
         limit=args.limit,
         device=args.device,
         model=args.model,
-        weights=weights,
     )
     report = dataclasses.replace(report, command=shlex.join(["python", "-m", "deeplabzoo.evaluate", *words]))
     print(report.table())
@@ -82,7 +82,7 @@ def _parser() -> Parser:
     parser = Parser("evaluate", "Measure a model on labelled pictures: mIoU, per-class IoU, pixel accuracy, Dice.", _EPILOG)
     parser.add_argument("model", metavar="MODEL", help="a name (`deeplabzoo.list_models()`) or a checkpoint file")
     parser.add_argument("--weights", metavar="TAG|FILE", help="which weights of the named model (default: its default tag)")
-    parser.add_argument("--data", required=True, metavar="NAME", help="voc, camvid or folder")
+    parser.add_argument("--data", required=True, metavar="NAME", help=", ".join(DATA_NAMES))
     parser.add_argument("--root", required=True, metavar="DIR", help="where the data set lies")
     parser.add_argument("--split", default="val", help="val (default), train, test ...; `all` for a folder without splits")
     parser.add_argument(
@@ -98,36 +98,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _network(model: str, weights: str | None) -> tuple["DeepLab", dict[str, Any]]:
-    """Return the network that the command line names, and what identifies its weights."""
+def _network(model: str, weights: str | None) -> "DeepLab":
     import deeplabzoo
 
-    if Path(model).is_file():
-        if weights is not None:
-            raise UsageError(f"MODEL '{model}' is a file that holds its own weights; leave --weights out.")
-        return deeplabzoo.load(model), _file_identity(Path(model))
-    if weights is not None and Path(weights).is_file():
-        return deeplabzoo.create(model, pretrained=weights), _file_identity(Path(weights))
-    if model.startswith("hf-hub:") or (weights or "").startswith("hf-hub:"):
-        return deeplabzoo.create(model, pretrained=weights or True), {"source": weights or model}
-    return _released_network(model, weights)
-
-
-def _released_network(model: str, tag: str | None) -> tuple["DeepLab", dict[str, Any]]:
-    import deeplabzoo
-    from deeplabzoo.zoo.checksum import sha256_of
-    from deeplabzoo.zoo.hub import fetch
-    from deeplabzoo.zoo.registry import find_weights, parse_name
-
-    row = find_weights(parse_name(model), tag)
-    net = deeplabzoo.create(row.name, pretrained=row.tag)
-    return net, {"tag": row.tag, "source": str(row.source), "sha256": row.sha256 or sha256_of(fetch(row))}
-
-
-def _file_identity(path: Path) -> dict[str, Any]:
-    from deeplabzoo.zoo.checksum import sha256_of
-
-    return {"source": path.name, "sha256": sha256_of(path)}
+    if not Path(model).is_file():
+        net: DeepLab = deeplabzoo.create(model, pretrained=weights or True)
+    elif weights is None:
+        net = deeplabzoo.load(model)
+    else:
+        raise UsageError(f"MODEL '{model}' is a file that holds its own weights; leave --weights out.")
+    return net
 
 
 def _require_writable(path: Path) -> None:

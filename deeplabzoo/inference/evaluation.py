@@ -4,9 +4,9 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -42,14 +42,12 @@ def evaluate(
     progress: bool = True,
     device: str | torch.device = "auto",
     model: str | None = None,
-    weights: Mapping[str, Any] | None = None,
 ) -> Report:
     """Score `net` on a split of a data set: a name (`voc`, `camvid`, `folder`) with its root, or an opened data set.
 
     Predictions are brought to the size of the labels, never the labels to the predictions. `scales` and `flip` average softmax
     outputs (DeepLabV3, section 4.1); `output_stride` is switched for the evaluation and put back; `limit` takes the first so
-    many pictures, and the report then says so. `model` and `weights` (what `Report.weights` holds) go into the report; without
-    them the network's architecture and the hash of its tensors identify it.
+    many pictures, and the report then says so. The report names the model as `model`, or else as the network knows itself.
 
     Raises UsageError for settings that make no sense or a network with another number of classes than the data, and whatever
     reading the data raises: DataError, ImageError.
@@ -69,8 +67,8 @@ def evaluate(
         _warn_if_one_class(matrix, data.classes)
         prep = net.preprocessing
         return Report(
-            model=model or f"{net.config.architecture}_{short_name(net.config.encoder)}",
-            weights={"tag": None, "source": None, "sha256": None, **(weights or {}), "tensors_sha256": tensors_sha256(net)},
+            model=model or net.weights_source.get("name") or f"{net.config.architecture}_{short_name(net.config.encoder)}",
+            weights={"tag": None, "source": None, "sha256": None, **net.weights_source, "tensors_sha256": tensors_sha256(net)},
             data=data.name,
             split=data.split,
             images=count,

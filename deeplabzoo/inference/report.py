@@ -52,7 +52,8 @@ class Report:
 
     model: str
     weights: Mapping[str, Any]
-    """`sha256` of the weights file (None if there is no file), `tensors_sha256` of the parameters, `tag`, `source`."""
+    """What the network knows of its weights (`name`, `tag`, `source`, `sha256` of the file; None where there was no file), and
+    `tensors_sha256` of its tensors."""
     data: str
     split: str
     images: int
