@@ -14,6 +14,7 @@ from deeplabzoo.errors import DataError, UnknownNameError, did_you_mean
 _READERS = {
     "voc": "deeplabzoo.data.voc",
     "cityscapes": "deeplabzoo.data.cityscapes",
+    "coco": "deeplabzoo.data.coco",
     "ade20k": "deeplabzoo.data.ade20k",
     "camvid": "deeplabzoo.data.camvid",
     "folder": "deeplabzoo.data.folder",
