@@ -95,7 +95,7 @@ def test_ids_with_gaps_become_classes(folder) -> None:
         ("a #ff0000\nb 255,0,0\n", "to another class"),
         ("a id=4\nb id=4\n", "to another class"),
         ("a 1,2,300\n", "0 to 255"),
-        ("a\nb\na\n", "twice"),
+        ("a\nb\na\n", "names 'a' twice"),
         ("\n".join(f"c{i}" for i in range(256)), "at most 255"),
     ],
 )

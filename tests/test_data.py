@@ -135,8 +135,8 @@ def test_folder_pairs_by_stem_whatever_the_suffix(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_splits_is_the_split_all(tmp_path: Path) -> None:
-    make_folder(tmp_path, {"a": mask_of(1)})
-    assert len(open_data("folder", tmp_path, "all", classes=("x", "y"))) == 1
+    make_folder(tmp_path, {"a": mask_of(1), "b": mask_of(0)})
+    assert len(open_data("folder", tmp_path, "all", classes=("x", "y"))) == 2
     with pytest.raises(DataError, match=r"no '.*test/images'.*splits in .*: train, val, all\."):
         open_data("folder", tmp_path, "test", classes=("x", "y"))
 

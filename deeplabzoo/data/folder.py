@@ -58,11 +58,13 @@ def _files(root: Path, split: str) -> tuple[dict[str, tuple[Path, Path]], Path]:
         lists = {path.stem: path for path in sorted(root.glob("*.txt")) if path.name != "classes.txt"}
         if split in lists:
             return pair_listed(read_list(lists[split]), images, masks, lists[split]), masks
+        files = pair_folders(images, masks)
         if split == WHOLE:
-            return pair_folders(images, masks), masks
-        if not lists and split in ("train", "val"):
-            return _fraction(pair_folders(images, masks), root, split), masks
-        splits += [*lists, WHOLE] if lists else ["train", "val", WHOLE]
+            return files, masks
+        by_fraction = ["train", "val"] if not lists and not splits and len(files) > 1 else []
+        if split in by_fraction:
+            return _fraction(files, root, split), masks
+        splits += [*lists, *by_fraction, WHOLE]
     raise DataError(
         f"There is no '{home / 'images'}' with '{home / 'masks'}' beside it; splits in '{root}': {', '.join(splits) or 'none'}."
     )
