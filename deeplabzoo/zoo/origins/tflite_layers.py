@@ -171,6 +171,9 @@ class _Reader:
             raise damaged(f"the convolution '{name}' has weights of shape {weight.shape} on a map of shape {source.shape}")
         # depthwise weights are stored 1 x height x width x out, others out x height x width x in
         weight = weight.transpose(3, 0, 1, 2) if depthwise else weight.transpose(0, 3, 1, 2)
+        read = 1 if depthwise else source.shape[3]
+        if weight.shape[1] != read or (depthwise and source.shape[3] != len(weight)) or shape[3:] != (len(weight),):
+            raise damaged(f"the convolution '{name}' maps {source.shape} to {shape} with weights of shape {weight.shape}")
         bias = self._bias(operator, weight.shape[0])
         strides, dilations = (1, 2), (5, 6) if depthwise else (4, 5)
         stride = _square([operator.option(slot) for slot in strides], name)

@@ -128,14 +128,16 @@ def match_encoder(features: Features, config: DeepLabConfig) -> tuple[DeepLabCon
 
     The encoder is on the meta device. Raises WeightsError if none has these blocks and widths.
     """
+    channels = [layer.shape[-1] for layer in (features.stem, *(block.project for block in features.blocks))]
     for name in sorted(list_encoders("mobilenetv2_*"), key=lambda name: encoder_facts(name).params):
+        if encoder_facts(name).channels[-1] < channels[-1]:
+            continue
         named = dataclasses.replace(config, encoder=name)
         with torch.device("meta"):
             encoder, _ = build_encoder(named)
         pairs = _pairs(features, encoder)
         if pairs is not None and all(_fits(layer, convolution) for layer, convolution in pairs):
             return named, encoder
-    channels = [layer.shape[-1] for layer in (features.stem, *(block.project for block in features.blocks))]
     widths = ", ".join(map(str, channels))
     raise WeightsError(f"timm has no MobileNetV2 whose blocks have {widths} channels, or more, and the dilations of the file.")
 
