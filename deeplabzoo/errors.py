@@ -47,6 +47,10 @@ class OutputError(DeepLabZooError):
     """A result that cannot be written where it was asked for."""
 
 
+class TrainingError(DeepLabZooError):
+    """A training run that cannot go on: a loss that is no number, a process that was lost, a state that cannot be read."""
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ` Did you mean 'a', 'b' or 'c'?` for the known names nearest to `name`, or an empty string.
 
