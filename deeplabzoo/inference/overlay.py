@@ -77,36 +77,32 @@ def with_legend(photo: Image.Image, areas: Sequence[ClassArea], palette: Sequenc
     Nothing of the photo is covered. Text grows with the photo and is never below 12 pixels; a photo narrower than its
     legend gets a wider sheet.
     """
-    size = max(12, round(0.03 * (photo.width * photo.height) ** 0.5))
+    size = max(12, round(0.024 * (photo.width * photo.height) ** 0.5))
     font = ImageFont.load_default(size=size)
     entries = _entries(areas, palette)
-    names = [_shortened(name) for name, _, _ in entries]
-    shares = [percent(share) for _, share, _ in entries]
-    gap, swatch, line = round(size * 0.6), size, round(size * 1.6)
-    name_width = max(round(font.getlength(name)) for name in names)
-    share_width = max(round(font.getlength(share)) for share in shares)
-    cell = swatch + gap + name_width + gap + share_width
-    margin = round(size * 0.8)
-    between = 2 * size
-    columns = max(1, min(len(entries), (photo.width - 2 * margin + between) // (cell + between)))
-    rows = -(-len(entries) // columns)
-    columns = -(-len(entries) // rows)
-    width = max(photo.width, 2 * margin + columns * cell + (columns - 1) * between)
-    sheet = Image.new("RGB", (width, photo.height + 2 * margin + rows * line), PAPER)
-    sheet.paste(photo, ((width - photo.width) // 2, 0))
+    widths = [(font.getlength(_shortened(name)), font.getlength(percent(share))) for name, share, _ in entries]
+    gap, line, margin, between = round(0.6 * size), round(1.6 * size), size, 2 * size
+    # As many columns as fit beside each other, each as wide as its widest entry: swatch, name, share.
+    for rows in range(1, len(entries) + 1):
+        columns = [range(first, min(first + rows, len(entries))) for first in range(0, len(entries), rows)]
+        cells = [size + 2 * gap + sum(round(max(widths[k][part] for k in column)) for part in (0, 1)) for column in columns]
+        legend_width = 2 * margin + sum(cells) + between * (len(cells) - 1)
+        if legend_width <= photo.width:
+            break
+    sheet = Image.new("RGB", (max(photo.width, legend_width), photo.height + 2 * margin + rows * line - (line - size)), PAPER)
+    sheet.paste(photo, ((sheet.width - photo.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
-    for index, (_, _, color) in enumerate(entries):
-        column, row = divmod(index, rows)
-        left = margin + column * (cell + between)
-        middle = photo.height + margin + row * line + line // 2
-        box = (left, middle - swatch // 2, left + swatch - 1, middle - swatch // 2 + swatch - 1)
-        if color is None:
-            draw.rectangle(box, fill=PAPER, outline=FAINT, width=max(1, size // 14))
-        else:
-            draw.rounded_rectangle(box, radius=size // 6, fill=color)
-        ink = FAINT if color is None else INK
-        draw.text((left + swatch + gap, middle), names[index], font=font, fill=ink, anchor="lm")
-        draw.text((left + cell, middle), shares[index], font=font, fill=ink, anchor="rm")
+    left = margin
+    for column, cell in zip(columns, cells, strict=True):
+        for row, k in enumerate(column):
+            name, share, color = entries[k]
+            top = photo.height + margin + row * line
+            box = (left, top, left + size - 1, top + size - 1)
+            draw.rounded_rectangle(box, size // 6, fill=color or PAPER, outline=color or FAINT, width=max(1, size // 14))
+            ink = INK if color else FAINT
+            draw.text((left + size + gap, top + size // 2), _shortened(name), ink, font, anchor="lm")
+            draw.text((left + cell, top + size // 2), percent(share), ink, font, anchor="rm")
+        left += cell + between
     return sheet
 
 
