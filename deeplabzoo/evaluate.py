@@ -5,7 +5,6 @@ its name, where the function would otherwise be lost.
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -68,8 +67,7 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
     report = dataclasses.replace(report, command=shlex.join(["python", "-m", "deeplabzoo.evaluate", *words]))
     print(report.table())
     if args.json is not None:
-        text = json.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        write_atomically(args.json, lambda file: file.write(text.encode()))
+        write_atomically(args.json, lambda file: file.write(report.to_json().encode()))
     return 0
 
 

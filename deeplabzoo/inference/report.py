@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import platform
@@ -148,12 +149,19 @@ class Report:
             "command": self.command,
         }
 
+    def to_json(self) -> str:
+        """Return `to_dict()` as indented JSON with a line for each row of the matrix, fit to be read and diffed."""
+        values = self.to_dict()
+        rows = ",\n    ".join(json.dumps(row) for row in values.pop("confusion_matrix"))
+        head = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False).removesuffix("\n}")
+        return f'{head},\n  "confusion_matrix": [\n    {rows}\n  ]\n}}\n'
+
     def table(self) -> str:
-        """Return the report as text for a terminal: a line a class, then the means, in percent; no colour."""
+        """Return the report as text for a terminal: a line a class (`true %`: its share of the true pixels), then the means."""
         pixels = [sum(row) for row in self.confusion_matrix]
         total = sum(pixels)
         width = max(len("class"), *map(len, self.classes))
-        lines = [f"{'class':<{width}}     IoU    Dice  pixels"]
+        lines = [f"{'class':<{width}}   IoU %  Dice %  true %"]
         for name, iou, dice, count in zip(
             self.classes, self.scores.per_class_iou, self.scores.per_class_dice, pixels, strict=True
         ):
@@ -216,4 +224,4 @@ def _cpu_model() -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "     -" if value is None or math.isnan(value) else f"{100 * value:6.2f}"
+    return f"{'-':>6}" if value is None or math.isnan(value) else f"{100 * value:6.2f}"
