@@ -6,6 +6,7 @@ of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLIN
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -58,6 +59,22 @@ def cache_folder() -> Path:
 def offline_switch() -> str:
     """Return the environment variable that forbids the network, or an empty string."""
     return next((name for name in OFFLINE_SWITCHES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")), "")
+
+
+@contextlib.contextmanager
+def hub_obeys_switch() -> Iterator[None]:
+    """Hold the Hub client to `DEEPLABZOO_OFFLINE` while other code (timm, for an encoder's weights) uses it.
+
+    The client reads its own switch once, when it is imported.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(offline_switch())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _bundled(row: WeightRow, path: Path, expected: Expected) -> Path:

@@ -1,0 +1,82 @@
+"""Tensors by name out of a file that nobody vouches for: safetensors, or a PyTorch pickle from which no code is ever run."""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplabzoo.errors import WeightsError
+from deeplabzoo.models.checkpoint import read_safetensors
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+"""Keys under which training scripts keep the state dict beside optimizer and epoch."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a `.safetensors` or PyTorch file, told by its content, in float32 on the CPU.
+
+    Raises WeightsError, in one sentence, for a file that is empty, damaged, of another kind, or holds more than tensors.
+    """
+    head = _first_bytes(path)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        tensors = _tensors_of(_unpickle(path), path)
+    elif head[8:9] == b"{" or path.suffix == ".safetensors":
+        _, tensors = read_safetensors(path)
+    else:
+        raise WeightsError(
+            f"'{path}' is no weights file that deeplabzoo knows: neither safetensors nor PyTorch, and no known foreign format."
+        )
+    return {_bare(name): _plain(tensor) for name, tensor in tensors.items()}
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise WeightsError(f"'{path}' is a folder; name the weights file in it.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise WeightsError(f"There is no weights file '{path}'.") from None
+    except OSError as error:
+        raise WeightsError(f"'{path}' cannot be read: {error.strerror}.") from None
+    if not head:
+        raise WeightsError(f"'{path}' is empty; download or save it again.")
+    return head
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on old formats, meant for whoever wrote the file
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"'{path}' holds Python objects or code beside tensors, which are never run, or is damaged; "
+            "ask for its state dict alone, best as safetensors."
+        ) from None
+    except Exception as error:  # a damaged archive or pickle can fail in any way its bytes lead to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"'{path}' is not a whole PyTorch file ({reason}); download or save it again.") from None
+
+
+def _tensors_of(value: Any, path: Path) -> Mapping[str, torch.Tensor]:
+    for wrapper in (None, *_WRAPPERS):
+        found = value if wrapper is None else value.get(wrapper) if isinstance(value, Mapping) else None
+        if isinstance(found, Mapping) and found and all(isinstance(one, torch.Tensor) for one in found.values()):
+            return found
+    raise WeightsError(f"'{path}' holds no state dict: expected tensors by name, at its top or under {', '.join(_WRAPPERS)}.")
+
+
+def _bare(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(torch.float32) if tensor.is_floating_point() else tensor.detach()

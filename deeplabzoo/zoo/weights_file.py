@@ -1,0 +1,123 @@
+"""A weights file, whatever wrote it, in one form: what it says about itself, its tensors, and which released file it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplabzoo.data.classes import class_list
+from deeplabzoo.data.palettes import Palette
+from deeplabzoo.errors import WeightsError
+from deeplabzoo.models.checkpoint import is_own, read_checkpoint
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.zoo.checksum import sha256_of
+from deeplabzoo.zoo.hub import fetch, fetch_from_hub
+from deeplabzoo.zoo.manifest import WeightRow, released
+from deeplabzoo.zoo.origins import identify
+from deeplabzoo.zoo.state_dict import read_state_dict
+
+HUB_PREFIX = "hf-hub:"
+OWN, BARE = "deeplabzoo", "state dict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """What was read from one file; fields that the file does not tell are None."""
+
+    origin: str
+    """"deeplabzoo", a foreign format's name, or "state dict" for tensors alone."""
+    config: DeepLabConfig | None
+    """None for tensors alone and for encoders."""
+    encoder: str | None
+    """Canonical name, where the file tells it."""
+    state_dict: Mapping[str, torch.Tensor]
+    """In our names; those of an encoder (`config` None, `encoder` set) are relative to `DeepLab.encoder`."""
+    classes: tuple[str, ...] | None = None
+    palette: Palette | None = None
+    preprocessing: Preprocessing | None = None
+    remarks: tuple[str, ...] = ()
+    """What was dropped or assumed, for the loading line."""
+    source: Mapping[str, Any]
+    """Identity for reports: `name` and `tag` of a released file, `sha256`, `source`."""
+
+    @property
+    def label(self) -> str:
+        """How messages call it: `name.tag` of a released file, else where it came from."""
+        name, tag = self.source.get("name"), self.source.get("tag")
+        return f"{name}.{tag}" if name else str(self.source["source"])
+
+
+def read_weights(path: Path, source: str | None = None) -> WeightsFile:
+    """Read a file of ours, of any known foreign format, or of tensors alone.
+
+    A file whose hash is in the manifest is that released file, wherever it lies. Raises WeightsError in one sentence.
+    """
+    if is_own(path):
+        file = _own(path)
+    elif origin := identify(path):
+        converted = origin.convert(path)
+        file = WeightsFile(
+            origin=origin.ORIGIN,
+            config=converted.config,
+            encoder=converted.encoder,
+            state_dict=converted.state_dict,
+            classes=converted.classes,
+            palette=converted.palette,
+            preprocessing=converted.preprocessing,
+            remarks=(*(f"{what} dropped" for what in converted.dropped), *converted.notes),
+            source={},
+        )
+    else:
+        file = WeightsFile(origin=BARE, config=None, encoder=None, state_dict=read_state_dict(path), source={})
+    sha256 = sha256_of(path)
+    row = next((row for row in released() if row.sha256 == sha256), None)
+    identity = {"name": row.name if row else None, "tag": row.tag if row else None, "sha256": sha256}
+    return replace(file, source={**file.source, **identity, "source": source or path.name})
+
+
+def read_released(row: WeightRow) -> WeightsFile:
+    """Fetch and read the file of a manifest row.
+
+    What the row says about a foreign file (configuration, preprocessing, classes) counts, since such files cannot say it all.
+    Raises DownloadError and WeightsError.
+    """
+    file = read_weights(fetch(row), str(row.source))
+    if file.origin != row.origin:
+        raise WeightsError(f"The manifest says that {row.full_name} is of origin {row.origin}, but its file is {file.origin}.")
+    if file.origin != OWN:
+        classes = class_list(row.data)
+        file = replace(
+            file,
+            config=row.config,
+            encoder=row.config.encoder,
+            preprocessing=row.preprocessing,
+            classes=classes.classes,
+            palette=classes.palette,
+            remarks=(),  # what a row says is not assumed
+        )
+    return replace(file, source={**file.source, "name": row.name, "tag": row.tag})
+
+
+def read_from_hub(address: str) -> WeightsFile:
+    """Read `hf-hub:owner/name[@revision]`: the file `model.safetensors` of that repository.
+
+    Raises DownloadError and WeightsError.
+    """
+    repo, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
+    return read_weights(fetch_from_hub(repo, "model.safetensors", revision or None), address)
+
+
+def _own(path: Path) -> WeightsFile:
+    checkpoint = read_checkpoint(path)
+    return WeightsFile(
+        origin=OWN,
+        config=checkpoint.config,
+        encoder=checkpoint.config.encoder,
+        state_dict=checkpoint.state_dict,
+        classes=checkpoint.classes,
+        palette=checkpoint.palette,
+        preprocessing=checkpoint.preprocessing,
+        source={"trained": dict(checkpoint.source)} if checkpoint.source else {},
+    )
