@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, str] = {
     "predict": "label photos: palette PNG, overlay with a legend, JSON of areas",
     "evaluate": "measure a model on a labelled data set: mIoU, per-class IoU, Dice",
+    "prepare": "download and lay out a training data set: VOC 2012, trainaug",
     "weights": "list, record and tabulate the published weights",
 }
 """Every command, and what it does in one line."""

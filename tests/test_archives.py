@@ -104,11 +104,11 @@ def test_another_archive_and_an_existing_folder_are_named(tmp_path) -> None:
 def test_a_download_is_verified_before_it_is_opened(tmp_path) -> None:
     """A wrong file is removed and the next call fetches it again; a right one is not fetched twice."""
     good = tar_of(tmp_path / "good", FILES).read_bytes()
-    archive = Archive("http://host/x.tgz", "x.tgz", hashlib.md5(good).hexdigest(), "outer/data", ROOM)
+    archive = Archive(("http://host/x.tgz",), "x.tgz", hashlib.md5(good).hexdigest(), "outer/data", ROOM)
     served = [b"truncated", good]
 
     def download(url: str, path: Path) -> None:
-        assert url == archive.url
+        assert url == archive.urls[0]
         path.write_bytes(served.pop(0))
 
     with pytest.raises(DownloadError, match="md5"):
@@ -118,3 +118,20 @@ def test_a_download_is_verified_before_it_is_opened(tmp_path) -> None:
     fetch_archive(archive, tmp_path / "again", download, keep_in=tmp_path / "kept")
     assert contents(tmp_path / "again") == contents(tmp_path / "data") == {"a.txt": b"alpha", "deep/b.txt": b"beta"}
     assert served == []
+
+
+def test_the_next_place_is_tried(tmp_path) -> None:
+    """VOC's host is down for weeks at a time (pytorch/vision#2829, #4243, #9269)."""
+    content = tar_of(tmp_path / "good", FILES).read_bytes()
+    archive = Archive(("http://down/x", "http://up/x"), "x.tgz", hashlib.md5(content).hexdigest(), "outer/data", ROOM)
+    asked = []
+
+    def download(url: str, path: Path) -> None:
+        asked.append(url)
+        if "down" in url:
+            raise DownloadError(f"{url} does not answer.")
+        path.write_bytes(content)
+
+    fetch_archive(archive, tmp_path / "data", download, keep_in=tmp_path)
+    assert asked == list(archive.urls)
+    assert contents(tmp_path / "data")["a.txt"] == b"alpha"

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from deeplabzoo.errors import DownloadError, OutputError
+from deeplabzoo.say import say
 
 Download = Callable[[str, Path], object]
 """Fetches an address into a file, going on where an earlier attempt stopped; given by the caller, raises DownloadError."""
@@ -25,9 +26,10 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeEr
 
 @dataclass(frozen=True)
 class Archive:
-    """One published file: where it is, what it must hash to, and which folder of it is wanted."""
+    """One published file: where to get it, what it must hash to, and which folder of it is wanted."""
 
-    url: str
+    urls: tuple[str, ...]
+    """Where it is, the first place that answers wins."""
     file_name: str
     md5: str
     """As published; md5 finds damage, and is the only hash that these hosts ever gave."""
@@ -40,19 +42,35 @@ class Archive:
 def fetch_archive(archive: Archive, target: Path, download: Download, *, keep_in: Path) -> None:
     """Make `target` hold the archive's folder: download into `keep_in` unless it is there already, verify, unpack.
 
-    Raises DownloadError if the file fails its hash (it is then removed, so that the next attempt starts afresh) or is unsafe.
+    Raises DownloadError if the file fails its hash (it is then removed, so that the next attempt starts afresh) or is unsafe;
+    OutputError where the disk refuses.
     """
     file = keep_in / archive.file_name
-    if not file.exists():
-        keep_in.mkdir(parents=True, exist_ok=True)
-        download(archive.url, file)
-    found = _md5(file)
+    try:
+        if not file.exists():
+            keep_in.mkdir(parents=True, exist_ok=True)
+            _download_from_any(archive.urls, file, download)
+        found = _md5(file)
+        if found != archive.md5:
+            file.unlink()
+    except OSError as error:
+        raise OutputError(f"'{file}' could not be written: {error.strerror or error}.") from None
     if found != archive.md5:
-        file.unlink()
         raise DownloadError(
-            f"'{file}' has md5 {found}, expected {archive.md5}; it was removed, run again to download it from {archive.url}."
+            f"'{file}' has md5 {found}, expected {archive.md5}; it was removed; run again to get it from {archive.urls[0]}."
         )
     extract_folder(file, archive.folder, target, max_bytes=archive.max_bytes)
+
+
+def _download_from_any(urls: tuple[str, ...], file: Path, download: Download) -> None:
+    for url in urls[:-1]:
+        try:
+            download(url, file)
+        except DownloadError as error:
+            say(f"{error} Trying the next place.")
+        else:
+            return
+    download(urls[-1], file)
 
 
 def extract_folder(archive: Path, folder: str, target: Path, *, max_bytes: int) -> None:

@@ -14,7 +14,7 @@ def open_split(root: Path, split: str, classes: Sequence[str] | None = None) -> 
     Masks come from SegmentationClass, or from SegmentationClassAug where the split's name ends in `aug` (VOC and SBD merged).
     `classes` is not looked at: VOC has its 21. Raises DataError if the layout is not there or a listed file is missing.
     """
-    home = _home(root)
+    home = voc_home(root)
     lists = home / "ImageSets" / "Segmentation"
     list_file = lists / f"{split}.txt"
     if not list_file.is_file():
@@ -38,7 +38,8 @@ def open_split(root: Path, split: str, classes: Sequence[str] | None = None) -> 
     )
 
 
-def _home(root: Path) -> Path:
+def voc_home(root: Path) -> Path:
+    """Return the folder VOC2012 that `root` is or contains; raises DataError if there is none."""
     for home in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (home / "ImageSets" / "Segmentation").is_dir():
             return home
