@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "deeplabzoo"
-PLAIN_DATA = {"deeplabzoo.errors", "deeplabzoo.say", "deeplabzoo.output", "deeplabzoo.models.config", "deeplabzoo.data.classes"}
+PLAIN_DATA = {
+    "deeplabzoo.errors",
+    "deeplabzoo.say",
+    "deeplabzoo.output",
+    "deeplabzoo.models.config",
+    "deeplabzoo.data.classes",
+    "deeplabzoo.data.palettes",
+}
 # folder -> folders whose modules it may import (besides itself and plain data)
 ALLOWED = {
     "models": set(),
