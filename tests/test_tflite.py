@@ -150,7 +150,7 @@ def test_float16_weights_convert_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("weights", "first"), [("uint8", 0), ("int8", -128)])
 def test_8_bit_files_convert_up_to_their_rounding(weights: str, first: int, tmp_path: Path) -> None:
-    """Per tensor and per channel: every weight is within half a step of the one that was rounded, every bias within one.
+    """Per tensor and per channel: every weight is within half a step of the one that was rounded.
 
     The logits only correlate: the runtime rounds activations too, which 50 untrained layers amplify. On the published
     files, which were trained to be rounded, labels are compared (test_tflite_parity.py).
@@ -159,9 +159,11 @@ def test_8_bit_files_convert_up_to_their_rounding(weights: str, first: int, tmp_
     data = write_deeplab(net, 65, 65, Dialect(argmax=False, weights=weights))
     found = converted(data, tmp_path)
     convolutions = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-    norms = iter([module for module in net.modules() if isinstance(module, nn.BatchNorm2d)])
+    norms = iter([(name, module) for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)])
     for name, convolution in convolutions.items():
-        weight, _ = folded(convolution, None if name == "head.classifier" else next(norms))
+        norm_name, norm = ("head.classifier", None) if name == "head.classifier" else next(norms)
+        weight, bias = folded(convolution, norm)
+        np.testing.assert_allclose(found.state_dict[f"{norm_name}.bias"].numpy(), bias, atol=2e-3)
         channels = (1, 2, 3) if weights == "int8" else None
         spread = np.abs(weight).max(channels, keepdims=True) if weights == "int8" else weight.max() - min(0, weight.min())
         step = spread / (127 if weights == "int8" else 255)
@@ -337,15 +339,15 @@ def test_mutated_and_truncated_files_never_crash_the_reader(tmp_path: Path, monk
     cut_files = [data[:size] for size in sorted(random.sample(range(len(data)), 150))]
     files = [*cut_files, *(mutated(data, places) for _ in range(2500))]
     path = tmp_path / "net.tflite"
-    refused = 0
+    sentences = []
     for content in files:
         path.write_bytes(content)
         try:
             convert(path)
         except WeightsError as error:
-            refused += 1
-            assert 20 < len(str(error)) < 700, str(error)
-    assert refused > 1000
+            sentences.append(str(error))
+    assert len(sentences) > 1000
+    assert all(20 < len(sentence) < 700 for sentence in sentences)
 
 
 def mutated(data: bytes, places: list[int]) -> bytes:
