@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deeplabzoo.data.base import Sample
-from deeplabzoo.data.transforms import Augmentation, augment
+from deeplabzoo.data.transforms import Augmentation, _recoloured, augment
 from deeplabzoo.errors import UsageError
 
 FILL = (124, 116, 104)
@@ -194,6 +194,32 @@ def test_colour_does_not_move_the_crop() -> None:
     image, coloured = run(sample, Augmentation(crop=(40, 40), colour=0.5, blur=1.0), 5)
     np.testing.assert_array_equal(plain, coloured)
     assert not np.array_equal(image, run(sample, Augmentation(crop=(40, 40)), 5)[0])
+
+
+def test_colour_is_brightness_contrast_saturation_and_hue() -> None:
+    """Against each of the four written down for one pixel; torchvision's first three agree within rounding."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    image = made_sample(30, 40).image // 2 + 60  # far enough from 0 and 255 that nothing is clipped
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    oracles = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    for position, oracle in enumerate(oracles):
+        u_colour = [0.5, 0.5, 0.5, 0.5]
+        u_colour[position] = 0.8  # 1 + 0.3 * (2 * 0.8 - 1) = 1.18
+        ours = np.asarray(_recoloured(Image.fromarray(image), 0.3, u_colour)).astype(int)
+        assert np.abs(ours - oracle(tensor, 1.18).permute(1, 2, 0).numpy()).max() <= 1
+    turned = np.asarray(_recoloured(Image.fromarray(image), 1.0, [0.5, 0.5, 0.5, 1.0])).astype(int)
+    assert np.abs(turned - image).max() > 10
+    luma = [0.299, 0.587, 0.114]
+    assert np.abs(turned @ luma - image @ luma).max() <= 1
+
+
+def test_a_grey_picture_stays_grey() -> None:
+    grey = np.repeat(made_sample(20, 20).image[..., :1], 3, axis=2)
+    changed = np.asarray(_recoloured(Image.fromarray(grey), 1.0, [0.6, 0.4, 0.9, 0.1]))
+    assert np.ptp(changed.astype(int), axis=2).max() <= 1
+    assert not np.array_equal(changed, grey)
 
 
 @pytest.mark.parametrize(

