@@ -1,10 +1,13 @@
 """Labels are looked at on the CPU before the first step, and the file is named (asks.md G, N)."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplabzoo.data.base import open_data
+from deeplabzoo.data.pairs import OutsideValues
 from deeplabzoo.data.scan import scan_labels
 from deeplabzoo.data.shapes import Shapes
 from deeplabzoo.errors import DataError
@@ -85,3 +88,10 @@ def test_a_voc_subset_scans_clean(shared_data) -> None:
     assert (counts.present_images > 0).all()
     assert 0.6 < counts.pixels[0] / counts.pixels.sum() < 0.8
     assert 0.03 < counts.ignored_pixels / (counts.pixels.sum() + counts.ignored_pixels) < 0.08
+
+
+def test_the_error_survives_the_way_out_of_a_worker() -> None:
+    """A loader's process hands errors over pickled, or rebuilt from their sentence alone."""
+    error = pickle.loads(pickle.dumps(OutsideValues("a sentence", [7])))
+    assert (str(error), error.values) == ("a sentence", (7,))
+    assert type(error)("a sentence").values == ()
