@@ -1,0 +1,84 @@
+"""The data of a run: its splits, opened and looked at before the first step."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deeplabzoo.data.base import SegmentationData, open_data
+from deeplabzoo.data.classes import CLASS_LISTS
+from deeplabzoo.data.scan import LabelCounts, scan_labels
+from deeplabzoo.data.shapes import Shapes
+from deeplabzoo.errors import DataError, UsageError
+from deeplabzoo.say import say
+from deeplabzoo.train.class_weights import class_weights
+from deeplabzoo.train.distributed import Processes
+from deeplabzoo.train.recipe import Recipe
+
+_SHAPES = (80, 96)
+_SHAPES_COUNT = {"train": 512, "val": 64}
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What is trained on, what is measured while training, and what is measured once at the end."""
+
+    train: SegmentationData
+    val: SegmentationData
+    test: SegmentationData | None
+    root: Path | None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the training pictures' names in order: which run a state belongs to."""
+        return hashlib.sha256("\n".join([self.train.name, *self.train.names]).encode()).hexdigest()
+
+
+def open_splits(recipe: Recipe, root: Path | None) -> Splits:
+    """Open the recipe's splits; a test split that is not there is said and left out. Raises UsageError and DataError."""
+    if recipe.data == "shapes":
+        size = max(_SHAPES, recipe.augmentation.crop)
+        train, val = (Shapes(split, size, _SHAPES_COUNT[split]) for split in ("train", "val"))
+        return Splits(train, val, None, None)
+    if root is None:
+        raise UsageError(f"Recipe '{recipe.name}' needs --data, the folder that holds '{recipe.data}'.")
+    names = recipe.classes or (CLASS_LISTS[recipe.data].classes if recipe.data in CLASS_LISTS else None)
+    first, second = (open_data(recipe.data, root, split, classes=names) for split in (recipe.train_split, recipe.val_split))
+    test = None
+    if recipe.test_split:
+        try:
+            test = open_data(recipe.data, root, recipe.test_split, classes=names)
+        except DataError as error:
+            say(f"test: left out ({error})")
+    both = set(first.names) & set(second.names)
+    if both and recipe.train_split != recipe.val_split:
+        raise DataError(f"{len(both)} pictures are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
+    return Splits(first, second, test, root)
+
+
+def class_weights_of(recipe: Recipe, data: Splits, processes: Processes) -> list[float] | None:
+    """Look at every label, say how classes are spread, and return the recipe's class weights (None: all equal).
+
+    One process looks; the others get what it found. Raises DataError for labels outside the classes, UsageError for weights
+    that do not fit the classes.
+    """
+    num_classes = len(data.train.classes)
+    if not isinstance(recipe.class_weights, str) and len(recipe.class_weights) != num_classes:
+        raise UsageError(f"class_weights has {len(recipe.class_weights)} numbers, but there are {num_classes} classes.")
+    found = torch.zeros(num_classes, dtype=torch.float64)
+    if processes.first:
+        counts = _looked_at(data)
+        if isinstance(recipe.class_weights, str):
+            found += torch.from_numpy(class_weights(recipe.class_weights, counts.pixels, counts.present_pixels))
+        else:
+            found += torch.tensor(recipe.class_weights, dtype=torch.float64)
+    values: list[float] = processes.total(found).tolist()
+    return None if recipe.class_weights == "none" else values
+
+
+def _looked_at(data: Splits) -> LabelCounts:
+    counts = scan_labels(data.train)
+    scan_labels(data.val)
+    say(f"data: {len(data.train)} pictures to train on, {len(data.val)} to measure on\n{counts.table()}")
+    return counts

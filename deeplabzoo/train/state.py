@@ -1,0 +1,99 @@
+"""What `--resume` needs, on disk: whole or not there at all, the last two steps of it.
+
+Batches, rates and dropout are functions of the step, so a state is tensors (network, average, optimizer) and a few facts.
+Each state is a folder `step_00001000`, written under another name, flushed to the disk and then renamed: a `kill -9`, or a
+power cut, at any moment leaves the older one. Safetensors and JSON only; nothing is unpickled.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from deeplabzoo.errors import OutputError
+from deeplabzoo.say import say
+
+_KEPT = 2
+_NAME = re.compile(r"step_(\d{8,})")
+_FACTS = "facts.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """A run after `step` updates."""
+
+    step: int
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    """One file each, e.g. `net`, `average`, `optimizer`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values: the recipe's digest, the best score so far, the gradient scaler."""
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write a state under `folder` and drop all but the last two; raises OutputError where that fails.
+
+    A state of this step that is already there is replaced by the new one, never mixed with it.
+    """
+    final = folder / f"step_{state.step:08d}"
+    partial = folder / f".writing_{state.step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*_*"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        sizes = {}
+        for name, tensors in state.tensors.items():
+            file = partial / f"{name}.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+            _flush(file)
+            sizes[file.name] = file.stat().st_size
+        (partial / _FACTS).write_text(json.dumps({"step": state.step, "sizes": sizes, "facts": dict(state.facts)}, indent=1))
+        _flush(partial / _FACTS)
+        if final.exists():
+            final.rename(folder / f".gone_{state.step:08d}")
+        partial.rename(final)
+        _flush(folder)
+        for older in list(_states(folder))[_KEPT:]:
+            shutil.rmtree(older.rename(older.with_name(f".gone_{older.name[5:]}")))
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"The state of step {state.step} cannot be written to '{folder}': {error}.") from error
+
+
+def load_state(folder: Path) -> State | None:
+    """Return the newest state that is whole, or None; one that is damaged is named and passed over."""
+    for path in _states(folder):
+        try:
+            written = json.loads((path / _FACTS).read_text())
+            for name, size in written["sizes"].items():
+                if (path / name).stat().st_size != size:
+                    raise OSError(f"{name} has not {size} bytes")
+            tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in written["sizes"]}
+            return State(written["step"], tensors, written["facts"])
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            say(f"state: '{path.name}' is damaged ({error}); going back to the one before")
+    return None
+
+
+def _states(folder: Path) -> Iterator[Path]:
+    """Complete states, newest first."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    yield from sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _flush(path: Path) -> None:
+    """Make the system write a file, or a folder's list of names, to the disk before anything refers to it."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,91 @@
+"""Measuring the network while it trains: every process its own pictures, one exact confusion matrix."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.inference.device import evaluating
+from deeplabzoo.inference.preprocess import logits_at_original, prepare
+from deeplabzoo.metrics import ConfusionMatrix, Scores
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.say import say
+from deeplabzoo.train.distributed import Processes
+
+_ONE_CLASS = 0.99
+"""Share of all predictions above which one class is reported: the black picture that scores well (asks.md theme N)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A photo, its labels and the network's, for looking at."""
+
+    name: str
+    image_HWC: npt.NDArray[np.uint8]
+    truth_HW: npt.NDArray[Any]
+    prediction_HW: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Scores on (a part of) a split, the mean cross-entropy over its valid pixels, and a few pictures."""
+
+    scores: Scores
+    loss: float
+    images: int
+    pictures: list[Picture]
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """Return at most `limit` indices of `count`, spread over all of them.
+
+    >>> evenly_spaced(10, 3)
+    [0, 3, 6]
+    """
+    kept = count if limit is None else min(limit, count)
+    return [index * count // kept for index in range(kept)]
+
+
+def measure(
+    net: DeepLab, data: SegmentationData, processes: Processes, *, limit: int | None = None, pictures: int = 0
+) -> Measured:
+    """Score `net` at the labels' own resolution, single scale; the pictures of the split are shared out without repeats.
+
+    The bare network runs here, never the parallel one: shards may differ in length. Says so if one class swallows everything.
+    """
+    indices = evenly_spaced(len(data), limit)
+    matrix = ConfusionMatrix(len(data.classes), data.ignore_index)
+    loss, pixels = 0.0, 0
+    kept: list[Picture] = []
+    with evaluating(net):
+        for place in processes.share(len(indices)):
+            sample = data[indices[place]]
+            logits_1CHW = logits_at_original(net, prepare(sample.image, net.preprocessing))
+            labels_1HW = torch.from_numpy(sample.labels.astype(np.int64))[None].to(logits_1CHW.device)
+            loss += float(F.cross_entropy(logits_1CHW, labels_1HW, ignore_index=data.ignore_index, reduction="sum"))
+            pixels += int((labels_1HW != data.ignore_index).sum())
+            prediction_HW = logits_1CHW[0].argmax(0).cpu().numpy()
+            matrix.update(prediction_HW, sample.labels)
+            if len(kept) < pictures:
+                kept.append(Picture(sample.name, sample.image, sample.labels, prediction_HW))
+    matrix.counts = processes.total(torch.from_numpy(matrix.counts)).numpy()
+    sums = processes.total(torch.tensor([loss, pixels], dtype=torch.float64))
+    _tell_of_one_class(matrix, data)
+    mean_loss = float(sums[0] / sums[1]) if sums[1] else math.nan
+    return Measured(matrix.scores(), mean_loss, len(indices), kept)
+
+
+def _tell_of_one_class(matrix: ConfusionMatrix, data: SegmentationData) -> None:
+    total = max(1, int(matrix.counts.sum()))
+    predicted, true = matrix.counts.sum(axis=0) / total, matrix.counts.sum(axis=1) / total
+    most = int(predicted.argmax())
+    if predicted[most] > _ONE_CLASS > true[most]:
+        say(
+            f"{100 * predicted[most]:.1f} % of all predictions are '{data.classes[most]}', which has {100 * true[most]:.1f} % "
+            "of the labelled pixels; if this stays, weigh classes (class_weights) or lower lr"
+        )
