@@ -1,0 +1,137 @@
+"""The console script and what all commands share: lists, refuses, and leaves in one way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deeplabzoo
+from deeplabzoo import cli
+from deeplabzoo.cli import COMMANDS, Parser, main, run
+from deeplabzoo.errors import DeepLabZooError, UsageError, WeightsError
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_every_command_is_listed_in_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table is the whole truth about what there is."""
+    assert main([word]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, line in COMMANDS.items():
+        assert any(one.split()[:1] == [name] and one.endswith(line) for one in lines)
+
+
+def test_listed_commands_exist() -> None:
+    """Each is a module with `main(argv)`, and its --help leaves with 0."""
+    import importlib
+
+    for name in COMMANDS:
+        module = importlib.import_module(f"deeplabzoo.{name}")
+        assert module.main(["--help"]) == 0
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"deeplabzoo {deeplabzoo.__version__}\n"
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing mistake costs one line."""
+    assert main(["predikt"]) == 2
+    assert "Did you mean 'predict'?" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "predict, evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(UsageError("Wrong."), 2), (WeightsError("Broken."), 1), (DeepLabZooError("Failed."), 1)]
+)
+def test_errors_on_purpose_are_one_line(raised: Exception, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2 where the call was wrong, 1 where the work failed; no traceback."""
+
+    def command(argv: object) -> int:
+        raise raised
+
+    assert run(command) == status
+    assert capsys.readouterr().err == f"error: {raised}\n"
+
+
+def test_bugs_keep_their_traceback() -> None:
+    """`run` hides nothing that it does not understand."""
+    with pytest.raises(KeyError):
+        run(lambda argv: {}["missing"])
+
+
+def test_parser_raises_and_suggests() -> None:
+    """A misspelt option, an abbreviated one and a missing one: UsageError, so that a caller in Python can catch it."""
+    parser = Parser("predict", "x")
+    parser.add_argument("--output-stride", type=int)
+    parser.add_argument("name")
+    with pytest.raises(UsageError, match="Did you mean '--output-stride'"):
+        parser.parse_args(["a", "--output-strid", "8"])
+    with pytest.raises(UsageError, match="--out"):
+        parser.parse_args(["a", "--out", "8"])
+    with pytest.raises(UsageError, match=r"python -m deeplabzoo.predict --help"):
+        parser.parse_args([])
+    with pytest.raises(UsageError, match="invalid int"):
+        parser.parse_args(["a", "--output-stride", "x"])
+
+
+def console(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "deeplabzoo", *words], capture_output=True, text=True, check=False, **options)
+
+
+def test_console_script_runs_a_command_as_python_m_does() -> None:
+    """The status of the command is that of the script, and its help names the module that it runs."""
+    helped = console("predict", "--help")
+    assert helped.returncode == 0
+    assert "python -m deeplabzoo.predict" in helped.stdout
+    refused = console("predict", "--nonsense", "x", "--out", "y")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_commands_do_not_take_the_place_of_functions() -> None:
+    """`deeplabzoo.evaluate` is a function and a command; running the one leaves the other callable."""
+    code = (
+        "import deeplabzoo, sys; from deeplabzoo.cli import main\n"
+        "try: main(['evaluate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert callable(deeplabzoo.evaluate)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_no_torch() -> None:
+    """Asking what there is takes a moment, not seconds."""
+    code = "import sys; from deeplabzoo.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_reader_that_leaves_early_is_no_traceback() -> None:
+    """`deeplabzoo --help | head -1`."""
+    code = (
+        "import sys; from deeplabzoo.cli import run; sys.exit(run(lambda argv: [print('x' * 99) for _ in range(9999)] and 0))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.readline()
+    child.stdout.close()
+    error = child.stderr.read()
+    child.stderr.close()
+    assert child.wait() == 1
+    assert error == ""
+
+
+def test_named_network_reads_files_and_names(tmp_path: Path, shared_data: Path) -> None:
+    """A file as the model, a file as the weights of a name: the same network, known by its hash."""
+    file = str(shared_data / "tflite" / "deeplabv3_mnv2_pascal_quant.tflite")
+    by_file, identity = cli.named_network(file, None)
+    by_name, same = cli.named_network("deeplabv3_mobilenetv2_voc", file)
+    assert identity == same
+    assert identity["source"] == os.path.basename(file)
+    assert by_file.config == by_name.config
