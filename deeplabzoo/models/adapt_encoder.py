@@ -1,15 +1,19 @@
-"""Changes to a finished encoder that its builder has no switch for: multi-grid, group norm, norm epsilon, batches of one."""
+"""Changes to a finished encoder that its builder has no switch for.
+
+Multi-grid, exact padding of even kernels, group norm, norm epsilon, batches of one.
+"""
 
 import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.models.atrous import block_rates
-from deeplabzoo.models.layers import LoneSampleBatchNorm2d, group_count
+from deeplabzoo.models.layers import BearsLoneSample, LoneSampleBatchNorm2d, group_count
 
 
 def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride: int) -> None:
@@ -25,6 +29,27 @@ def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride
             if isinstance(conv, nn.Conv2d) and conv.kernel_size[0] > 1:
                 reach = rate * (conv.kernel_size[0] - 1) // 2
                 conv.dilation, conv.padding = (rate, rate), (reach, reach)
+
+
+class TrailingPadConv2d(nn.Conv2d):
+    """A dilated convolution with an even kernel that pads below and to the right alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve at stride 1; the map keeps its size."""
+        below, right = (rate * (kernel - 1) for rate, kernel in zip(self.dilation, self.kernel_size, strict=True))
+        return super().forward(F.pad(x, (0, right, 0, below)))
+
+
+def pad_even_kernels_behind(encoder: nn.Module) -> None:
+    """Keep the maps of dilated 2x2 downsampling convolutions (ConvNeXt, Inception-NeXt) where the strided ones have them.
+
+    timm pads a dilated even kernel equally on both sides, which moves the map of ConvNeXt at output stride 8 by one cell
+    (8 pixels); the strided convolution that it replaces starts at the first cell.
+    """
+    for conv in encoder.modules():
+        if type(conv) is nn.Conv2d and conv.kernel_size[0] % 2 == 0 and conv.dilation[0] > 1 and conv.stride[0] == 1:
+            conv.__class__ = TrailingPadConv2d  # the same layer and state; only its forward differs
+            conv.padding = (0, 0)
 
 
 class GroupNormAct(nn.GroupNorm):
@@ -68,19 +93,27 @@ def set_norm_eps(encoder: nn.Module, eps: float) -> None:
         norm.eps = eps
 
 
-@contextlib.contextmanager
-def make_pooled_norms_safe(encoder: nn.Module) -> Iterator[None]:
-    """While this holds, a plain batch norm that is fed a 1x1 map becomes one that bears a batch of one.
+class LoneSampleBatchNormAct2d(BearsLoneSample, BatchNormAct2d):
+    """timm's batch norm with an activation of its own, bearing a batch of one on a 1x1 map."""
 
-    Which ones those are (in SK, ResNeSt and ReXNet attention) is seen from the maps of a forward pass, not from names.
+
+_SAFE = {nn.BatchNorm2d: LoneSampleBatchNorm2d, BatchNormAct2d: LoneSampleBatchNormAct2d}
+
+
+@contextlib.contextmanager
+def making_lone_norms_safe(encoder: nn.Module) -> Iterator[None]:
+    """While this holds, a batch norm that is fed a 1x1 map becomes one that bears a batch of one.
+
+    Which ones those are (in attention blocks, or in the last stage for the smallest images) is seen from the maps of a forward
+    pass, not from names. The layer stays the same object with the same state; only its forward differs.
     """
 
     def look(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if inputs[0].shape[-2:] == (1, 1):
-            norm.__class__ = LoneSampleBatchNorm2d  # the same layer and state; only its forward differs
+            norm.__class__ = _SAFE.get(type(norm), type(norm))
 
-    plain = [module for module in encoder.modules() if type(module) is nn.BatchNorm2d]
-    hooks = [norm.register_forward_pre_hook(look) for norm in plain]
+    norms = [module for module in encoder.modules() if type(module) in _SAFE]
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
     try:
         yield
     finally:

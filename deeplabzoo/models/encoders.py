@@ -16,7 +16,8 @@ from torch.func import functional_call
 from deeplabzoo.errors import DownloadError, UnsupportedStrideError, UsageError
 from deeplabzoo.models.adapt_encoder import (
     dilate_blocks,
-    make_pooled_norms_safe,
+    making_lone_norms_safe,
+    pad_even_kernels_behind,
     set_norm_eps,
     use_group_norm,
 )
@@ -26,6 +27,9 @@ from deeplabzoo.models.encoder_table import EncoderFacts, require_stride
 
 _MEASURED_AT = 256
 """Side of the image that features are measured with: a multiple of every stride, window and patch in use."""
+
+SMALLEST = 33
+"""Side of the smallest image that is promised to work, in pixels: one above the largest stride."""
 
 _TENSORFLOW_PADDING_FAMILIES = ("efficientnet", "mobilenetv3")
 """timm modules that build on its EfficientNet builder, the only one with a switch for TensorFlow's 'SAME' padding."""
@@ -62,7 +66,7 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
     encoders that can), UnknownNameError, UsageError for options that this encoder has not, DownloadError.
     """
     facts = require_stride(config.encoder, config.output_stride)
-    encoder = _build_own(config, pretrained) if facts.family == "drn" else _build_timm(config, facts, pretrained)
+    encoder = _build(config, facts, pretrained)
     if config.multi_grid is not None:
         dilate_blocks(encoder, config.multi_grid, config.output_stride)
     if config.norm == "group":
@@ -81,13 +85,15 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
 def measure_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
     """Run the encoder on shapes alone and return what came out; it stays untouched, in mode, weights and device.
 
-    On the way, batch norms that see a pooled 1x1 map (inside some attention blocks) are made safe for a batch of one.
+    On the way, batch norms that see a 1x1 map are made safe for a batch of one: those after a pooling over the whole map, and
+    those that the smallest image leaves a single cell to.
     """
     tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
     shapes_only = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    image = torch.empty(1, in_chans, _MEASURED_AT, _MEASURED_AT, device="meta")
+    image, smallest = (torch.empty(1, in_chans, side, side, device="meta") for side in (_MEASURED_AT, SMALLEST))
     was_training = encoder.training
-    with make_pooled_norms_safe(encoder.eval()), torch.no_grad():
+    with making_lone_norms_safe(encoder.eval()), torch.no_grad():
+        functional_call(encoder, shapes_only, (smallest,))
         features = list(functional_call(encoder, shapes_only, (image,)))
     encoder.train(was_training)
     return FeaturePlan(
@@ -96,38 +102,44 @@ def measure_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
     )
 
 
-def _build_own(config: DeepLabConfig, pretrained: bool) -> nn.Module:
-    if pretrained:
-        raise UsageError("Encoder 'drnd54' has no published ImageNet weights here; use encoder_pretrained=False.")
-    if config.encoder_padding == "same":
-        raise UsageError("encoder_padding='same' exists for timm's EfficientNet and MobileNet encoders only, not for 'drnd54'.")
-    return DRN54(config.in_chans, config.output_stride)
+def bare_encoder(name: str, output_stride: int, in_chans: int = 3, **timm_options: Any) -> nn.Module:
+    """Build a feature extractor by canonical name, with no adaptation but the one that every network here has.
+
+    That one is trailing padding of dilated even kernels (ConvNeXt, Inception-NeXt), without which their maps shift.
+    `timm_options` are `pretrained` and `pad_type`.
+    """
+    if name == "drnd54":
+        return DRN54(in_chans, output_stride)
+    encoder: nn.Module = timm.create_model(
+        name, features_only=True, output_stride=output_stride, in_chans=in_chans, **timm_options
+    )
+    pad_even_kernels_behind(encoder)
+    return encoder
 
 
-def _build_timm(config: DeepLabConfig, facts: EncoderFacts, pretrained: bool) -> nn.Module:
-    extra: dict[str, Any] = {}
+def _build(config: DeepLabConfig, facts: EncoderFacts, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = {}
     if config.encoder_padding == "same":
         if facts.family not in _TENSORFLOW_PADDING_FAMILIES:
             raise UsageError(
                 "encoder_padding='same' exists for timm's EfficientNet and MobileNet encoders only, "
                 f"not for '{facts.short_name}' ({facts.family})."
             )
-        extra["pad_type"] = "same"
-    try:
-        encoder: nn.Module = timm.create_model(
-            facts.name,
-            pretrained=pretrained,
-            features_only=True,
-            output_stride=config.output_stride,
-            in_chans=config.in_chans,
-            **extra,
+        options["pad_type"] = "same"
+    if not pretrained:
+        return bare_encoder(facts.name, config.output_stride, config.in_chans, **options)
+    if facts.family == "drn":
+        raise UsageError(f"Encoder '{facts.short_name}' has no ImageNet weights here; use encoder_pretrained=False.")
+    if 32 in facts.strides and not facts.shares_weights(32, config.output_stride):
+        raise UnsupportedStrideError(
+            f"The ImageNet weights of '{facts.short_name}' do not fit at output stride {config.output_stride}, where it has "
+            "other tensors; use another stride or encoder_pretrained=False."
         )
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
+    try:
+        return bare_encoder(facts.name, config.output_stride, config.in_chans, pretrained=True, **options)
+    except Exception as error:  # whatever the download stack under timm raises: it changes with every release
         raise DownloadError(
-            f"The ImageNet weights of '{facts.short_name}' could not be fetched or do not fit at output stride "
-            f"{config.output_stride} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"The ImageNet weights of '{facts.short_name}' could not be fetched ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}); "
             "use encoder_pretrained=False to start without them."
         ) from error
-    return encoder

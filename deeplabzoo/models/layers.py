@@ -50,19 +50,28 @@ class Classifier(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
-class LoneSampleBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that uses its running statistics when, in training, a channel has one single value.
+class BearsLoneSample(nn.Module):
+    """Mixed into a batch norm: in training it uses its running statistics where a channel has one single value.
 
     The pooled branch of a batch of one is such a case: no variance exists, and plain batch norm raises "Expected more than 1
     value per channel when training". Running statistics are the best estimate there is; they are not updated by that step.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise a map of shape B x C x H x W."""
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1 and self.running_mean is not None:
+        """Normalise a map of shape B x C x H x W as the batch norm below would, in eval mode if it must be."""
+        lone = self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1
+        if lone:
             _say_lone_sample()
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
-        return super().forward(x)
+            self.training = False
+        try:
+            normalised: torch.Tensor = super().forward(x)
+        finally:
+            self.training = self.training or lone
+        return normalised
+
+
+class LoneSampleBatchNorm2d(BearsLoneSample, nn.BatchNorm2d):
+    """Batch norm that bears a batch of one on a 1x1 map."""
 
 
 @functools.cache

@@ -18,10 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from deeplabzoo.models.atrous import OUTPUT_STRIDES
-from deeplabzoo.models.drn import DRN54
 from deeplabzoo.models.encoder_docs import write_docs
 from deeplabzoo.models.encoder_table import ALIASES, EncoderFacts
-from deeplabzoo.models.encoders import FeaturePlan, measure_features
+from deeplabzoo.models.encoders import SMALLEST, FeaturePlan, bare_encoder, measure_features
 
 _LARGEST = 400_000_000
 """Parameters above which an encoder is left out: such giants train on no machine that this library is meant for."""
@@ -29,14 +28,14 @@ _LARGEST = 400_000_000
 _EXACTNESS_UP_TO = 30_000_000
 """Parameters up to which the exactness of the atrous conversion is measured, beside the encoders that have an alias."""
 
-_SIZES = ((33, 33), (129, 97), (200, 264))
+_SIZES = ((SMALLEST, SMALLEST), (129, 97), (200, 264))
 """Height and width of images that every encoder must take: the smallest, an odd one, one that no power of two divides."""
 
 _TABLE = Path(__file__).with_name("encoder_table.json")
 
 
-class _UnfitError(Exception):
-    """An encoder that cannot be used at a stride, and why in a few words."""
+class UnfitError(Exception):
+    """An encoder that cannot be used at a stride, and why in a few words (they go into the table, never to a user)."""
 
 
 def encoder_names() -> list[str]:
@@ -45,56 +44,43 @@ def encoder_names() -> list[str]:
 
 
 def probe(name: str) -> EncoderFacts:
-    """Measure one encoder at every output stride, on shapes alone."""
+    """Measure one encoder at every output stride, on shapes alone; stride 16, the default, is what it takes to be usable."""
     family = "drn" if name == "drnd54" else timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-    strides: list[int] = []
-    weight_sets: list[str] = []
-    plan, refused, params = None, "", 0
+    fits: dict[int, tuple[nn.Module, FeaturePlan]] = {}
+    refused = ""
     for stride in OUTPUT_STRIDES:
         try:
-            encoder, plan = _fit_encoder(name, stride)
-        except _UnfitError as reason:
+            fits[stride] = fit_encoder(name, stride)
+        except UnfitError as reason:
             refused = str(reason)
-            continue
-        strides.append(stride)
-        weight_sets.append(_weight_set(encoder))
-        params = _count(encoder)
-    if plan is None or not strides:
+    if 16 not in fits:
         with torch.device("meta"):
-            params = _count(timm.create_model(name))
-        return EncoderFacts(name, family, params, refused=refused)
-    return EncoderFacts(
-        name, family, params, tuple(strides), plan.channels, plan.reductions, tuple(weight_sets), refused=refused
-    )
+            return EncoderFacts(name, family, _count(timm.create_model(name)), refused=refused)
+    encoder, plan = fits[max(fits)]
+    sets = tuple(_weight_set(fitting) for fitting, _ in fits.values())
+    return EncoderFacts(name, family, _count(encoder), tuple(fits), plan.channels, plan.reductions, sets, refused=refused)
 
 
-def _build(name: str, stride: int) -> nn.Module:
-    if name == "drnd54":
-        return DRN54(output_stride=stride)
-    encoder: nn.Module = timm.create_model(name, features_only=True, output_stride=stride)
-    return encoder
-
-
-def _fit_encoder(name: str, stride: int) -> tuple[nn.Module, FeaturePlan]:
-    """Return the encoder on the meta device and its plan, or raise _UnfitError."""
+def fit_encoder(name: str, stride: int) -> tuple[nn.Module, FeaturePlan]:
+    """Return the encoder on the meta device and the plan of its features; raises UnfitError where it cannot be used."""
     try:
         with torch.device("meta"):
-            encoder = _build(name, stride)
+            encoder = bare_encoder(name, stride)
     except (TypeError, AssertionError):
-        raise _UnfitError("timm builds it without an output stride") from None
+        raise UnfitError("timm cannot dilate it") from None
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
-        raise _UnfitError(f"timm gives no features of it: {type(error).__name__}") from None
+        raise UnfitError(f"timm gives no features of it: {type(error).__name__}") from None
     if _count(encoder) > _LARGEST:
-        raise _UnfitError(f"not measured: over {_LARGEST // 1_000_000} M parameters")
+        raise UnfitError(f"not measured: over {_LARGEST // 1_000_000} M parameters")
     try:
         plan = measure_features(encoder, 3)
         with torch.no_grad():
             for size in _SIZES:
                 encoder.train()(torch.empty(1, 3, *size, device="meta"))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
-        raise _UnfitError("it takes images of certain sizes only") from None
+        raise UnfitError("it takes images of certain sizes only") from None
     if plan.reductions[-1] != stride or 4 not in plan.reductions:
-        raise _UnfitError(f"its features come at strides {plan.reductions}")
+        raise UnfitError(f"its features come at strides {plan.reductions}")
     return encoder, plan
 
 
@@ -115,7 +101,7 @@ def measure_exactness(name: str, stride: int) -> tuple[float | None, ...] | None
     digit, and 0 below 1e-3 (rounding); None in place of a number where the maps do not correspond, None where weights differ.
     """
     torch.manual_seed(0)
-    strided, dense = _build(name, 32), _build(name, stride)
+    strided, dense = bare_encoder(name, 32), bare_encoder(name, stride)
     if _weight_set(strided) != _weight_set(dense):
         return None
     _randomise(strided)
