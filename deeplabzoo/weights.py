@@ -1,0 +1,127 @@
+"""`python -m deeplabzoo.weights list|record|table`: the released weights, their measured figures, and tables made of both.
+
+The manifest is the one place where a figure stands: `record` puts an evaluation report's figure into the row of the very file
+that was evaluated, and `table` writes the table of README and docs from the rows, so that no number is typed twice.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deeplabzoo.cli import Parser, run
+from deeplabzoo.errors import UsageError
+from deeplabzoo.output import write_atomically
+
+_EPILOG = """examples:
+  python -m deeplabzoo.weights list "*_voc*"
+  python -m deeplabzoo.evaluate deeplabv3_mobilenetv2_voc --data voc --root DIR --json report.json
+  python -m deeplabzoo.weights record report.json
+  python -m deeplabzoo.weights table --write README.md docs/weights.md
+"""
+
+
+class _Action(Parser):
+    """The parser of one action; argparse names it by its full program name, and gives it nothing else that is needed."""
+
+    def __init__(self, prog: str, description: str, **_: Any) -> None:
+        super().__init__(prog.removeprefix("python -m deeplabzoo."), description)
+
+
+def weights_command(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and list, record or tabulate; raises DeepLabZooError where it cannot."""
+    args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    if args.action == "list":
+        _list(args.pattern, as_json=args.json)
+    elif args.action == "record":
+        _record(args.reports)
+    else:
+        _table(args.write)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 the work failed, 2 the call was wrong."""
+    return run(weights_command, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("weights", "List the released weights, record measured figures, write tables from them.", _EPILOG)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|record|table", parser_class=_Action)
+    listing = actions.add_parser("list", description="One line per released file.")
+    listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, e.g. "*_voc*"')
+    listing.add_argument("--json", action="store_true", help="the manifest's rows instead, as a JSON list")
+    record = actions.add_parser(
+        "record", description="Put evaluation reports' figures into the rows of the files they measured."
+    )
+    record.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="what evaluate --json wrote")
+    table = actions.add_parser("table", description="Print the table of released weights, or rewrite it inside documents.")
+    table.add_argument(
+        "--write",
+        nargs="+",
+        type=Path,
+        metavar="FILE.md",
+        help="documents with a block `<!-- weights-table:begin -->` … `<!-- weights-table:end -->`",
+    )
+    return parser
+
+
+def _list(pattern: str, *, as_json: bool) -> None:
+    from deeplabzoo.zoo.manifest import weights_folder
+    from deeplabzoo.zoo.registry import list_weights
+
+    rows = list_weights(pattern)
+    if as_json:
+        wanted = {row.full_name for row in rows}
+        plain = json.loads((weights_folder() / "manifest.json").read_text(encoding="utf-8"))["rows"]
+        print(json.dumps([one for one in plain if f"{one['name']}.{one['tag']}" in wanted], indent=2, ensure_ascii=False))
+        return
+    if not rows:
+        raise UsageError(f"No released weights match '{pattern}'; leave the pattern out to see all.")
+    for row in rows:
+        print(row)
+
+
+def _record(reports: Sequence[Path]) -> None:
+    from deeplabzoo.say import say
+    from deeplabzoo.zoo.manifest import weights_folder
+    from deeplabzoo.zoo.measured import record
+
+    manifest = weights_folder() / "manifest.json"
+    for report in reports:
+        text, line = record(manifest.read_text(encoding="utf-8"), _read_report(report))
+        _write(manifest, text)
+        say(line)
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{path}' cannot be read as a report: {error}.") from None
+    if not isinstance(report, dict):
+        raise UsageError(f"'{path}' is not a report: expected what `evaluate --json` writes.")
+    return report
+
+
+def _table(documents: Sequence[Path] | None) -> None:
+    from deeplabzoo.zoo.manifest import released
+    from deeplabzoo.zoo.table import markdown_table, replace_block
+
+    table = markdown_table(tuple(released()))
+    if not documents:
+        print(table)
+        return
+    # all are read and checked before the first is written
+    texts = {document: replace_block(document, table) for document in documents}
+    for document, text in texts.items():
+        _write(document, text)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

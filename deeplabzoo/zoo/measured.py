@@ -1,0 +1,108 @@
+"""Figures measured here, put into the manifest from evaluation reports: only those of the very file that a row releases."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.zoo.manifest import Manifest
+from deeplabzoo.zoo.strict import read_plain
+
+_FIGURES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
+"""Name in the manifest -> field of a report, 0...1."""
+_SAME_CONDITIONS = ("name", "protocol", "data", "split", "images", "output_stride", "scales", "flip", "origin")
+
+
+def record(manifest_text: str, report: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the manifest's new text with a report's figures in the row of its weights, and a line that says so.
+
+    A figure under the same conditions is replaced, any other is kept. Raises UsageError for a report of a file that is not
+    released (by its sha256), of an adapted network, or of a part of a split; and WeightsError if the result would be invalid.
+    """
+    plain = json.loads(manifest_text)
+    try:
+        row = _row_of(report, plain["rows"])
+        metrics = _metrics(report)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"This is not a report of `evaluate --json`: it lacks {error}.") from None
+    new = [{key: one[key] for key in _SAME_CONDITIONS} for one in metrics]
+    kept = [one for one in row["metrics"] if {key: one.get(key) for key in _SAME_CONDITIONS} not in new]
+    row["metrics"] = [*kept, *metrics]
+    row["verified"] = "measured here"
+    read_plain(Manifest, plain, "manifest.json")
+    figures = ", ".join(f"{one['name']} {one['value']} %" for one in metrics)
+    line = f"{row['name']}.{row['tag']}: {figures} on {report['data']} {report['split']} ({report['images']} images) recorded"
+    return manifest_json(plain), line
+
+
+def manifest_json(plain: Mapping[str, Any]) -> str:
+    """Return a manifest as text in its one form: two spaces of indent, short lists of values on one line."""
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    # a line feed never stands inside a JSON string, so only the brackets of lists are met here
+    return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: f"[{_one_line(found[1])}]", text) + "\n"
+
+
+def _one_line(values: str) -> str:
+    return re.sub(r",\n\s*", ", ", values)
+
+
+def _row_of(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    weights = report["weights"]
+    sha256, tag = weights["sha256"], weights.get("tag")
+    if not sha256:
+        raise UsageError("The report does not say which file was evaluated (no sha256), so it belongs to no released weights.")
+    if weights.get("adapted"):
+        raise UsageError(f"The report is of an adapted network ({'; '.join(weights['adapted'])}), not of the released weights.")
+    if report.get("subset"):
+        raise UsageError(f"The report covers a part of the split only ({report['subset']}); evaluate without --limit.")
+    for row in rows:
+        named = tag is not None and report["model"] in (row["name"], f"{row['name']}.{tag}") and tag == row["tag"]
+        published = row["sha256"] or row["sha256_prefix"]
+        if (sha256.startswith(published) and (row["sha256"] or named)) if published else named:
+            return row
+        if named:
+            raise UsageError(
+                f"The report of {row['name']}.{tag} is of a file with sha256 {sha256[:12]}…, released is {published[:12]}…."
+            )
+    raise UsageError(f"No released weights have the sha256 {sha256[:12]}… of this report ({report['model']}).")
+
+
+def _metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    settings, hardware = report["protocol_settings"], report["hardware"]
+    conditions = {
+        "unit": "%",
+        "protocol": report["protocol"],
+        "data": report["data"],
+        "split": report["split"],
+        "images": report["images"],
+        "output_stride": settings["output_stride"],
+        "scales": list(settings["scales"]),
+        "flip": settings["flip"],
+        "origin": "measured",
+        "command": _command(report["command"]),
+        "date": report["date"][:10],
+        "hardware": str(hardware.get("gpu") or hardware.get("cpu") or hardware.get("device")),
+    }
+    return [{"name": name, "value": round(100 * report[field], 2), **conditions} for name, field in _FIGURES.items()]
+
+
+def _command(command: str | None) -> str:
+    """Return the command without what is of one machine alone: where the data lay, and where the report went."""
+    if not command:
+        raise UsageError(
+            "The report does not say which command made it; make it with `python -m deeplabzoo.evaluate … --json`."
+        )
+    words: list[str] = []
+    given = iter(shlex.split(command))
+    for word in given:
+        option, _, value = word.partition("=")
+        if option == "--json":
+            value or next(given, "")
+        elif option == "--root":
+            value or next(given, "")
+            words += ["--root", "DIR"]
+        else:
+            words.append(word.rpartition("/")[2] if word.startswith(("/", "~", ".")) else word)
+    return shlex.join(words)

@@ -1,0 +1,56 @@
+"""The table of released weights as Markdown, and its place in documents: written from the rows, never by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.zoo.manifest import Metric, WeightRow
+
+BEGIN, END = "<!-- weights-table:begin -->", "<!-- weights-table:end -->"
+_HEADER = ("weights", "classes", "mIoU", "how it was found", "file", "licence of the file")
+
+
+def markdown_table(rows: Sequence[WeightRow]) -> str:
+    """Return one line per released file; several figures of one file stand under each other, each with its conditions."""
+    lines = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_cells(row)) for row in rows)]
+    return "\n".join(lines)
+
+
+def replace_block(document: Path, table: str) -> str:
+    """Return a document's text with the table between its two marks.
+
+    Raises UsageError where the document cannot be read or has not exactly one such block.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{document}' cannot be read: {error}.") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in before:
+        raise UsageError(f"'{document}' must hold one block `{BEGIN}` … `{END}`, in this order.")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def _cells(row: WeightRow) -> list[str]:
+    figures = [metric for metric in row.metrics if metric.name == "mIoU"]
+    return [
+        f"`{row.full_name}`{' (default)' if row.default else ''}",
+        f"{row.config.num_classes} ({row.data})",
+        "<br>".join(f"{metric.value:.2f} {metric.unit}" for metric in figures) or "none",
+        "<br>".join(_conditions(metric) for metric in figures) or row.verified,
+        f"{row.bytes / 1e6:.1f} MB, {row.source.kind}" if row.bytes else f"{row.source.kind}, size not published",
+        row.license.weights,
+    ]
+
+
+def _conditions(metric: Metric) -> str:
+    images = f"{metric.images} images" if metric.images else "number of images not published"
+    passes = "single scale" if len(metric.scales) == 1 else f"scales {', '.join(f'{scale:g}' for scale in metric.scales)}"
+    stride = f"output stride {metric.output_stride}, " if metric.output_stride else ""
+    when = f" {metric.date}" if metric.date else ""
+    return f"{metric.origin}{when}: {metric.data} {metric.split}, {images}, {stride}{passes}{', flip' if metric.flip else ''}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
