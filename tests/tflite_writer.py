@@ -30,7 +30,8 @@ class Dialect:
     """How a file is written; the defaults are a float file as TensorFlow 2 converts it."""
 
     weights: str = "float32"
-    """float32, float16, uint8 (per tensor, activations too) or int8 (weights per channel, activations too)."""
+    """float32, float16, uint8 (per tensor, activations too) int8 (weights per channel, activations too) or hybrid (int8
+    weights, float activations: what TensorFlow's default optimisation writes)."""
     argmax: bool = True
     upsample: bool = True
     half_pixel_centers: bool = False
@@ -105,7 +106,7 @@ class _Writer:
         if kind == "float16":
             half = self.constant(f"{name}_half", values.astype(np.float16))
             return self.run("DEQUANTIZE", [half], self.value(name, values.shape))
-        if kind == "int8":
+        if kind in ("int8", "hybrid"):
             others = tuple(one for one in range(values.ndim) if one != axis)
             scales = np.maximum(np.abs(values).max(others, keepdims=True), 1e-6) / 127
             stored = np.clip(np.round(values / scales), -127, 127).astype(np.int8)

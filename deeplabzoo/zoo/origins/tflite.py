@@ -11,6 +11,7 @@ there and are exact here, which moves the labels of a few pixels in a thousand.
 """
 
 import dataclasses
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -171,7 +172,7 @@ def _preprocessing(image: Layer, *, is_float: bool) -> tuple[Preprocessing, tupl
     """Return the input's size and scaling: pixels 0 to 255 span the range of the 8-bit form, then the graph's factors apply."""
     low, high = image.value_range or ((-1.0, 1.0) if image.weight is None else (0.0, 255.0))
     notes: tuple[str, ...] = ()
-    if is_float:
+    if is_float or image.value_range is None:
         notes = (f"its input is not 8-bit: pixels 0 to 255 assumed to be fed as {low:.4g} to {high:.4g}",)
     factor = np.ones(3) if image.weight is None else image.weight.reshape(-1).astype(np.float64)
     offset = np.zeros(3) if image.bias is None else image.bias.astype(np.float64)
@@ -202,13 +203,14 @@ def _attached_labels(path: Path, num_classes: int) -> tuple[str, ...] | None:
     """Return the class names of a text file with one line a class that TensorFlow's metadata writer appends as a zip."""
     try:
         with zipfile.ZipFile(path) as attached:
-            texts = [entry for entry in attached.infolist() if entry.filename.endswith(".txt")][:16]
-            for entry in texts:
+            plain = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            texts = [one for one in attached.infolist() if one.filename.endswith(".txt") and one.compress_type in plain]
+            for entry in texts[:16]:
                 with attached.open(entry) as file:
                     lines = file.read(_MAX_LABEL_BYTES).decode("utf-8").strip().splitlines()
                 names = tuple(line.strip() for line in lines)
                 if len(set(names)) == num_classes == len(names) and all(names):
                     return names
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
         return None  # the attachment is optional: without a readable one, names are inferred and that is said
     return None

@@ -79,7 +79,7 @@ def read_head(output: Layer) -> Head | None:
     atrous = [index for index in range(len(branches)) if index not in pooled + pointwise]
     if len(pooled) != 1 or len(pointwise) != 1 or any(branch.feature is not branches[0].feature for branch in branches):
         raise _unlike(project.sources[0], "one image pooling branch, one 1x1 branch and atrous ones on the same feature")
-    widths = {_outputs(one) for one in (project, *(branch.layers[-1] for branch in branches))}
+    widths = {_outputs(one) for one in (project, refine or project, *(branch.layers[-1] for branch in branches))}
     if len(widths) > 1 or len({len(branches[index].layers) for index in atrous}) > 1:
         raise _unlike(project.sources[0], "branches of one form and of the projection's width")
     pooling_first = pooled[0] == 0
