@@ -67,29 +67,19 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def named_network(model: str, weights: str | None) -> tuple["DeepLab", dict[str, Any]]:
-    """Return the network that a command line names, and what identifies its weights (tag, source, sha256).
+def named_network(model: str, weights: str | None) -> "DeepLab":
+    """Return the network that a command line names, with trained weights.
 
-    `model` is a name of the zoo or a checkpoint file; `weights` is a tag of that name, a file, or `hf-hub:repo[@revision]`, and
-    without it the name's default tag is taken. Raises what `create` and `load` raise, before torch is imported if it can.
+    `model` is a name of the zoo, `hf-hub:repo[@revision]` or a checkpoint file, which says itself what it is; `weights` is a
+    tag of that name or a file, and without it the name's default tag is taken. Raises what `create` and `load` raise.
     """
-    import deeplabzoo.zoo.registry as registry
-    from deeplabzoo.zoo.checksum import sha256_of
-
-    if Path(model).is_file():
-        if weights is not None:
-            raise UsageError(f"'{model}' is a file that holds its own weights; leave --weights out.")
-        return deeplabzoo.load(model), {"source": Path(model).name, "sha256": sha256_of(Path(model))}
-    if weights is not None and Path(weights).is_file():
-        net = deeplabzoo.create(model, pretrained=weights)
-        return net, {"source": Path(weights).name, "sha256": sha256_of(Path(weights))}
-    if model.startswith("hf-hub:") or (weights or "").startswith("hf-hub:"):
-        return deeplabzoo.create(model, pretrained=weights or True), {"source": weights or model}
-    row = registry.find_weights(registry.parse_name(model), weights)
-    net = deeplabzoo.create(row.name, pretrained=row.tag)
-    from deeplabzoo.zoo.hub import fetch
-
-    return net, {"tag": row.tag, "source": str(row.source), "sha256": row.sha256 or sha256_of(fetch(row))}
+    if not Path(model).is_file():
+        named: DeepLab = deeplabzoo.create(model, pretrained=weights or True)
+        return named
+    if weights is not None:
+        raise UsageError(f"MODEL '{model}' is a file that holds its own weights; leave --weights out.")
+    loaded: DeepLab = deeplabzoo.load(model)
+    return loaded
 
 
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

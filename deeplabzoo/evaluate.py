@@ -12,14 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from deeplabzoo.cli import Parser, add_device_option, run
+from deeplabzoo.cli import Parser, add_device_option, named_network, run
 from deeplabzoo.data.base import DATA_NAMES
-from deeplabzoo.errors import OutputError, UsageError
+from deeplabzoo.errors import OutputError
 from deeplabzoo.output import ensure_folder, write_atomically
 
 if TYPE_CHECKING:
     from deeplabzoo.inference.report import Report
-    from deeplabzoo.models.deeplab import DeepLab
 
 _EPILOG = """\
 The score is mIoU in percent: one int64 confusion matrix over all pictures at the labels' own resolution, mean over the
@@ -48,7 +47,7 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     if args.json is not None:
         _require_writable(args.json)
-    net = _network(args.model, args.weights)
+    net = named_network(args.model, args.weights)
 
     from deeplabzoo.inference.evaluation import evaluate  # after the names are known to be right: torch takes seconds
 
@@ -94,18 +93,6 @@ def _parser() -> Parser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     add_device_option(parser)
     return parser
-
-
-def _network(model: str, weights: str | None) -> "DeepLab":
-    import deeplabzoo
-
-    if not Path(model).is_file():
-        net: DeepLab = deeplabzoo.create(model, pretrained=weights or True)
-    elif weights is None:
-        net = deeplabzoo.load(model)
-    else:
-        raise UsageError(f"MODEL '{model}' is a file that holds its own weights; leave --weights out.")
-    return net
 
 
 def _require_writable(path: Path) -> None:

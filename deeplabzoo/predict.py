@@ -10,6 +10,7 @@ from deeplabzoo.cli import Parser, add_device_option, named_network, run
 from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.inference.formats import KINDS, PICTURE_FORMATS, Kind, kind_for
 from deeplabzoo.inference.sources import Source, find_photos
+from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.output import ensure_folder
 
 if TYPE_CHECKING:
@@ -134,13 +135,14 @@ def _predictor(model: str | None, weights: str | None, device: str) -> tuple["Pr
     """Return the predictor, and the facts about it for the JSON; a weights file without a model says itself what it is."""
     if model is None and weights is not None and Path(weights).is_file():
         model, weights = weights, None
-    model = model or DEFAULT_MODEL
-    net, identity = named_network(model, weights)
+    net = named_network(model or DEFAULT_MODEL, weights)
 
     from deeplabzoo.inference.predictor import Predictor  # after the names are known to be right: torch takes seconds
 
     predictor = Predictor(net, device)
-    return predictor, {"model": model, "weights": identity, "device": str(predictor.device)}
+    source = net.weights_source
+    name = source.get("name") or f"{net.config.architecture}_{short_name(net.config.encoder)}"
+    return predictor, {"model": name, "weights": source, "device": str(predictor.device)}
 
 
 def _work(

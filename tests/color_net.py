@@ -24,6 +24,7 @@ class ColorNet(nn.Module):
         self.preprocessing = preprocessing or Preprocessing(size=(129, 129), resize="longest")
         self.classes, self.palette = CLASSES, PALETTE
         self.num_classes = 4
+        self.weights_source = {"name": "deeplabv3_colors", "tag": "known", "source": "color_net.py", "sha256": "0" * 64}
         self.stride = stride
         self.colors = nn.Parameter(torch.tensor(COLORS) / 255)
         self.norm = nn.BatchNorm2d(3)  # something with a training flag

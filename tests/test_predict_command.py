@@ -32,9 +32,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """A network that needs no weights, in the place of the zoo's; what was asked for is noted."""
     calls: list[tuple[str, str | None]] = []
 
-    def named_network(model: str, weights: str | None) -> tuple[ColorNet, dict[str, str]]:
+    def named_network(model: str, weights: str | None) -> ColorNet:
         calls.append((model, weights))
-        return ColorNet(), {"tag": "colors"}
+        return ColorNet()
 
     monkeypatch.setattr(predict_module, "named_network", named_network)
     return calls
@@ -61,8 +61,8 @@ def test_one_photo_into_a_folder_gives_all_three(tmp_path: Path, capsys: pytest.
         assert labels.convert("RGB").getpixel((5, 5)) == PALETTE[1]
     facts = json.loads((tmp_path / "out" / "scene.json").read_text())
     assert facts["image"] == str(photo)
-    assert facts["weights"] == {"tag": "colors"}
-    assert facts["model"] == "deeplabv3_mobilenetv2_voc"
+    assert facts["weights"] == ColorNet().weights_source
+    assert facts["model"] == "deeplabv3_colors"
     assert [one["name"] for one in facts["classes"]] == ["background", "red"]
     said = capsys.readouterr().out
     assert said.startswith("scene.png: background 7")
