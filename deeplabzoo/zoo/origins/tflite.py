@@ -84,7 +84,7 @@ def _deeplab(path: Path, graph: Graph, head: Head, dropped: list[str]) -> Conver
     preprocessing, notes = _preprocessing(features.image, is_float=_is_float(graph))
     config = DeepLabConfig(
         architecture="deeplabv3",
-        encoder="mobilenetv2_100",
+        encoder="mobilenetv2_100",  # match_encoder puts the right width here
         num_classes=head.num_classes,
         output_stride=_output_stride(features),
         atrous_rates=head.rates,
@@ -128,7 +128,7 @@ def _encoder(graph: Graph, output: Layer, dropped: list[str]) -> Converted:
     preprocessing, notes = _preprocessing(features.image, is_float=_is_float(graph))
     config = DeepLabConfig(
         architecture="deeplabv3",
-        encoder="mobilenetv2_100",
+        encoder="mobilenetv2_100",  # match_encoder puts the right width here
         output_stride=_output_stride(features),
         encoder_padding=features.padding,
     )
@@ -165,7 +165,7 @@ def _widths(layer: Layer) -> str:
 def _widths_note(features: Features, state: StateDict, encoder: str) -> tuple[str, ...]:
     own = sum(layer.weight.shape[0] for layer in features.convolutions() if layer.weight is not None)
     ours = sum(tensor.shape[0] for tensor in state.values() if tensor.ndim == 4)
-    return () if own == ours else (f"its {own} channels are filled with zero channels to the {ours} of {encoder}",)
+    return () if own == ours else (f"the file's {own} channels are filled with zero channels to the {ours} of {encoder}",)
 
 
 def _preprocessing(image: Layer, *, is_float: bool) -> tuple[Preprocessing, tuple[str, ...]]:
@@ -173,7 +173,7 @@ def _preprocessing(image: Layer, *, is_float: bool) -> tuple[Preprocessing, tupl
     low, high = image.value_range or ((-1.0, 1.0) if image.weight is None else (0.0, 255.0))
     notes: tuple[str, ...] = ()
     if is_float or image.value_range is None:
-        notes = (f"its input is not 8-bit: pixels 0 to 255 assumed to be fed as {low:.4g} to {high:.4g}",)
+        notes = (f"the file's input is not 8-bit: pixels 0 to 255 assumed to be fed as {low:.4g} to {high:.4g}",)
     factor = np.ones(3) if image.weight is None else image.weight.reshape(-1).astype(np.float64)
     offset = np.zeros(3) if image.bias is None else image.bias.astype(np.float64)
     gain, start = factor * (high - low), factor * low + offset
@@ -194,9 +194,9 @@ def _classes(path: Path, num_classes: int) -> tuple[tuple[str, ...], Palette, tu
         return labels, default_palette(num_classes), ()
     voc = class_list("voc")
     if num_classes == len(voc.classes):
-        return voc.classes, voc.palette, ("it names no classes: VOC's assumed, as there are 21",)
+        return voc.classes, voc.palette, ("the file names no classes: VOC's assumed, as there are 21",)
     names = tuple(f"class_{index}" for index in range(num_classes))
-    return names, default_palette(num_classes), (f"it names no classes: class_0 to class_{num_classes - 1} given",)
+    return names, default_palette(num_classes), (f"the file names no classes: class_0 to class_{num_classes - 1} given",)
 
 
 def _attached_labels(path: Path, num_classes: int) -> tuple[str, ...] | None:
@@ -211,6 +211,6 @@ def _attached_labels(path: Path, num_classes: int) -> tuple[str, ...] | None:
                 names = tuple(line.strip() for line in lines)
                 if len(set(names)) == num_classes == len(names) and all(names):
                     return names
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, RuntimeError, EOFError):
         return None  # the attachment is optional: without a readable one, names are inferred and that is said
     return None

@@ -165,12 +165,12 @@ def _corners(resizes: list[Layer]) -> tuple[bool, tuple[str, ...]]:
     """Return align_corners of the logits' upsampling, and what had to be assumed about it."""
     working = [resize for resize in resizes if resize.shape[1:3] != resize.sources[0].shape[1:3]]
     if not working:
-        return True, ("its logits are not upsampled in the file: align_corners assumed, as TensorFlow's DeepLab does",)
+        return True, ("the file's logits are not upsampled: align_corners assumed, as TensorFlow's DeepLab does",)
     modes = {(resize.align_corners, resize.half_pixel_centers) for resize in working}
     if len(working) > 1:
-        return working[0].align_corners, ("its logits are upsampled in several steps, here in one",)
+        return working[0].align_corners, ("the file upsamples its logits in several steps, here it is one",)
     if modes == {(False, False)}:
-        return False, ("its logits are upsampled from pixel corners, here from pixel centres: up to half a pixel apart",)
+        return False, ("the file upsamples its logits from pixel corners, here from pixel centres: up to half a pixel apart",)
     return working[0].align_corners, ()
 
 
