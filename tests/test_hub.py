@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from local_server import LocalServer, local_server
 
 REPO, COMMIT, FILE = "someone/their-deeplab", "a" * 40, "model.safetensors"
@@ -133,6 +134,38 @@ def test_no_network_is_one_sentence(home: Path) -> None:
     with local_server() as server:
         url = server.url
     assert "the Hub cannot be reached" in fetch(url, home)["error"]
+
+
+CREATE = """
+import json, sys
+import deeplabzoo
+address = sys.argv[1]
+nets = [
+    deeplabzoo.create(address),
+    deeplabzoo.create("deeplabv3_resnet18", pretrained=address, num_classes=2),
+    deeplabzoo.load(address),
+]
+print(json.dumps([[net.num_classes, net.classes[0], net.weights_source["source"]] for net in nets]))
+"""
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_anybodys_repository_is_a_model_name(server: LocalServer, home: Path, tmp_path: Path, revision: str | None) -> None:
+    """`create("hf-hub:someone/their-deeplab")` needs nothing but the one file that `save` wrote, at the revision asked for."""
+    import deeplabzoo
+
+    net = deeplabzoo.DeepLab(
+        deeplabzoo.DeepLabConfig(architecture="deeplabv3", encoder="resnet18", num_classes=3), classes=["a", "b", "c"]
+    )
+    net.save(tmp_path / FILE, dtype=torch.float16)
+    server.serve_hub_file(REPO, revision or "main", FILE, (tmp_path / FILE).read_bytes())
+    address = f"hf-hub:{REPO}{f'@{revision}' if revision else ''}"
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", CREATE, address]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[3, "a", address], [2, "class_0", address], [3, "a", address]]
+    assert [request.path for request in server.asked("GET")] == [f"/{REPO}/resolve/{revision or 'main'}/{FILE}"]
 
 
 def test_a_bundled_file_is_verified_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
