@@ -6,6 +6,7 @@ status 1, a traceback.
 """
 
 import argparse
+import io
 import os
 import runpy
 import sys
@@ -87,6 +88,9 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
 
     Ctrl-C gives 130. A reader that closed the pipe early (`| head`) gives 1 without a word: what was left is not done.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name that the console cannot show must not end the work
     try:
         status = command(argv)
         sys.stdout.flush()
@@ -112,7 +116,7 @@ def _table() -> str:
         [
             f"deeplabzoo {deeplabzoo.__version__}: DeepLabV3 and DeepLabV3+ for PyTorch",
             "",
-            "usage: deeplabzoo COMMAND …   (the same as python -m deeplabzoo.COMMAND …; COMMAND --help explains it)",
+            "usage: deeplabzoo COMMAND ...   (the same as python -m deeplabzoo.COMMAND ...; COMMAND --help explains it)",
             "",
             *lines,
         ]

@@ -64,7 +64,7 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     if failed:
         if len(jobs) == 1:
             raise ImageError(failed[0][1])
-        names = ", ".join(f"'{source.path}'" for source, _ in failed[:5]) + (", …" if len(failed) > 5 else "")
+        names = ", ".join(f"'{source.path}'" for source, _ in failed[:5]) + (", ..." if len(failed) > 5 else "")
         raise ImageError(f"{len(failed)} of {len(jobs)} photos could not be read: {names}; the others are done.")
     return 0
 

@@ -1,5 +1,6 @@
 """The console script and what all commands share: lists, refuses, and leaves in one way."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_help_needs_no_torch() -> None:
     """Asking what there is takes a moment, not seconds."""
     code = "import sys; from deeplabzoo.cli import main; main(['--help']); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_console_without_unicode_is_enough() -> None:
+    """A photo called 貓.jpg is reported on an ASCII terminal, too, instead of ending the run with a UnicodeEncodeError."""
+    code = "import sys; from deeplabzoo.cli import run; sys.exit(run(lambda argv: print('\\u8c93.jpg: cat') or 0))"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=False)
+    assert (done.returncode, done.stdout) == (0, b"\\u8c93.jpg: cat" + os.linesep.encode())
+    assert console("--help", env=env).returncode == 0
 
 
 def test_a_reader_that_leaves_early_is_no_traceback() -> None:
