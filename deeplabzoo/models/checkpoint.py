@@ -67,6 +67,7 @@ def save_checkpoint(
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
         save_file(tensors, partial, metadata)
+        _sort_header(Path(partial))
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -152,6 +153,21 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise WeightsError(f"'{path}' is not a whole safetensors file ({error}); download or save it again.") from error
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata in order: the library writes it in another one each time, and equal networks deserve equal hashes.
+
+    The header is JSON, padded with spaces, after its length in 8 bytes; sorting leaves its length as it is.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -40,17 +40,16 @@ def shapes() -> Recipe:
     """
     return Recipe(
         name="shapes",
-        model="deeplabv3plus_mobilenetv2_035",
+        model="deeplabv3plus_lcnet_050",
         data="shapes",
-        network=Network(output_stride=16, head_channels=32, decoder_channels=32, decoder_low_level_channels=16, dropout=0.0),
+        network=Network(output_stride=8, head_channels=32, decoder_channels=32, decoder_low_level_channels=16, dropout=0.0),
         steps=400,
         batch=8,
         optimizer="adamw",
-        lr=3e-3,
+        lr=3e-2,
         weight_decay=0.01,
         warmup_steps=20,
-        ema=0.98,
-        augmentation=Augmentation(crop=(80, 96), scale=(0.8, 1.25)),
+        augmentation=Augmentation(crop=(64, 80), scale=(0.8, 1.25)),
         evaluations=4,
         save_every=100,
     )

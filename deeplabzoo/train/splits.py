@@ -16,7 +16,7 @@ from deeplabzoo.train.class_weights import class_weights
 from deeplabzoo.train.distributed import Processes
 from deeplabzoo.train.recipe import Recipe
 
-_SHAPES = (80, 96)
+_SHAPES = (64, 80)
 _SHAPES_COUNT = {"train": 512, "val": 64}
 
 
@@ -38,7 +38,7 @@ class Splits:
 def open_splits(recipe: Recipe, root: Path | None) -> Splits:
     """Open the recipe's splits; a test split that is not there is said and left out. Raises UsageError and DataError."""
     if recipe.data == "shapes":
-        size = max(_SHAPES, recipe.augmentation.crop)
+        size = _SHAPES
         train, val = (Shapes(split, size, _SHAPES_COUNT[split]) for split in ("train", "val"))
         return Splits(train, val, None, None)
     if root is None:

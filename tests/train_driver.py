@@ -1,0 +1,72 @@
+"""Runs the train command in a process of its own, and kills it (SIGKILL) at a moment that the test chooses.
+
+usage: python train_driver.py MOMENT ARGUMENTS...; MOMENT is `never`, `step:K` (before update K), `state:K:FILE` (in the
+middle of writing FILE of the state of step K), `rename:K` (before that state gets its name) or `drop:K` (before older states go).
+"""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(moment: str) -> None:
+    from deeplabzoo.train import state, trainer
+
+    kind, _, rest = moment.partition(":")
+    if kind == "step":
+        update = trainer.Trainer.update
+
+        def dying_update(self: Any, batch: Any, **options: Any) -> Any:
+            if self.step == int(rest):
+                _kill()
+            return update(self, batch, **options)
+
+        trainer.Trainer.update = dying_update  # type: ignore[method-assign]
+    if kind == "state":
+        step, _, name = rest.partition(":")
+        save_file = state.save_file
+
+        def dying_save(tensors: Any, file: Path) -> None:
+            save_file(tensors, file)
+            if f"{int(step):08d}" in file.parent.name and file.stem == name:
+                os.truncate(file, file.stat().st_size // 2)
+                _kill()
+
+        state.save_file = dying_save
+    if kind == "rename":
+        rename = Path.rename
+
+        def dying_rename(self: Path, target: Path) -> Path:
+            if self.name == f".writing_{int(rest):08d}":
+                _kill()
+            return rename(self, target)
+
+        Path.rename = dying_rename  # type: ignore[method-assign,assignment]
+    if kind == "drop":
+
+        def dying_drop(path: Any, *args: Any, **options: Any) -> None:
+            if ".gone_" in str(path):
+                _kill()
+            original(path, *args, **options)
+
+        original = shutil.rmtree
+        state.shutil.rmtree = dying_drop  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    if sys.argv[1] != "never":
+        _arm(sys.argv[1])
+    from deeplabzoo import cli
+    from deeplabzoo.train.__main__ import main
+
+    sys.exit(cli.run(main, sys.argv[2:]))
