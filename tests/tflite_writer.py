@@ -47,7 +47,7 @@ class Dialect:
     reverse_branches: bool = False
     """The 1x1 and atrous branches in reverse order."""
     narrow: Mapping[int, int] | None = None
-    """Stage -> channels kept of its blocks, whose expansions follow: widths that are no multiple of 8."""
+    """Stage -> channels kept of its blocks, whose expansions follow, -1 for the stem: widths that timm has not."""
     labels: Sequence[str] = ()
     """Class names, attached as a zip."""
 
@@ -215,7 +215,7 @@ class _Writer:
     def mobilenetv2(self, image: int, encoder: nn.Module) -> int:
         narrow = self.dialect.narrow or {}
         modules = dict(encoder.named_modules())
-        x = self.convolution(image, modules["conv_stem"], modules["bn1"], RELU6, "stem")
+        x = self.convolution(image, modules["conv_stem"], modules["bn1"], RELU6, "stem", narrow.get(-1))
         for name, block in modules.items():
             if not hasattr(block, "has_skip"):
                 continue
