@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from deeplabzoo.errors import UnknownNameError, UnsupportedStrideError, did_you_mean
@@ -162,7 +162,7 @@ def nearest_encoders(facts: EncoderFacts, output_stride: int, count: int = 3) ->
 
 @functools.cache
 def _table() -> Mapping[str, EncoderFacts]:
-    text = resources.files("deeplabzoo.models").joinpath("encoder_table.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("encoder_table.json").read_text(encoding="utf-8")
     rows: Mapping[str, Mapping[str, Any]] = json.loads(text)["encoders"]
     return {name: EncoderFacts(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in rows.items()}
 

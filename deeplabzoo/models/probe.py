@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from deeplabzoo.models.atrous import OUTPUT_STRIDES
 from deeplabzoo.models.encoder_docs import write_docs
 from deeplabzoo.models.encoder_table import ALIASES, EncoderFacts
 from deeplabzoo.models.encoders import SMALLEST, FeaturePlan, bare_encoder, measure_features
@@ -25,11 +24,14 @@ from deeplabzoo.models.encoders import SMALLEST, FeaturePlan, bare_encoder, meas
 _LARGEST = 400_000_000
 """Parameters above which an encoder is left out: such giants train on no machine that this library is meant for."""
 
-_EXACTNESS_UP_TO = 30_000_000
+_EXACTNESS_UP_TO = 15_000_000
 """Parameters up to which the exactness of the atrous conversion is measured, beside the encoders that have an alias."""
 
-_SIZES = ((SMALLEST, SMALLEST), (129, 97), (200, 264))
-"""Height and width of images that every encoder must take: the smallest, an odd one, one that no power of two divides."""
+_SIZES = ((SMALLEST, SMALLEST), (200, 97))
+"""Height and width in pixels of images that every encoder must train on: the smallest, and one that no power of two divides."""
+
+_WITHOUT_IMAGENET = ("drnd54", "mobilenetv2_035", "mobilenetv2_075")
+"""Encoders beside timm's pretrained ones: our own, and the widths that DeepLab checkpoints of other origins come in."""
 
 _TABLE = Path(__file__).with_name("encoder_table.json")
 
@@ -39,26 +41,28 @@ class UnfitError(Exception):
 
 
 def encoder_names() -> list[str]:
-    """Return every encoder name to measure: timm's pretrained ones without their tags, and our own."""
-    return sorted({name.split(".")[0] for name in timm.list_models(pretrained=True)} | {"drnd54"})
+    """Return every encoder name to measure: timm's pretrained ones without their tags, and a few more."""
+    return sorted({name.split(".")[0] for name in timm.list_models(pretrained=True)} | {*_WITHOUT_IMAGENET})
 
 
 def probe(name: str) -> EncoderFacts:
     """Measure one encoder at every output stride, on shapes alone; stride 16, the default, is what it takes to be usable."""
     family = "drn" if name == "drnd54" else timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-    fits: dict[int, tuple[nn.Module, FeaturePlan]] = {}
+    try:
+        fits = {16: fit_encoder(name, 16)}
+    except UnfitError as reason:
+        with torch.device("meta"):
+            return EncoderFacts(name, family, _count(timm.create_model(name)), refused=str(reason))
     refused = ""
-    for stride in OUTPUT_STRIDES:
+    for stride in (8, 32):
         try:
             fits[stride] = fit_encoder(name, stride)
         except UnfitError as reason:
             refused = str(reason)
-    if 16 not in fits:
-        with torch.device("meta"):
-            return EncoderFacts(name, family, _count(timm.create_model(name)), refused=refused)
-    encoder, plan = fits[max(fits)]
-    sets = tuple(_weight_set(fitting) for fitting, _ in fits.values())
-    return EncoderFacts(name, family, _count(encoder), tuple(fits), plan.channels, plan.reductions, sets, refused=refused)
+    strides = tuple(sorted(fits))
+    encoder, plan = fits[strides[-1]]
+    sets = tuple(_weight_set(fits[stride][0]) for stride in strides)
+    return EncoderFacts(name, family, _count(encoder), strides, plan.channels, plan.reductions, sets, refused=refused)
 
 
 def fit_encoder(name: str, stride: int) -> tuple[nn.Module, FeaturePlan]:
