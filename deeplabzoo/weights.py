@@ -90,7 +90,9 @@ def _record(reports: Sequence[Path]) -> None:
 
     manifest = weights_folder() / "manifest.json"
     for report in reports:
-        text, line = record(manifest.read_text(encoding="utf-8"), _read_report(report))
+        source_tree = manifest.resolve().parents[1]
+        kept = report.resolve().relative_to(source_tree).as_posix() if report.resolve().is_relative_to(source_tree) else None
+        text, line = record(manifest.read_text(encoding="utf-8"), _read_report(report), kept)
         _write(manifest, text)
         say(line)
 

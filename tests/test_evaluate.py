@@ -15,6 +15,7 @@ from PIL import Image
 import deeplabzoo
 import deeplabzoo.evaluate
 from deeplabzoo.data.base import open_data
+from deeplabzoo.data.classes import subset_of
 from deeplabzoo.errors import DataError, UnknownNameError, UnsupportedStrideError, UsageError
 from deeplabzoo.inference.evaluation import evaluate
 from deeplabzoo.inference.report import Report
@@ -349,3 +350,10 @@ def test_published_weights_measure_what_an_independent_runtime_measures(shared_d
     assert values["images"] == 173
     assert values["miou"] == pytest.approx(0.7240, abs=0.005)
     assert values["pixel_accuracy"] == pytest.approx(0.934, abs=0.005)
+
+
+def test_a_part_of_a_published_split_is_called_a_subset() -> None:
+    """173 of VOC's 1449 val pictures are no score on VOC val (asks.md E: incomparable figures side by side)."""
+    assert subset_of("voc", "val", 173) == "173-image subset of 1449"
+    assert subset_of("voc", "val", 1449) is None
+    assert subset_of("folder", "val", 3) is None

@@ -27,7 +27,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "data": "voc",
         "split": "val",
         "images": 173,
-        "subset": None,
+        "limit": None,
+        "subset": "173-image subset of 1449",
         "protocol": "single scale, no flip, output stride 16, mean over classes with union > 0",
         "protocol_settings": {"scales": [1.0], "flip": False, "output_stride": 16},
         "miou": 0.723456,
@@ -69,7 +70,10 @@ def test_a_measured_figure_enters_the_row_with_its_conditions() -> None:
     assert (miou["data"], miou["split"], miou["output_stride"], miou["scales"]) == ("voc", "val", 16, [1.0])
     assert (miou["date"], miou["hardware"]) == ("2026-11-21", "Some CPU")
     assert plain["rows"][0]["verified"] == "measured here"
-    assert line == "deeplabv3_mobilenetv2_voc.coral: mIoU 72.35 %, pixel accuracy 93.4 % on voc val (173 images) recorded"
+    assert (
+        line
+        == "deeplabv3_mobilenetv2_voc.coral: mIoU 72.35 %, pixel accuracy 93.4 % on voc val (173-image subset of 1449) recorded"
+    )
 
 
 def test_the_command_is_kept_without_paths_of_one_machine() -> None:
@@ -91,7 +95,7 @@ def test_the_same_conditions_replace_and_other_conditions_add() -> None:
         ({"weights": {"sha256": "0" * 64, "tag": None}}, "No released weights have the sha256"),
         ({"weights": {"sha256": None, "tag": "coral"}}, "does not say which file"),
         ({"weights": {"sha256": CORAL["sha256"], "adapted": ["classifier re-initialised"]}}, "adapted network"),
-        ({"subset": "first 10 of 173 images"}, "a part of the split only"),
+        ({"limit": 10, "subset": "10-image subset of 1449"}, "a part of the split only"),
         ({"command": None}, "does not say which command"),
     ],
 )

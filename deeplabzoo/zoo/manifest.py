@@ -82,6 +82,8 @@ class Metric:
     scales: tuple[float, ...]
     flip: bool
     origin: Literal["published", "measured"]
+    subset: str | None = None
+    """Says so where fewer pictures were scored than the publisher's list of the split holds."""
     command: str | None = None
     """What measures it again; required where `origin` is "measured"."""
     date: str | None = None
@@ -94,6 +96,11 @@ class Metric:
             raise WeightsError("a measured figure needs its command, date and number of images.")
         if not 0 <= self.value <= 100:
             raise WeightsError(f"a figure in % is between 0 and 100, not {self.value!r}.")
+
+    @property
+    def pictures(self) -> str:
+        """On how many pictures it stands, in words; a subset is called one."""
+        return self.subset or (f"{self.images} images" if self.images else "number of images not published")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +162,9 @@ class WeightRow:
         return f"{self.name}.{self.tag}"
 
     def __str__(self) -> str:
-        figures = [f"{m.name} {m.value:g} {m.unit} ({m.origin}: {m.data} {m.split}, {m.protocol})" for m in self.metrics]
+        figures = [
+            f"{m.name} {m.value:g} {m.unit} ({m.origin}: {m.data} {m.split}, {m.pictures}, {m.protocol})" for m in self.metrics
+        ]
         facts = (
             f"{self.data}, {self.config.num_classes} classes",
             *(figures or ["no figure"]),

@@ -15,8 +15,10 @@ _FIGURES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
 _SAME_CONDITIONS = ("name", "protocol", "data", "split", "images", "output_stride", "scales", "flip", "origin")
 
 
-def record(manifest_text: str, report: Mapping[str, Any]) -> tuple[str, str]:
+def record(manifest_text: str, report: Mapping[str, Any], place: str | None = None) -> tuple[str, str]:
     """Return the manifest's new text with a report's figures in the row of its weights, and a line that says so.
+
+    `place` is where the report itself is kept, for readers of the row.
 
     A figure under the same conditions is replaced, any other is kept. Raises UsageError for a report of a file that is not
     released (by its sha256), of an adapted network, or of a part of a split; and WeightsError if the result would be invalid.
@@ -24,7 +26,7 @@ def record(manifest_text: str, report: Mapping[str, Any]) -> tuple[str, str]:
     plain = json.loads(manifest_text)
     try:
         row = _row_of(report, plain["rows"])
-        metrics = _metrics(report)
+        metrics = [{**one, "report": place} if place else one for one in _metrics(report)]
     except (KeyError, TypeError) as error:
         raise UsageError(f"This is not a report of `evaluate --json`: it lacks {error}.") from None
     new = [{key: one[key] for key in _SAME_CONDITIONS} for one in metrics]
@@ -33,7 +35,8 @@ def record(manifest_text: str, report: Mapping[str, Any]) -> tuple[str, str]:
     row["verified"] = "measured here"
     read_plain(Manifest, plain, "manifest.json")
     figures = ", ".join(f"{one['name']} {one['value']} %" for one in metrics)
-    line = f"{row['name']}.{row['tag']}: {figures} on {report['data']} {report['split']} ({report['images']} images) recorded"
+    pictures = report["subset"] or f"{report['images']} images"
+    line = f"{row['name']}.{row['tag']}: {figures} on {report['data']} {report['split']} ({pictures}) recorded"
     return manifest_json(plain), line
 
 
@@ -55,7 +58,7 @@ def _row_of(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, 
         raise UsageError("The report does not say which file was evaluated (no sha256), so it belongs to no released weights.")
     if weights.get("adapted"):
         raise UsageError(f"The report is of an adapted network ({'; '.join(weights['adapted'])}), not of the released weights.")
-    if report.get("subset"):
+    if report["limit"]:
         raise UsageError(f"The report covers a part of the split only ({report['subset']}); evaluate without --limit.")
     for row in rows:
         named = tag is not None and report["model"] in (row["name"], f"{row['name']}.{tag}") and tag == row["tag"]
@@ -77,6 +80,7 @@ def _metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         "data": report["data"],
         "split": report["split"],
         "images": report["images"],
+        "subset": report["subset"],
         "output_stride": settings["output_stride"],
         "scales": list(settings["scales"]),
         "flip": settings["flip"],

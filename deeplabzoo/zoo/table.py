@@ -45,11 +45,11 @@ def _cells(row: WeightRow) -> list[str]:
 
 
 def _conditions(metric: Metric) -> str:
-    images = f"{metric.images} images" if metric.images else "number of images not published"
     passes = "single scale" if len(metric.scales) == 1 else f"scales {', '.join(f'{scale:g}' for scale in metric.scales)}"
     stride = f"output stride {metric.output_stride}, " if metric.output_stride else ""
     when = f" {metric.date}" if metric.date else ""
-    return f"{metric.origin}{when}: {metric.data} {metric.split}, {images}, {stride}{passes}{', flip' if metric.flip else ''}"
+    where = f"{metric.data} {metric.split}, {metric.pictures}"
+    return f"{metric.origin}{when}: {where}, {stride}{passes}{', flip' if metric.flip else ''}"
 
 
 def _line(cells: Sequence[str]) -> str:
