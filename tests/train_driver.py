@@ -1,7 +1,8 @@
 """Runs the train command in a process of its own, and kills it (SIGKILL) at a moment that the test chooses.
 
 usage: python train_driver.py MOMENT ARGUMENTS...; MOMENT is `never`, `step:K` (before update K), `state:K:FILE` (in the
-middle of writing FILE of the state of step K), `rename:K` (before that state gets its name) or `drop:K` (before older states go).
+middle of writing FILE of the state of step K), `rename:K` (before it gets its name), `drop:K` (before older states go), or
+`double`: nothing is killed, but the network computes in float64, so that rounding cannot hide or fake a difference.
 """
 
 import os
@@ -14,6 +15,10 @@ from typing import Any
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _to_double(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one.double() for one in inputs)
 
 
 def _arm(moment: str) -> None:
@@ -49,6 +54,15 @@ def _arm(moment: str) -> None:
             return rename(self, target)
 
         Path.rename = dying_rename  # type: ignore[method-assign,assignment]
+    if kind == "double":
+        build = trainer.build
+
+        def double_build(*arguments: Any) -> Any:
+            net = build(*arguments).double()
+            net.encoder.register_forward_pre_hook(_to_double)
+            return net
+
+        trainer.build = double_build
     if kind == "drop":
 
         def dying_drop(path: Any, *args: Any, **options: Any) -> None:

@@ -44,7 +44,7 @@ def synchronised_batch_norm(
     eps: float,
 ) -> Tensor:
     """Normalise with mean and variance over the batches of all processes; updates the running statistics as torch does."""
-    x = x_BCHW.float()
+    x = x_BCHW if x_BCHW.dtype is torch.float64 else x_BCHW.float()
     axes = [axis for axis in range(x.ndim) if axis != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
     count = x.numel() // x.shape[1]
