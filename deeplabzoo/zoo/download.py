@@ -119,7 +119,10 @@ class _Transfer:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             if held or isinstance(cause, _WORTH_RETRYING):
                 raise _PassingError(f"the connection broke off ({_words(cause)})") from None
-            raise DownloadError(f"{self.url} cannot be reached ({_words(cause)}); check the network connection.") from None
+            raise DownloadError(
+                f"{self.url} cannot be reached ({_words(cause)}); check the network connection, or name a file that is here "
+                "(pretrained='FILE', --weights FILE)."
+            ) from None
 
     def _refusal(self, status: int) -> Exception:
         if status == 416:  # what is held is longer than the file, or of another version: begin anew
