@@ -112,11 +112,10 @@ def test_a_failed_save_leaves_the_old_file(net: DeepLab, saved: Path, monkeypatc
     """Writing is atomic: a full disk costs the new file, not the old one, and leaves nothing partial behind."""
     before = saved.read_bytes()
 
-    def full_disk(tensors: object, path: str, metadata: object) -> None:
-        Path(path).write_bytes(before[:100])
+    def full_disk(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deeplabzoo.models.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("deeplabzoo.output.os.replace", full_disk)
     with pytest.raises(OutputError, match="No space left on device"):
         net.save(saved)
     assert saved.read_bytes() == before

@@ -321,6 +321,11 @@ def test_wrong_images_end_in_a_sentence(image: torch.Tensor, sentence: str) -> N
         DeepLab(config()).eval()(image)
 
 
+def test_an_alias_and_its_full_name_are_one_network() -> None:
+    """What is stored in a checkpoint is the canonical name, whatever was typed."""
+    assert DeepLab(config(encoder="mobilenetv3small")).config == config(encoder="mobilenetv3_small_100")
+
+
 def test_unknown_encoders_are_refused_with_the_nearest_names() -> None:
     """Did you mean."""
     with pytest.raises(UnknownNameError, match=r"Unknown encoder 'resnet5O'. Did you mean 'resnet50'"):

@@ -4,10 +4,7 @@ Metadata (all strings, JSON inside): `format` "deeplabzoo", `version`, `config`,
 `source`. Nothing is ever unpickled; a file that is damaged, truncated or lies about itself ends in one sentence.
 """
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
-from deeplabzoo.errors import DeepLabZooError, OutputError, WeightsError
+from deeplabzoo.errors import DeepLabZooError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.output import write_atomically
 
 if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab
@@ -51,7 +49,6 @@ def save_checkpoint(
     `extra` is kept as the checkpoint's `source`; `dtype` (e.g. torch.float16) is what floating tensors are stored in.
     Raises OutputError where the file cannot be written.
     """
-    path = Path(path)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -62,20 +59,8 @@ def save_checkpoint(
         "source": json.dumps(dict(extra or {})),
     }
     tensors = {name: _stored(tensor, dtype) for name, tensor in net.state_dict().items()}
-    partial = None
-    try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        save_file(tensors, partial, metadata)
-        _sort_header(Path(partial))
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"Cannot write '{path}': {getattr(error, 'strerror', None) or error}.") from error
-    finally:
-        if partial is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
+    whole = _with_sorted_header(serialise(tensors, metadata))
+    write_atomically(Path(path), lambda file: file.write(whole))
 
 
 def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
@@ -155,28 +140,20 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor
         raise WeightsError(f"'{path}' is not a whole safetensors file ({error}); download or save it again.") from error
 
 
-def _sort_header(path: Path) -> None:
+def _with_sorted_header(whole: bytes) -> bytes:
     """Put the metadata in order: the library writes it in another one each time, and equal networks deserve equal hashes.
 
-    The header is JSON, padded with spaces, after its length in 8 bytes; sorting leaves its length as it is.
+    The header is JSON, padded with spaces, after its length in 8 bytes.
     """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + whole[8 + length :]
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
     return tensor.detach().contiguous()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -83,6 +83,8 @@ class DeepLabConfig(_Plain):
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise UsageError(f"Unknown architecture {self.architecture!r}; expected one of {', '.join(ARCHITECTURES)}.")
+        if not isinstance(self.encoder, str):
+            raise UsageError(f"encoder must be a name, not {self.encoder!r}.")
         for field in ("num_classes", "in_chans", "head_channels", "decoder_channels", "decoder_low_level_channels"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -97,6 +99,12 @@ class DeepLabConfig(_Plain):
                 raise UsageError(f"{field} must be whole numbers of at least 1, not {rates!r}.")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}.")
+        if not (self.norm_eps > 0 and (self.encoder_norm_eps is None or self.encoder_norm_eps > 0)):
+            raise UsageError(
+                f"norm_eps and encoder_norm_eps must be above 0, not {self.norm_eps!r}, {self.encoder_norm_eps!r}."
+            )
+        if self.norm not in ("batch", "group") or self.encoder_padding not in ("symmetric", "same"):
+            raise UsageError(f"Unknown norm {self.norm!r} or encoder_padding {self.encoder_padding!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from deeplabzoo.errors import UnsupportedStrideError, UsageError, WeightsError
 from deeplabzoo.models.atrous import scale_rates
 from deeplabzoo.models.checkpoint import require_fit, save_checkpoint
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.models.encoder_table import require_stride
+from deeplabzoo.models.encoder_table import canonical_encoder, require_stride
 from deeplabzoo.models.encoders import build_encoder
 from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead, effective_rates
 from deeplabzoo.models.layers import Classifier
@@ -55,6 +55,7 @@ class DeepLab(nn.Module):
         super().__init__()
         self.weights_source: dict[str, Any] = {}
         """Which file the weights came from (`name`, `tag`, `sha256`, `source`, `adapted`); empty where there is none."""
+        config = dataclasses.replace(config, encoder=canonical_encoder(config.encoder))
         self.config = config
         self.encoder, plan = build_encoder(config, pretrained=encoder_pretrained)
         self.feature_plan = plan
@@ -150,9 +151,9 @@ class DeepLab(nn.Module):
                 f"create it with output_stride={output_stride} instead."
             )
         with _NoRandomNumbers():
-            encoder, self.feature_plan = build_encoder(target)
+            encoder, plan = build_encoder(target)
         _move_into(encoder, self.encoder)
-        self.encoder = encoder
+        self.encoder, self.feature_plan = encoder, plan
         self.head.aspp.set_rates(effective_rates(target))
         self.config = target
 
@@ -236,10 +237,12 @@ def _expected_shapes(cls: type[DeepLab], config: DeepLabConfig) -> dict[str, tor
 
 def _move_into(new: nn.Module, old: nn.Module) -> None:
     """Put the very Parameter and buffer objects of `old` into `new`, and the state that is not in tensors."""
-    trainable = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
-    new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
-    for name, parameter in new.named_parameters():
-        parameter.requires_grad_(trainable[name])
+    frozen = [parameter for parameter in old.parameters() if not parameter.requires_grad]
+    try:
+        new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)  # assigning gave it the flag of the parameter that it replaced
     old_modules, old_buffers = dict(old.named_modules()), dict(old.named_buffers())
     for name, module in new.named_modules():
         before = old_modules.get(name)

@@ -7,7 +7,7 @@ from deeplabzoo.models.encoder_table import EncoderFacts
 
 _HEAD = """# Encoders
 
-Written by `python -m deeplabzoo.models.probe` from {count} encoders of timm {timm_version} and our own DRN; do not edit.
+Written by `python -m deeplabzoo.models.probe`: {count} encoders, our own DRN and those of timm {timm_version}; do not edit.
 
 A name in the first column is what a model name contains (`deeplabv3plus_{example}`); every full timm name works too.
 `deeplabzoo.supports(name, output_stride)` and `deeplabzoo.list_encoders("*pattern*", output_stride=8)` answer from the same
@@ -20,12 +20,15 @@ network computes is found in the dense map, unchanged. The two last columns give
 value, between those cells for images of 128 / 129 pixels and random weights with every layer at work:
 
 - `0` is exact up to rounding: weights from ImageNet at stride 32 mean the same at stride 8.
-- Squeeze-and-excitation, and every other layer that pools over the whole map, sees more cells, so {se_example} and its like
-  differ although each convolution is converted exactly.
-- Average-pooling shortcuts (`resnet50d` and the other `d` ResNets, {pool_example}) are exact at stride 16 for even sizes only.
+- Squeeze-and-excitation, and every other layer that pools over the whole map, sees more cells: such encoders differ although
+  each convolution is converted exactly. {se_example}.
+- Average-pooling shortcuts (the `d` ResNets) are exact at stride 16 for even sizes only. {pool_example}.
+- ConvNeXt and Inception-NeXt are exact because we pad their dilated 2x2 convolutions on one side; timm pads both sides at
+  stride 8, which moves the map by one cell. {convnext_example}; ConvNeXt V2 also normalises over the whole map.
 - TensorFlow's 'SAME' padding (`tf_*`) pads even sizes on one side, and the side moves with the stride.
 - `drnd54` is by nature a stride-8 network: its published weights belong to stride 8, 16 and 32 are our extension.
-- `moved` means that the two maps have different sizes or positions (MobileViTv2 resizes to whole patches).
+- `moved` means that the two maps have different sizes (MobileViTv2 resizes to whole patches).
+- An empty cell was not measured: only encoders with an alias, and those below 30 M parameters, are.
 
 Random weights show the worst; a network that is fine-tuned at the stride it runs at adapts. A star marks what cannot
 adapt: there the network has other tensors at that stride, so `set_output_stride` refuses and ImageNet weights do not fit.
@@ -44,6 +47,7 @@ def write_docs(facts: Sequence[EncoderFacts], path: Path, timm_version: str) -> 
         example="mobilenetv2",
         se_example=_example(by_name, "seresnet50"),
         pool_example=_example(by_name, "resnet50d"),
+        convnext_example=_example(by_name, "convnext_tiny"),
     )
     rows = "\n".join(map(_row, sorted(facts, key=lambda one: (one.family, one.name))))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,4 +76,4 @@ def _differences(measured: tuple[float | None, ...] | None) -> str:
 
 def _example(by_name: dict[str, EncoderFacts], name: str) -> str:
     facts = by_name[name]
-    return f"`{name}` ({_differences(facts.exact16)} at stride 16, {_differences(facts.exact8)} at 8)"
+    return f"`{name}`: {_differences(facts.exact16)} at stride 16, {_differences(facts.exact8)} at stride 8"
