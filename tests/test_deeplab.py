@@ -188,6 +188,15 @@ def test_output_stride_changes_for_unusual_encoders(encoder: str, start: int, ta
     test_output_stride_changes_under_the_same_parameters("deeplabv3", start, target, encoder)
 
 
+@pytest.mark.parametrize(("start", "target"), [(8, 32), (32, 8)])
+def test_buffers_that_are_not_saved_follow_the_type_of_the_network(start: int, target: int) -> None:
+    """Blur kernels are in no state dict; a network in float64 stays one when they come or go."""
+    net = DeepLab(config(encoder="resnetblur50", output_stride=start)).double().eval()
+    net.set_output_stride(target)
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, 33, 33, dtype=torch.float64)).dtype == torch.float64
+
+
 def test_an_optimizer_survives_a_change_of_stride() -> None:
     """Its parameters are the network's own afterwards: a step moves the network."""
     net = DeepLab(config())

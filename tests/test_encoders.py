@@ -2,13 +2,14 @@
 
 import fnmatch
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import deeplabzoo
-from deeplabzoo.errors import UnknownNameError, UnsupportedStrideError
+from deeplabzoo.errors import DownloadError, UnknownNameError, UnsupportedStrideError, UsageError
 from deeplabzoo.models import encoder_table, probe
 from deeplabzoo.models.config import ARCHITECTURES, Architecture, DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
@@ -168,6 +169,22 @@ def test_an_unsupported_stride_names_three_encoders_that_can(encoder: str) -> No
     near = str(caught.value).rsplit(": ", 1)[1].rstrip(".").split(", ")
     assert len(near) == 3
     assert all(supports(name, 16) for name in near)
+
+
+def test_imagenet_weights_that_cannot_be_had_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, no weights for this encoder, or weights for other tensors: said before, or instead of, a traceback."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("cannot reach the hub\nand a long story")
+
+    monkeypatch.setattr("timm.create_model", no_network)
+    config = DeepLabConfig(architecture="deeplabv3", encoder="resnet18")
+    with pytest.raises(DownloadError, match=r"of 'resnet18' could not be fetched \(ConnectionError: cannot reach the hub\)"):
+        DeepLab(config, encoder_pretrained=True)
+    with pytest.raises(UsageError, match="'drnd54' has no ImageNet weights"):
+        DeepLab(replace(config, encoder="drnd54"), encoder_pretrained=True)
+    with pytest.raises(UnsupportedStrideError, match="'gernet_l' do not fit at output stride 16"):
+        DeepLab(replace(config, encoder="gernet_l"), encoder_pretrained=True)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.errors import UnsupportedStrideError, UsageError, WeightsError
@@ -22,6 +21,7 @@ from deeplabzoo.models.encoder_table import canonical_encoder, require_stride
 from deeplabzoo.models.encoders import build_encoder
 from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead, effective_rates
 from deeplabzoo.models.layers import Classifier
+from deeplabzoo.models.transplant import NoRandomNumbers, move_tensors
 
 Palette = tuple[tuple[int, int, int], ...]
 
@@ -85,7 +85,7 @@ class DeepLab(nn.Module):
         Raises WeightsError naming the tensors that are missing, left over or of another shape.
         """
         require_fit(config, state_dict, _expected_shapes(cls, config))
-        with _NoRandomNumbers():
+        with NoRandomNumbers():
             net = cls(config, classes=classes, palette=palette, preprocessing=preprocessing)
         net.load_state_dict(state_dict)
         return net.eval()
@@ -150,9 +150,9 @@ class DeepLab(nn.Module):
                 f"{config.output_stride} (a shortcut appears or disappears), so its weights cannot move; "
                 f"create it with output_stride={output_stride} instead."
             )
-        with _NoRandomNumbers():
+        with NoRandomNumbers():
             encoder, plan = build_encoder(target)
-        _move_into(encoder, self.encoder)
+        move_tensors(encoder, self.encoder)
         self.encoder, self.feature_plan = encoder, plan
         self.head.aspp.set_rates(effective_rates(target))
         self.config = target
@@ -217,41 +217,12 @@ class DeepLab(nn.Module):
         self._palette: Palette = colours  # type: ignore[assignment]
 
 
-class _NoRandomNumbers(TorchFunctionMode):
-    """While this holds, random initialisation is skipped: every tensor is about to be replaced, so drawing is lost time."""
-
-    _DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_, torch.nn.init.trunc_normal_})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return the tensor as it is where it would be filled with random numbers."""
-        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
-
-
 def _expected_shapes(cls: type[DeepLab], config: DeepLabConfig) -> dict[str, torch.Size]:
     try:
         with torch.device("meta"):
             return {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
     except (RuntimeError, OverflowError) as error:
         raise WeightsError(f"The file's configuration describes no network that could exist: {config}.") from error
-
-
-def _move_into(new: nn.Module, old: nn.Module) -> None:
-    """Put the very Parameter and buffer objects of `old` into `new`, and the state that is not in tensors."""
-    frozen = [parameter for parameter in old.parameters() if not parameter.requires_grad]
-    try:
-        new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)  # assigning gave it the flag of the parameter that it replaced
-    old_modules, old_buffers = dict(old.named_modules()), dict(old.named_buffers())
-    for name, module in new.named_modules():
-        before = old_modules.get(name)
-        module.training = old.training if before is None else before.training
-        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.BatchNorm2d):
-            module.momentum, module.eps = before.momentum, before.eps
-    for name, buffer in new.named_buffers():
-        if name in old_buffers and buffer is not old_buffers[name]:  # not part of the state dict, e.g. a blur kernel
-            buffer.data = old_buffers[name]
 
 
 def _preprocessing_of(encoder: nn.Module) -> Preprocessing:

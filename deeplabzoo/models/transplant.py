@@ -1,0 +1,41 @@
+"""Give a freshly built module the tensors of another: without drawing numbers first, and without copying Parameters."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class NoRandomNumbers(TorchFunctionMode):
+    """While this holds, random initialisation is skipped: every tensor is about to be replaced, so drawing is lost time."""
+
+    _DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_, torch.nn.init.trunc_normal_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor as it is where it would be filled with random numbers."""
+        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
+
+
+def move_tensors(new: nn.Module, old: nn.Module) -> None:
+    """Put the very Parameter and buffer objects of `old` into `new`, and the state that is not in tensors.
+
+    Both have the same tensor names and shapes; training flags, requires_grad and the momentum of batch norms come along.
+    """
+    frozen = [parameter for parameter in old.parameters() if not parameter.requires_grad]
+    try:
+        new.load_state_dict(old.state_dict(keep_vars=True), assign=True)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)  # assigning gave it the flag of the parameter that it replaced
+    old_modules, old_buffers = dict(old.named_modules()), dict(old.named_buffers())
+    for name, module in new.named_modules():
+        before = old_modules.get(name)
+        module.training = old.training if before is None else before.training
+        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.BatchNorm2d):
+            module.momentum, module.eps = before.momentum, before.eps
+    like = next(old.parameters())
+    for name, buffer in list(new.named_buffers()):  # those outside the state dict, such as blur kernels
+        owner, _, attribute = name.rpartition(".")
+        moved = buffer.to(like.device, like.dtype) if buffer.is_floating_point() else buffer.to(like.device)
+        setattr(new.get_submodule(owner), attribute, old_buffers.get(name, moved))
