@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "predict": "label photos: palette PNG, overlay with a legend, JSON of areas",
     "evaluate": "measure a model on a labelled data set: mIoU, per-class IoU, Dice",
     "prepare": "download and lay out a training data set: VOC 2012, trainaug",
+    "train": "train a recipe on a data set, or go on with a run that was stopped",
     "weights": "list, record and tabulate the published weights",
 }
 """Every command, and what it does in one line."""

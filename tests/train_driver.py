@@ -22,7 +22,7 @@ def _to_double(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _arm(moment: str) -> None:
-    from deeplabzoo.train import state, trainer
+    from deeplabzoo.train import loop, state, trainer
 
     kind, _, rest = moment.partition(":")
     if kind == "step":
@@ -55,14 +55,14 @@ def _arm(moment: str) -> None:
 
         Path.rename = dying_rename  # type: ignore[method-assign,assignment]
     if kind == "double":
-        build = trainer.build
+        build = loop.build
 
         def double_build(*arguments: Any) -> Any:
             net = build(*arguments).double()
             net.encoder.register_forward_pre_hook(_to_double)
             return net
 
-        trainer.build = double_build
+        loop.build = double_build
     if kind == "drop":
 
         def dying_drop(path: Any, *args: Any, **options: Any) -> None:

@@ -8,6 +8,7 @@ from deeplabzoo.errors import TrainingError
 from deeplabzoo.train.distributed import Processes, joined
 from deeplabzoo.train.folder import RunFolder
 from deeplabzoo.train.log import RunLog
+from deeplabzoo.train.network import build
 from deeplabzoo.train.recipe import Recipe
 from deeplabzoo.train.report import write_report
 from deeplabzoo.train.signals import StopRequest
@@ -15,6 +16,7 @@ from deeplabzoo.train.splits import Splits, open_splits
 from deeplabzoo.train.state import State
 from deeplabzoo.train.trainer import Trainer, Update
 from deeplabzoo.train.validate import measure
+from deeplabzoo.zoo.factory import load
 
 
 def train(recipe: Recipe, root: Path | None, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -29,7 +31,8 @@ def train(recipe: Recipe, root: Path | None, out: Path, *, resume: bool = False)
         recipe = recipe.planned(len(data.train))
         folder = RunFolder(out)
         state = _begin(folder, recipe, data, processes, resume)
-        trainer = Trainer(recipe, data, processes, state)
+        net = load(folder.last) if state else build(recipe, data.train)  # a resumed run needs no other weights again
+        trainer = Trainer(recipe, data, net, processes, state)
         if processes.first:
             with RunLog(out, recipe, trainer.step, data.train.palette) as log:
                 log.start(trainer.step, trainer.facts())
@@ -65,6 +68,7 @@ def _run(trainer: Trainer, folder: RunFolder, log: RunLog | None, stop: StopRequ
                 trainer.processes,
                 limit=recipe.evaluation_images,
                 pictures=recipe.pictures if log else 0,
+                crop=recipe.crop_val,
             )
             best = trainer.take_score(measured.scores.miou)
             if log:

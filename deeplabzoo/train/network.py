@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.errors import DeepLabZooError
 from deeplabzoo.models.atrous import scale_rates
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
@@ -29,18 +30,16 @@ def build(recipe: Recipe, data: SegmentationData) -> DeepLab:
     start = weights(recipe.init) if recipe.init else None
     config = _config(recipe, name, start, len(data.classes))
     torch.manual_seed(recipe.seed)
-    imagenet = recipe.encoder_init is True and start is None
-    net = DeepLab(config, classes=data.classes, palette=data.palette, encoder_pretrained=imagenet)
-    told = "encoder with ImageNet weights" if imagenet else "untrained"
+    net, told = _new(recipe, config, data) if start is None else (_untrained(config, data), "")
     if start is not None:
         told = f"from {recipe.init}: {carry_over(start, net)}"
         net.preprocessing = start.preprocessing
-    elif isinstance(recipe.encoder_init, str):
+    elif isinstance(recipe.encoder_init, str) and recipe.encoder_init != "auto":
         file, changes = load_encoder(net, Path(recipe.encoder_init))
         told = "; ".join([f"encoder from {recipe.encoder_init}", *changes])
         if file.preprocessing is not None:
             net.preprocessing = _input_scale(net.preprocessing, file.preprocessing)
-    own = {"size": recipe.input_size, "resize": recipe.input_resize}
+    own = {"size": recipe.input_size, "resize": recipe.input_resize, "pad": recipe.input_pad}
     for field, value in own.items():
         if value is not None:
             net.preprocessing = Preprocessing.from_dict({**net.preprocessing.to_dict(), field: value})
@@ -48,6 +47,24 @@ def build(recipe: Recipe, data: SegmentationData) -> DeepLab:
     shape = f"{millions:.2f} M parameters, {len(data.classes)} classes, output stride {net.output_stride}"
     say(f"model: {recipe.model}, {shape}; {told}")
     return net
+
+
+def _new(recipe: Recipe, config: DeepLabConfig, data: SegmentationData) -> tuple[DeepLab, str]:
+    """Return a network with ImageNet weights in the encoder, where the recipe wants them, and what it starts from."""
+    if recipe.encoder_init not in (True, "auto"):
+        return _untrained(config, data), "untrained"
+    try:
+        net = DeepLab(config, classes=data.classes, palette=data.palette, encoder_pretrained=True)
+    except DeepLabZooError as error:
+        if recipe.encoder_init is True:
+            raise
+        torch.manual_seed(recipe.seed)
+        return _untrained(config, data), f"untrained, as no ImageNet weights could be had ({error})"
+    return net, "encoder with ImageNet weights"
+
+
+def _untrained(config: DeepLabConfig, data: SegmentationData) -> DeepLab:
+    return DeepLab(config, classes=data.classes, palette=data.palette)
 
 
 def weights(source: str) -> DeepLab:

@@ -83,12 +83,14 @@ class Recipe:
     init: str | None = None
     """Initial weights: `name.tag` of the registry or a file; the classifier is kept for classes of the same name."""
     encoder_init: bool | str = False
-    """True: ImageNet weights of the encoder; or a file with encoder weights."""
+    """True: ImageNet weights of the encoder; "auto": those if they can be had, else none, and said; or a file."""
     recalibrate_norms: int = 0
     """Measure the statistics of batch norms on this many training samples first (for encoders with folded norms)."""
     input_resize: Literal["none", "longest", "shortest"] | None = None
     """How a photo is brought to `input_size` before the network; it travels with the weights. None: as the network has it."""
     input_size: tuple[int, int] | None = None
+    input_pad: bool | None = None
+    """Whether the network's input is filled up to `input_size`; None: as the network has it."""
 
     # how long, with which batches
     steps: int | None = None
@@ -155,6 +157,10 @@ class Recipe:
     evaluation_images: int | None = None
     """At most this many, evenly spaced; None: all. The final report always measures all."""
     evaluation_output_stride: int | None = None
+    """Of the final report; while training, the network is measured as it trains."""
+    crop_val: int | None = None
+    """While training, measure on the central square of this side, the shorter side resized to it: quicker, and no score to
+    quote. The final report always measures whole pictures."""
 
     # what one sees of it
     log_every: int = 20

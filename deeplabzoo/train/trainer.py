@@ -14,7 +14,7 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.train.average import Average
 from deeplabzoo.train.distributed import Processes, without_sync
 from deeplabzoo.train.freeze import freeze, train_mode
-from deeplabzoo.train.network import build, measure_norms
+from deeplabzoo.train.network import measure_norms
 from deeplabzoo.train.objective import TrainingLoss
 from deeplabzoo.train.optim import flat_state, load_flat_state, make_optimizer, parameter_groups, set_rate
 from deeplabzoo.train.precision import autocast_dtype, gradient_scaler
@@ -43,12 +43,12 @@ class Update:
 class Trainer:
     """Network, optimizer, average and counters of one process of a run."""
 
-    def __init__(self, recipe: Recipe, data: Splits, processes: Processes, state: State | None) -> None:
+    def __init__(self, recipe: Recipe, data: Splits, net: DeepLab, processes: Processes, state: State | None) -> None:
         assert recipe.steps is not None
         self.recipe, self.data, self.processes, self.steps = recipe, data, processes, recipe.steps
         device = processes.device
         torch.use_deterministic_algorithms(recipe.deterministic)
-        self.net = build(recipe, data.train).to(device)
+        self.net = net.to(device)
         if recipe.channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)
         if recipe.recalibrate_norms and state is None:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.data.base import Sample, SegmentationData
 from deeplabzoo.inference.device import evaluating
 from deeplabzoo.inference.preprocess import logits_at_original, prepare
 from deeplabzoo.metrics import ConfusionMatrix, Scores
@@ -41,6 +42,17 @@ class Measured:
     pictures: list[Picture]
 
 
+def central_square(sample: Sample, side: int) -> Sample:
+    """Return the middle of a sample whose shorter side was resized to `side`; labels by nearest neighbour."""
+    height, width = sample.labels.shape
+    short = min(height, width)
+    left, top = (width - short) / 2, (height - short) / 2
+    box = (left, top, left + short, top + short)
+    image = Image.fromarray(sample.image).resize((side, side), Image.Resampling.BILINEAR, box=box)
+    rows, columns = ((start + (np.arange(side) + 0.5) * short / side).astype(int) for start in (top, left))
+    return Sample(np.asarray(image), sample.labels[rows][:, columns], sample.name)
+
+
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """Return at most `limit` indices of `count`, spread over all of them.
 
@@ -52,7 +64,13 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def measure(
-    net: DeepLab, data: SegmentationData, processes: Processes, *, limit: int | None = None, pictures: int = 0
+    net: DeepLab,
+    data: SegmentationData,
+    processes: Processes,
+    *,
+    limit: int | None = None,
+    pictures: int = 0,
+    crop: int | None = None,
 ) -> Measured:
     """Score `net` at the labels' own resolution, single scale; the pictures of the split are shared out without repeats.
 
@@ -64,7 +82,7 @@ def measure(
     kept: list[Picture] = []
     with evaluating(net):
         for place in processes.share(len(indices)):
-            sample = data[indices[place]]
+            sample = data[indices[place]] if crop is None else central_square(data[indices[place]], crop)
             logits_1CHW = logits_at_original(net, prepare(sample.image, net.preprocessing))
             labels_1HW = torch.from_numpy(sample.labels.astype(np.int64))[None].to(logits_1CHW.device)
             loss += float(F.cross_entropy(logits_1CHW, labels_1HW, ignore_index=data.ignore_index, reduction="sum"))
