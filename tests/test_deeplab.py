@@ -341,6 +341,16 @@ def test_unknown_encoders_are_refused_with_the_nearest_names() -> None:
         DeepLab(config(encoder="resnet5O"))
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenetv2_035", "xception41", "convnext_atto", "mobilevit_xxs"])
+def test_nothing_is_drawn_for_weights_that_are_given(encoder: str) -> None:
+    """Loading, and changing the stride, neither spend time on random numbers nor move the generator of the user's run."""
+    net = DeepLab(config(encoder=encoder))
+    before = torch.get_rng_state()
+    net.set_output_stride(8)
+    DeepLab.from_weights(net.config, net.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_large_network_is_made_in_three_seconds() -> None:
     """No tensor is initialised twice: a 101-layer network without weights is ready at once."""
     started = time.perf_counter()

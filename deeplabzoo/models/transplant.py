@@ -10,11 +10,13 @@ from torch.overrides import TorchFunctionMode
 class NoRandomNumbers(TorchFunctionMode):
     """While this holds, random initialisation is skipped: every tensor is about to be replaced, so drawing is lost time."""
 
-    _DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_, torch.nn.init.trunc_normal_})
+    _DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return the tensor as it is where it would be filled with random numbers."""
-        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
+        """Return the tensor as it is where it would be filled: by a function of torch.nn.init, or by a draw."""
+        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def move_tensors(new: nn.Module, old: nn.Module) -> None:
