@@ -81,6 +81,8 @@ VARIANTS = {
     "odd size": ({}, (65, 97), {}),
     "even size": ({}, (64, 96), {}),
     "one odd side, one even": ({}, (65, 64), {}),
+    "width 0.35": ({"encoder": "mobilenetv2_035"}, (65, 65), {}),
+    "width 0.75": ({"encoder": "mobilenetv2_075"}, (65, 65), {}),
     "width 1": ({"encoder": "mobilenetv2_100"}, (65, 65), {}),
     "width 1.4": ({"encoder": "mobilenetv2_140"}, (65, 65), {}),
     "deeper": ({"encoder": "mobilenetv2_110d"}, (65, 65), {}),
@@ -133,9 +135,6 @@ WIDTHS = {
     # width 0.5 with channels that are no multiples of 8, as TensorFlow's DeepLab has them
     "0.5, not rounded": ("mobilenetv2_050", {1: 12}, {}),
     "0.5, not rounded, atrous": ("mobilenetv2_050", {1: 12, 6: 150}, {"atrous_rates": (1, 2), "aspp_separable": True}),
-    # no pretrained encoders of these widths exist, so they live in the next larger one
-    "0.35": ("mobilenetv2_050", {-1: 16, 0: 8, 1: 8, 2: 16, 3: 24, 4: 32, 5: 56, 6: 112}, {}),
-    "0.75": ("mobilenetv2_100", {-1: 24, 0: 16, 1: 24, 2: 24, 3: 48, 4: 72, 5: 120, 6: 240}, {}),
 }
 
 
