@@ -149,7 +149,8 @@ def _loaded(file: WeightsFile, name: ModelName | None, wishes: Wishes, remarks: 
     net.weights_source = {**file.source, **({"adapted": list(changes)} if changes else {})}
     what = file.label if file.source.get("name") else str(name or _name_of(net.config))
     told = "".join(f"; {remark}" for remark in (*changes, *file.remarks, *remarks))
-    say(f"{what}: {_size(net)} from {file.source['source']} (sha256 {file.source['sha256'][:12]}){told}")
+    layout = f"{file.origin} layout, " if file.is_foreign else ""
+    say(f"{what}: {_size(net)} from {file.source['source']} ({layout}sha256 {file.source['sha256'][:12]}){told}")
     return net
 
 

@@ -15,8 +15,7 @@ from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.zoo.checksum import sha256_of
 from deeplabzoo.zoo.hub import fetch, fetch_from_hub
 from deeplabzoo.zoo.manifest import WeightRow, released
-from deeplabzoo.zoo.origins import identify
-from deeplabzoo.zoo.state_dict import read_state_dict
+from deeplabzoo.zoo.origins import Converted, read
 
 HUB_PREFIX = "hf-hub:"
 OWN, BARE = "deeplabzoo", "state dict"
@@ -43,6 +42,11 @@ class WeightsFile:
     """Identity for reports: `name` and `tag` of a released file, `sha256`, `source`."""
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether an origin converted it."""
+        return self.origin not in (OWN, BARE)
+
+    @property
     def label(self) -> str:
         """How messages call it: `name.tag` of a released file, else where it came from."""
         name, tag = self.source.get("name"), self.source.get("tag")
@@ -56,21 +60,9 @@ def read_weights(path: Path, source: str | None = None) -> WeightsFile:
     """
     if is_own(path):
         file = _own(path)
-    elif origin := identify(path):
-        converted = origin.convert(path)
-        file = WeightsFile(
-            origin=origin.ORIGIN,
-            config=converted.config,
-            encoder=converted.encoder,
-            state_dict=converted.state_dict,
-            classes=converted.classes,
-            palette=converted.palette,
-            preprocessing=converted.preprocessing,
-            remarks=(*(f"{what} dropped" for what in converted.dropped), *converted.notes),
-            source={},
-        )
     else:
-        file = WeightsFile(origin=BARE, config=None, encoder=None, state_dict=read_state_dict(path), source={})
+        found = read(path)
+        file = _converted(found) if isinstance(found, Converted) else _bare(found)
     sha256 = sha256_of(path)
     row = next((row for row in released() if row.sha256 == sha256), None)
     identity = {"name": row.name if row else None, "tag": row.tag if row else None, "sha256": sha256}
@@ -121,3 +113,21 @@ def _own(path: Path) -> WeightsFile:
         preprocessing=checkpoint.preprocessing,
         source={"trained": dict(checkpoint.source)} if checkpoint.source else {},
     )
+
+
+def _converted(found: Converted) -> WeightsFile:
+    return WeightsFile(
+        origin=found.origin,
+        config=found.config,
+        encoder=found.encoder,
+        state_dict=found.state_dict,
+        classes=found.classes,
+        palette=found.palette,
+        preprocessing=found.preprocessing,
+        remarks=(*(f"{what} dropped" for what in found.dropped), *found.notes),
+        source={},
+    )
+
+
+def _bare(tensors: Mapping[str, torch.Tensor]) -> WeightsFile:
+    return WeightsFile(origin=BARE, config=None, encoder=None, state_dict=tensors, source={})

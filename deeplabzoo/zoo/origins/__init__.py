@@ -1,21 +1,26 @@
 """Foreign checkpoint formats, one module each: it recognises its files by their content and converts them into our terms.
 
-A new format is a module with `ORIGIN`, `recognise` and `convert`, named in `ORIGINS` below.
+There are two kinds. A whole file format (TensorFlow Lite) reads its files itself. A layout is a way to name the tensors of a
+PyTorch or safetensors file, which is read safely once, whoever wrote it, and recognised by its tensor names. A new one is a
+module with `ORIGIN`, `recognise` and `convert`, named in `FORMATS` or `LAYOUTS` below; no two may recognise the same names.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from deeplabzoo.errors import WeightsError
+from torch import Tensor
+
 from deeplabzoo.zoo.origins import tflite
 from deeplabzoo.zoo.origins.converted import Converted as Converted
+from deeplabzoo.zoo.state_dict import read_state_dict
 
 
-class Origin(Protocol):
-    """What a module of this package offers."""
+class Format(Protocol):
+    """What the module of a whole file format offers."""
 
     ORIGIN: str
-    """Name of the format, as in the manifest's `origin`."""
+    """Its name, as in the manifest's `origin`."""
 
     def recognise(self, path: Path) -> bool:
         """Whether the file is of this format; never raises."""
@@ -24,18 +29,40 @@ class Origin(Protocol):
         """Read the file; raises WeightsError in one sentence."""
 
 
-ORIGINS: tuple[Origin, ...] = (tflite,)
+class Layout(Protocol):
+    """What the module of a layout of named tensors offers."""
+
+    ORIGIN: str
+    """Its name, as in the manifest's `origin`."""
+
+    def recognise(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names (without `module.`) are of this layout; never raises."""
+
+    def convert(self, tensors: Mapping[str, Tensor], path: Path) -> Converted:
+        """Return float32 tensors under our names; `path` is for what lies beside the file, such as a `config.json`.
+
+        Raises WeightsError in one sentence. What the tensors do not tell (rates, padding, epsilon) is what the origin's code
+        has by default; a row of the manifest knows it for its file.
+        """
 
 
-def identify(path: Path) -> Origin | None:
-    """Return the origin that recognises a file by its content, or None."""
-    return next((origin for origin in ORIGINS if origin.recognise(path)), None)
+FORMATS: tuple[Format, ...] = (tflite,)
+LAYOUTS: tuple[Layout, ...] = ()
 
 
-def convert(path: Path) -> Converted:
-    """Convert a foreign file of any known format; raises WeightsError where none recognises it."""
-    origin = identify(path)
-    if origin is None:
-        known = ", ".join(one.ORIGIN for one in ORIGINS)
-        raise WeightsError(f"'{path}' is of no foreign format that deeplabzoo knows ({known}).")
-    return origin.convert(path)
+def read(path: Path) -> Converted | dict[str, Tensor]:
+    """Read a file that is not ours: converted where an origin recognises it, else its tensors by name as they are.
+
+    Raises WeightsError in one sentence.
+    """
+    for one in FORMATS:
+        if one.recognise(path):
+            return one.convert(path)
+    tensors = read_state_dict(path)
+    layout = identify(tensors)
+    return tensors if layout is None else layout.convert(tensors, path)
+
+
+def identify(names: Collection[str]) -> Layout | None:
+    """Return the layout that tensors of these names have, or None."""
+    return next((layout for layout in LAYOUTS if layout.recognise(names)), None)
