@@ -1,14 +1,17 @@
 """Changes to a finished encoder that its builder has no switch for.
 
-Multi-grid, exact padding of even kernels, group norm, norm epsilon, batches of one.
+Multi-grid, the other rule for strides turned into dilation, exact padding of even kernels, a last 1x1 convolution, group norm,
+norm epsilon, batches of one.
 """
 
 import contextlib
 from collections.abc import Iterator
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
 from deeplabzoo.errors import UsageError
@@ -31,6 +34,22 @@ def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride
                 conv.dilation, conv.padding = (rate, rate), (reach, reach)
 
 
+def dilate_strided(encoder: nn.Module, strided: nn.Module) -> None:
+    """Dilate the convolutions that lost their stride like the stage that they begin; `strided` is the encoder at stride 32.
+
+    A stage of stride 2 that is run at stride 1 has its later convolutions dilated by 2 to make up for it. The one that had the
+    stride itself reads cells that are as dense as before, so timm leaves it alone; several libraries dilate it all the same.
+    """
+    before = dict(strided.named_modules())
+    for name, conv in encoder.named_modules():
+        if not isinstance(conv, nn.Conv2d) or not isinstance(before[name], nn.Conv2d) or max(conv.kernel_size) == 1:
+            continue
+        lost = tuple(int(was) // now for was, now in zip(before[name].stride, conv.stride, strict=True))
+        conv.dilation = tuple(rate * times for rate, times in zip(conv.dilation, lost, strict=True))
+        if isinstance(conv.padding, tuple):
+            conv.padding = tuple(reach * times for reach, times in zip(conv.padding, lost, strict=True))
+
+
 class TrailingPadConv2d(nn.Conv2d):
     """A dilated convolution with an even kernel that pads below and to the right alone."""
 
@@ -50,6 +69,31 @@ def pad_even_kernels_behind(encoder: nn.Module) -> None:
         if type(conv) is nn.Conv2d and conv.kernel_size[0] % 2 == 0 and conv.dilation[0] > 1 and conv.stride[0] == 1:
             conv.__class__ = TrailingPadConv2d  # the same layer and state; only its forward differs
             conv.padding = (0, 0)
+
+
+class WithFinalConv(EfficientNetFeatures):
+    """timm's features of an EfficientNet-like encoder, the last one passed through the 1x1 convolution before pooling."""
+
+    conv_head: nn.Conv2d
+    bn2: BatchNormAct2d
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return timm's features with the last one replaced."""
+        *features, last = super().forward(x)
+        return [*features, self.bn2(self.conv_head(last))]
+
+
+def add_final_conv(encoder: nn.Module, name: str, *, pretrained: bool) -> None:
+    """Let the last feature be that of the 1x1 convolution which ends timm's network `name` (its `conv_head` and `bn2`).
+
+    Raises UsageError for encoders that have none.
+    """
+    whole = timm.create_model(name, num_classes=0, pretrained=pretrained)
+    conv_head, bn2 = getattr(whole, "conv_head", None), getattr(whole, "bn2", None)
+    if type(encoder) is not EfficientNetFeatures or not isinstance(conv_head, nn.Conv2d) or not isinstance(bn2, BatchNormAct2d):
+        raise UsageError("encoder_final_conv exists for MobileNetV2 and EfficientNet encoders only; leave it False.")
+    encoder.conv_head, encoder.bn2 = conv_head, bn2
+    encoder.__class__ = WithFinalConv  # the same layers and state; only its forward differs
 
 
 class GroupNormAct(nn.GroupNorm):

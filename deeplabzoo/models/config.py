@@ -61,6 +61,8 @@ class DeepLabConfig(_Plain):
     head_channels: int = 256
     aspp_separable: bool | None = None
     """Depthwise-separable atrous branches; None: as the papers, no for V3 and yes for V3+."""
+    depthwise_norm: bool = True
+    """Normalise and activate after the depthwise half of separable convolutions too, as the TensorFlow models do (SMP: no)."""
     pooling_first: bool = False
     """Concatenation order of the image-pooling branch: before the other branches, or after (default)."""
     pooling_norm: bool = True
@@ -71,6 +73,8 @@ class DeepLabConfig(_Plain):
     decoder_low_level_channels: int = 48
     decoder_convs: int = 2
     decoder_separable: bool = True
+    decoder_refine_conv: bool = False
+    """V3+ only: a 3x3 convolution between the ASPP projection and the decoder's upsampling (SMP: yes)."""
     decoder_low_level_first: bool = False
     """Concatenation order in the decoder: low-level projection before the ASPP output, or after (default)."""
     align_corners: bool = False
@@ -79,6 +83,12 @@ class DeepLabConfig(_Plain):
     """`same` is TensorFlow's asymmetric padding (encoders of timm's EfficientNet builder only)."""
     encoder_norm_eps: float | None = None
     """Epsilon of the encoder's normalisation; None leaves timm's."""
+    encoder_dilate_strided: bool = False
+    """Where a stage's stride was traded for dilation, dilate the convolution that had the stride like the rest of its stage
+    (SMP, torchvision's MobileNetV3); timm leaves it at the rate of the stage before."""
+    encoder_final_conv: bool = False
+    """ASPP reads the 1x1 convolution that ends MobileNetV2 and EfficientNets before pooling, e.g. MobileNetV2's 1280 channels
+    (SMP), rather than the last stage."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

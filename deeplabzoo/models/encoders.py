@@ -15,7 +15,9 @@ from torch.func import functional_call
 
 from deeplabzoo.errors import DownloadError, UnsupportedStrideError, UsageError
 from deeplabzoo.models.adapt_encoder import (
+    add_final_conv,
     dilate_blocks,
+    dilate_strided,
     making_lone_norms_safe,
     pad_even_kernels_behind,
     set_norm_eps,
@@ -67,6 +69,11 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
     """
     facts = require_stride(config.encoder, config.output_stride)
     encoder = _build(config, facts, pretrained)
+    if config.encoder_dilate_strided:
+        with torch.device("meta"):
+            dilate_strided(encoder, bare_encoder(facts.name, 32))
+    if config.encoder_final_conv:
+        add_final_conv(encoder, facts.name, pretrained=pretrained)
     if config.multi_grid is not None:
         dilate_blocks(encoder, config.multi_grid, config.output_stride)
     if config.norm == "group":

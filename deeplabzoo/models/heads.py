@@ -2,7 +2,8 @@
 
 Names in a state dict (what converters of foreign checkpoints map onto):
 `aspp.branches.0` the 1x1, `aspp.branches.1…` the atrous ones in order of rate, `aspp.pool`, `aspp.project`;
-V3: `refine` (absent with refine_conv=False), `classifier`; V3+: `low_level`, `decoder.0…`, `classifier`;
+V3: `refine` (absent with refine_conv=False), `classifier`; V3+: `refine` (only with decoder_refine_conv), `low_level`,
+`decoder.0…`, `classifier`;
 auxiliary: `block`, `classifier`.
 """
 
@@ -25,8 +26,12 @@ def effective_rates(config: DeepLabConfig) -> tuple[int, ...]:
 def _conv3x3(
     config: DeepLabConfig, in_channels: int, out_channels: int, *, separable: bool, rate: int = 1
 ) -> ConvNormAct | SeparableConvNormAct:
-    block = SeparableConvNormAct if separable else ConvNormAct
-    return block(in_channels, out_channels, 3, norm=config.norm, eps=config.norm_eps, rate=rate)
+    norm, eps = config.norm, config.norm_eps
+    if not separable:
+        return ConvNormAct(in_channels, out_channels, 3, norm=norm, eps=eps, rate=rate)
+    return SeparableConvNormAct(
+        in_channels, out_channels, 3, norm=norm, eps=eps, rate=rate, depthwise_norm=config.depthwise_norm
+    )
 
 
 class ASPP(nn.Module):
@@ -88,11 +93,13 @@ class V3PlusHead(nn.Module):
     def __init__(self, config: DeepLabConfig, in_channels: int, low_level_channels: int) -> None:
         super().__init__()
         self.aspp = ASPP(config, in_channels)
-        low, width = config.decoder_low_level_channels, config.decoder_channels
+        channels, low, width = config.head_channels, config.decoder_low_level_channels, config.decoder_channels
+        separable = config.decoder_separable
+        self.refine = _conv3x3(config, channels, channels, separable=separable) if config.decoder_refine_conv else nn.Identity()
         self.low_level = ConvNormAct(low_level_channels, low, 1, norm=config.norm, eps=config.norm_eps)
-        widths = [config.head_channels + low] + config.decoder_convs * [width]
+        widths = [channels + low] + config.decoder_convs * [width]
         pairs = itertools.pairwise(widths)
-        self.decoder = nn.Sequential(*(_conv3x3(config, a, b, separable=config.decoder_separable) for a, b in pairs))
+        self.decoder = nn.Sequential(*(_conv3x3(config, a, b, separable=separable) for a, b in pairs))
         self.classifier = Classifier(widths[-1], config.num_classes)
         self.low_level_first = config.decoder_low_level_first
         self.align_corners = config.align_corners
@@ -100,7 +107,8 @@ class V3PlusHead(nn.Module):
     def forward(self, high: torch.Tensor, low_level: torch.Tensor) -> torch.Tensor:
         """Map B x C x h x w and the stride-4 feature B x C' x H x W to logits B x num_classes x H x W."""
         low = self.low_level(low_level)
-        high = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        high = self.refine(self.aspp(high))
+        high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         both = (low, high) if self.low_level_first else (high, low)
         logits: torch.Tensor = self.classifier(self.decoder(torch.cat(both, dim=1)))
         return logits

@@ -99,7 +99,10 @@ def make_norm(norm: Norm, channels: int, eps: float) -> nn.Module:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, normalisation, ReLU; without normalisation (`norm=None`) the convolution has a bias instead."""
+    """Convolution, normalisation, ReLU; without normalisation (`norm=None`) the convolution has a bias instead.
+
+    A `bare` one is the convolution alone, without bias.
+    """
 
     def __init__(
         self,
@@ -111,14 +114,17 @@ class ConvNormAct(nn.Module):
         eps: float,
         rate: int = 1,
         groups: int = 1,
+        bare: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel, rate=rate, groups=groups, bias=norm is None)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, out_channels, eps)
+        self.conv = Conv2d(in_channels, out_channels, kernel, rate=rate, groups=groups, bias=norm is None and not bare)
+        self.norm = nn.Identity() if norm is None or bare else make_norm(norm, out_channels, eps)
+        self.bare = bare
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map B x in x H x W to B x out x H x W."""
-        return F.relu(self.norm(self.conv(x)))
+        out: torch.Tensor = self.norm(self.conv(x))
+        return out if self.bare else F.relu(out)
 
     def set_rate(self, rate: int) -> None:
         """Change the atrous rate."""
@@ -128,12 +134,25 @@ class ConvNormAct(nn.Module):
 class SeparableConvNormAct(nn.Module):
     """A depthwise atrous convolution, then a pointwise one, with normalisation and ReLU after *both*.
 
-    So do the TensorFlow models (DeepLabV3+, section 3.1); leaving them out after the depthwise half is a common deviation.
+    So do the TensorFlow models (DeepLabV3+, section 3.1); leaving them out after the depthwise half is a common deviation,
+    which `depthwise_norm=False` reproduces.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, norm: Norm, eps: float, rate: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        norm: Norm,
+        eps: float,
+        rate: int = 1,
+        depthwise_norm: bool = True,
+    ) -> None:
         super().__init__()
-        self.depthwise = ConvNormAct(in_channels, in_channels, kernel, norm=norm, eps=eps, rate=rate, groups=in_channels)
+        self.depthwise = ConvNormAct(
+            in_channels, in_channels, kernel, norm=norm, eps=eps, rate=rate, groups=in_channels, bare=not depthwise_norm
+        )
         self.pointwise = ConvNormAct(in_channels, out_channels, 1, norm=norm, eps=eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
