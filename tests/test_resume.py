@@ -123,7 +123,7 @@ def test_a_changed_recipe_is_refused_unless_asked_for(reference: Path, tmp_path:
     before = sorted(path.name for path in (out / "state").iterdir())
     refused = _train(out, "--resume", "--set", "lr=0.5")
     assert refused.returncode == 2
-    assert "lr: 0.01 -> 0.5" in refused.stderr
+    assert "lr: 0.02 -> 0.5" in refused.stderr
     assert "allow_change=true" in refused.stderr
     assert sorted(path.name for path in (out / "state").iterdir()) == before
     repeated = _train(out, "--resume", "--set", *TINY, "steps=9", "allow_change=true")

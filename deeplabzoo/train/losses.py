@@ -97,19 +97,26 @@ def _dice(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, o
 def _lovasz(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
     """Lovasz-softmax (Berman et al., arXiv:1705.08790, section 3.2 and algorithm 1), per image, classes present.
 
-    Ignored pixels have error 0 and truth 0: they sort last, and a zero error adds nothing whatever its slope.
+    Only pairs of an image and a class that it holds are sorted: a few rows, not all classes. Ignored pixels have error 0 and
+    truth 0: they sort last, and a zero error adds nothing whatever its slope.
     """
-    truth_BCN = _one_hot(labels, ignore, logits.shape[1])
-    probability_BCN = logits.softmax(1).flatten(2)
-    error_BCN = (truth_BCN - probability_BCN).abs() * (labels != ignore).flatten(1)[:, None]
-    error_BCN, order_BCN = error_BCN.sort(dim=2, descending=True)
-    sorted_BCN = truth_BCN.gather(2, order_BCN)
-    positives_BC1 = sorted_BCN.sum(2, keepdim=True)
-    intersection_BCN = positives_BC1 - sorted_BCN.cumsum(2)
-    union_BCN = positives_BC1 + (1 - sorted_BCN).cumsum(2)
-    jaccard_BCN = 1 - intersection_BCN / union_BCN
-    slope_BCN = torch.cat([jaccard_BCN[..., :1], jaccard_BCN.diff(dim=2)], dim=2)
-    return _class_mean((error_BCN * slope_BCN).sum(2), truth_BCN, weights)
+    images, classes = logits.shape[:2]
+    labels_BN = labels.flatten(1)
+    counted_BC = labels_BN.new_zeros(images, classes + 1)
+    counted_BC.scatter_add_(1, labels_BN.where(labels_BN != ignore, classes), torch.ones_like(labels_BN))
+    image_P, class_P = counted_BC[:, :classes].nonzero(as_tuple=True)
+    truth_PN = (labels_BN[image_P] == class_P[:, None]).float()
+    probability_PN = logits.softmax(1).flatten(2)[image_P, class_P]
+    error_PN = (truth_PN - probability_PN).abs() * (labels_BN != ignore)[image_P]
+    error_PN, order_PN = error_PN.sort(dim=1, descending=True)
+    sorted_PN = truth_PN.gather(1, order_PN)
+    positives_P1 = sorted_PN.sum(1, keepdim=True)
+    jaccard_PN = 1 - (positives_P1 - sorted_PN.cumsum(1)) / (positives_P1 + (1 - sorted_PN).cumsum(1))
+    slope_PN = torch.cat([jaccard_PN[:, :1], jaccard_PN.diff(dim=1)], dim=1)
+    weight_P = torch.ones_like(positives_P1[:, 0]) if weights is None else weights[class_P]
+    sums_B = logits.new_zeros(images).index_add(0, image_P, ((error_PN * slope_PN).sum(1) * weight_P).to(logits.dtype))
+    weights_B = logits.new_zeros(images).index_add(0, image_P, weight_P.to(logits.dtype))
+    return sums_B / weights_B.clamp_min(1e-12)
 
 
 _Sum = Callable[[Tensor, Tensor, int, Tensor | None, LossOptions], Tensor]
