@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from deeplabzoo.errors import WeightsError
@@ -12,7 +13,10 @@ Rules = Sequence[tuple[str, str | None]]
 
 
 def rename(tensors: Mapping[str, Tensor], rules: Rules, origin: str) -> dict[str, Tensor]:
-    """Return the tensors under their new names; raises WeightsError for a name that no rule covers or two that become one."""
+    """Return the tensors under their new names; raises WeightsError for a name that no rule covers or two that become one.
+
+    Counters of batches, which files from before PyTorch 0.4.1 lack and evaluation never reads, are added as 0.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         matches = ((re.fullmatch(pattern, name), template) for pattern, template in rules)
@@ -25,4 +29,5 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules, origin: str) -> dict[str
         if new in renamed:
             raise WeightsError(f"The {origin} checkpoint has more than one tensor for '{new}', the last of them '{name}'.")
         renamed[new] = tensor
-    return renamed
+    norms = [name.removesuffix("running_var") for name in renamed if name.endswith(".running_var")]
+    return {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms} | renamed

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplabzoo.data.classes import class_list
 from deeplabzoo.data.palettes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.zoo.origins.class_names import inferred_classes
 from deeplabzoo.zoo.origins.converted import Converted
 from deeplabzoo.zoo.origins.tflite_graph import MAGIC, MAX_FILE_BYTES, Graph
 from deeplabzoo.zoo.origins.tflite_head import POOLING, Head, head_state, read_head
@@ -192,11 +192,7 @@ def _classes(path: Path, num_classes: int) -> tuple[tuple[str, ...], Palette, tu
     labels = _attached_labels(path, num_classes)
     if labels is not None:
         return labels, default_palette(num_classes), ()
-    voc = class_list("voc")
-    if num_classes == len(voc.classes):
-        return voc.classes, voc.palette, ("the file names no classes: VOC's assumed, as there are 21",)
-    names = tuple(f"class_{index}" for index in range(num_classes))
-    return names, default_palette(num_classes), (f"the file names no classes: class_0 to class_{num_classes - 1} given",)
+    return inferred_classes(num_classes)
 
 
 def _attached_labels(path: Path, num_classes: int) -> tuple[str, ...] | None:
