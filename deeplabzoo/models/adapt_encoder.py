@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import nn
 
 from deeplabzoo.errors import UsageError
@@ -91,9 +92,32 @@ def add_final_conv(encoder: nn.Module, name: str, *, pretrained: bool) -> None:
     whole = timm.create_model(name, num_classes=0, pretrained=pretrained)
     conv_head, bn2 = getattr(whole, "conv_head", None), getattr(whole, "bn2", None)
     if type(encoder) is not EfficientNetFeatures or not isinstance(conv_head, nn.Conv2d) or not isinstance(bn2, BatchNormAct2d):
-        raise UsageError("encoder_final_conv exists for MobileNetV2 and EfficientNet encoders only; leave it False.")
+        raise UsageError("encoder_final_conv exists for MobileNetV2 and EfficientNet encoders only; leave it None.")
     encoder.conv_head, encoder.bn2 = conv_head, bn2
     encoder.__class__ = WithFinalConv  # the same layers and state; only its forward differs
+
+
+def drop_final_conv(encoder: nn.Module) -> None:
+    """Let the last feature of timm's MobileViT be its last stage; encoders that end with their last stage stay as they are."""
+    if hasattr(encoder, "final_conv"):
+        encoder.set_submodule("final_conv", nn.Identity())
+
+
+def keep_local_convs_dense(encoder: nn.Module) -> None:
+    """Undo the dilation of the 3x3 convolutions before the attention of MobileViT blocks.
+
+    Raises UsageError for encoders without such blocks.
+    """
+    blocks = [module for module in encoder.modules() if isinstance(module, MobileVitBlock | MobileVitV2Block)]
+    if not blocks:
+        raise UsageError(
+            "encoder_dilate_local_conv=False has no meaning for an encoder without MobileViT blocks; leave it True."
+        )
+    for block in blocks:
+        conv = block.get_submodule("conv_kxk.conv")
+        if isinstance(conv, nn.Conv2d):
+            reach = conv.kernel_size[0] // 2
+            conv.dilation, conv.padding = (1, 1), (reach, reach)
 
 
 class GroupNormAct(nn.GroupNorm):

@@ -86,9 +86,11 @@ class DeepLabConfig(_Plain):
     encoder_dilate_strided: bool = False
     """Where a stage's stride was traded for dilation, dilate the convolution that had the stride like the rest of its stage
     (SMP, torchvision's MobileNetV3); timm leaves it at the rate of the stage before."""
-    encoder_final_conv: bool = False
-    """ASPP reads the 1x1 convolution that ends MobileNetV2 and EfficientNets before pooling, e.g. MobileNetV2's 1280 channels
-    (SMP), rather than the last stage."""
+    encoder_final_conv: bool | None = None
+    """Whether ASPP reads the 1x1 convolution that ends a classifier before its pooling rather than the last stage, e.g.
+    MobileNetV2's 1280 channels (SMP); None leaves timm's choice: in MobileViT it does (Apple: no), in all others not."""
+    encoder_dilate_local_conv: bool = True
+    """Dilate the 3x3 convolution before the attention of a MobileViT block like its stage, as timm does (Apple: no)."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

@@ -18,6 +18,8 @@ from deeplabzoo.models.adapt_encoder import (
     add_final_conv,
     dilate_blocks,
     dilate_strided,
+    drop_final_conv,
+    keep_local_convs_dense,
     making_lone_norms_safe,
     pad_even_kernels_behind,
     set_norm_eps,
@@ -74,6 +76,10 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
             dilate_strided(encoder, bare_encoder(facts.name, 32))
     if config.encoder_final_conv:
         add_final_conv(encoder, facts.name, pretrained=pretrained)
+    elif config.encoder_final_conv is False:
+        drop_final_conv(encoder)
+    if not config.encoder_dilate_local_conv:
+        keep_local_convs_dense(encoder)
     if config.multi_grid is not None:
         dilate_blocks(encoder, config.multi_grid, config.output_stride)
     if config.norm == "group":
