@@ -1,4 +1,4 @@
-"""What parity tests of origins share: a network of another library with random weights and norms, and how two outputs compare."""
+"""What parity tests of origins share: another library's network with random weights and norms, and how two outputs compare."""
 
 import torch
 from torch import nn
