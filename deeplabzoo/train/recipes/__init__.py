@@ -1,8 +1,8 @@
 """Recipes by name. A recipe is a function; its docstring states cost, expected result and command.
 
-`own` holds the generated shapes, one's own folder and the models bundled in the package; `published` repeats what known
-projects trained; `papers` what DeepLabV3 and V3+ report. Expected figures that were not measured here are cited as published
-elsewhere, under the protocol of whoever published them.
+`own` holds the generated shapes, one's own folder and the models meant to be bundled; `published` repeats what known projects
+trained; `papers` what DeepLabV3 and V3+ report. Costs on a GPU are estimates. Expected figures that were not measured here are
+cited as published elsewhere, under the protocol of whoever published them.
 """
 
 from deeplabzoo.train.recipes import own, papers, published

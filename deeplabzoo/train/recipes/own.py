@@ -39,8 +39,7 @@ def folder() -> Recipe:
     Classes stand in ROOT/classes.txt; splits are folders, lists, or a fifth held out. A test split is measured if there is one.
     Without a network the encoder starts untrained, and that is said.
 
-    Cost: some minutes for a few hundred pictures on a GPU, about 6 minutes an epoch of 330 pictures on one core.
-    Expect: depends on the data.
+    Cost: depends on the data.  Expect: depends on the data.
     Run:  python -m deeplabzoo.train folder --data my_data --out runs/mine --set model=deeplabv3plus_mobilenetv2 epochs=40
     """
     return Recipe(
@@ -68,7 +67,7 @@ def deeplabv3plus_mobilenetv2_voc() -> Recipe:
 
     From the Coral weights end to end on VOC train, batch norms of the encoder as they come; the head learns 20x faster.
 
-    Cost: 30 minutes on one core with 330 images.  Expect: 73 to 75 mIoU on the 173-image subset of val (Coral alone: 72.3).
+    Cost: not measured yet.  Expect: not measured yet.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data ROOT --out runs/voc
     """
     return Recipe(
@@ -100,7 +99,7 @@ def deeplabv3plus_mobilenetv2_camvid() -> Recipe:
 
     Rates 3, 6, 9 fit the small crops (6, 12, 18 leaves their outer taps untrained); the larger crops lift thin classes.
 
-    Cost: 2 hours on two cores, minutes on a GPU.  Expect: 67 to 70 mIoU on the 101 val frames, single scale.
+    Cost: not measured yet.  Expect: not measured yet.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_camvid --data ROOT --out runs/camvid
     """
     return Recipe(
@@ -140,7 +139,7 @@ def deeplabv3plus_mobilenetv2_person() -> Recipe:
 
     Starts from Coral's mobile V3 for VOC, whose rows for background and person are kept.
 
-    Cost: 2 hours on two cores, minutes on a GPU.  Expect: IoU 0.88 to 0.92 on 201 val images.
+    Cost: not measured yet.  Expect: not measured yet.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_person --data ROOT --out runs/person
     """
     return Recipe(
