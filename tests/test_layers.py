@@ -50,6 +50,16 @@ def test_lower_layers_never_import_upper_ones(file: Path) -> None:
         assert name.split(".")[1] in allowed, f"{file.name} ({own}) imports {name}"
 
 
+@pytest.mark.parametrize(
+    "file",
+    sorted(p for p in PACKAGE.rglob("*.py") if "train" not in p.relative_to(PACKAGE).parts),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_nothing_imports_the_trainer(file: Path) -> None:
+    """Whoever only predicts never pays for training code; the library and its trainer are siblings."""
+    assert not {name for name in imported_modules(file) if name.startswith("deeplabzoo.train")}
+
+
 def test_the_check_sees_the_package() -> None:
     """A test over an empty list of files would prove nothing."""
     assert {p.relative_to(PACKAGE).parts[0] for p in LIBRARY} >= {"models", "zoo", "data", "inference"}
