@@ -1,5 +1,6 @@
 """From a photo to the tensor that the weights expect, through the network, and back to the photo's own pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,12 +63,18 @@ def prepare(image_HWC: Pixels, preprocessing: Preprocessing, *, scale: float = 1
 
 
 def resized_hw(hw: tuple[int, int], preprocessing: Preprocessing, scale: float = 1.0) -> tuple[int, int]:
-    """Return height and width that a photo is brought to: `longest` fits into `size`, `shortest` covers it."""
+    """Return height and width that a photo is brought to: `longest` fits into `size`, `shortest` covers it.
+
+    Fractions of a pixel are rounded, but cut off with `shortest`, as torchvision and transformers do (500 x 333 -> 780 x 520).
+    """
     ratios = [target / side for target, side in zip(preprocessing.size, hw, strict=True)]
     factor = {"none": 1.0, "longest": min(ratios), "shortest": max(ratios)}[preprocessing.resize]
     if preprocessing.only_shrink:
         factor = min(factor, 1.0)
-    return max(1, round(hw[0] * factor * scale)), max(1, round(hw[1] * factor * scale))
+    height, width = (side * factor * scale for side in hw)
+    if preprocessing.resize == "shortest":
+        height, width = math.floor(height + 1e-6), math.floor(width + 1e-6)  # a whole number may come out a hair too small
+    return max(1, round(height)), max(1, round(width))
 
 
 def logits_at_original(net: "DeepLab", prepared: Prepared) -> torch.Tensor:

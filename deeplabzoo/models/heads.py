@@ -117,14 +117,15 @@ class V3PlusHead(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A small fully convolutional head on the stage before the last: extra gradient in training, unused afterwards.
 
-    A quarter of the channels and dropout 0.1, as in PSPNet (1612.01105, section 3.3) and torchvision.
+    A quarter of the channels and dropout 0.1 (or the head's, if that is less), as in PSPNet (1612.01105, section 3.3) and
+    torchvision.
     """
 
     def __init__(self, config: DeepLabConfig, in_channels: int) -> None:
         super().__init__()
         channels = max(1, in_channels // 4)
         self.block = _conv3x3(config, in_channels, channels, separable=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(min(config.dropout, 0.1))
         self.classifier = Classifier(channels, config.num_classes)
 
     def forward(self, middle: torch.Tensor) -> torch.Tensor:
