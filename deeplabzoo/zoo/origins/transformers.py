@@ -1,0 +1,237 @@
+"""Hugging Face transformers' DeepLabs: MobileNetV2 (Google), MobileViT and MobileViTv2 (Apple), told by their tensor names.
+
+All three have DeepLabV3 heads without the 3x3 convolution after ASPP, whatever their classes are called. What tensors do not
+tell is read from the `config.json` beside the file, and is that of the published checkpoints where there is none.
+
+- MobileNetV2: TensorFlow's padding, epsilon 1e-3 in the encoder and 1e-5 in the head, no atrous branch, the pooled branch
+  first. Its logits come from a TensorFlow model, whose upsampling aligns corners.
+- MobileViT: ASPP reads the last stage (timm ends with a 1x1 convolution after it), the 3x3 convolution inside a block is never
+  dilated (timm's is), images are BGR in 0...1.
+- MobileViTv2: the same head 512 wide. Where a map does not divide into patches of 2 x 2, transformers cuts its last row and
+  column to zero and timm enlarges it, so that the two agree for images whose maps divide: multiples of 32 at stride 16.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplabzoo.data.palettes import Palette, default_palette
+from deeplabzoo.errors import UsageError, WeightsError
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.encoder_table import encoder_facts, list_encoders
+from deeplabzoo.zoo.origins.class_names import inferred_classes
+from deeplabzoo.zoo.origins.converted import Converted
+from deeplabzoo.zoo.origins.renaming import Rules, rename
+
+ORIGIN = "transformers"
+
+_CLASSIFIER = "segmentation_head.classifier.convolution.weight"
+_MAX_CONFIG_BYTES = 1 << 20
+_BLOCKS = (2, 3, 4, 3, 3, 1)
+"""Blocks of MobileNetV2's stages after the first one (1801.04381, table 2), which transformers numbers through."""
+_TENSORFLOW = Preprocessing(pad=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_APPLE = Preprocessing(
+    size=(544, 544), resize="shortest", only_shrink=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channel_order="BGR"
+)
+_APPLE_V2 = Preprocessing(
+    size=(512, 512), only_shrink=False, pad=True, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channel_order="BGR"
+)
+"""A square of 512, as MobileViTv2 wants multiples of 32."""
+
+
+def recognise(names: Collection[str]) -> bool:
+    """Whether tensors of these names are those of one of the three networks with a segmentation head."""
+    return _CLASSIFIER in names and _network(names) is not None
+
+
+def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Converted:
+    """Return the network under our names; raises WeightsError for tensors that its layout does not know."""
+    settings, notes = _settings(path, _network(tensors) or "")
+    convert_network = _mobilenetv2 if _network(tensors) == "mobilenet_v2" else _mobilevit
+    try:
+        config, state, preprocessing, dropped = convert_network(tensors, settings)
+    except KeyError as error:
+        raise WeightsError(f"The transformers checkpoint lacks the tensor {error}.") from None
+    except (TypeError, UsageError) as error:
+        raise WeightsError(f"The config.json beside '{path}' describes no network that could exist: {error}") from None
+    classes, palette, assumed = _classes(settings, config.num_classes)
+    return Converted(
+        origin=ORIGIN,
+        config=config,
+        encoder=config.encoder,
+        state_dict=state,
+        classes=classes,
+        palette=palette,
+        preprocessing=preprocessing,
+        dropped=dropped,
+        notes=(*notes, *assumed),
+    )
+
+
+_Found = tuple[DeepLabConfig, dict[str, torch.Tensor], Preprocessing, tuple[str, ...]]
+
+
+def _network(names: Collection[str]) -> str | None:
+    """Return the prefix that the encoder's tensors have, which is also the `model_type` of a `config.json`, less its dash."""
+    stems = {
+        "mobilenet_v2": "mobilenet_v2.conv_stem.first_conv.convolution.weight",
+        "mobilevit": "mobilevit.conv_stem.convolution.weight",
+        "mobilevitv2": "mobilevitv2.conv_stem.convolution.weight",
+    }
+    return next((network for network, stem in stems.items() if stem in names), None)
+
+
+def _mobilenetv2(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> _Found:
+    ends = ("conv_stem", "layer.1", "layer.4", "layer.11", "layer.15")
+    encoder = _encoder("mobilenetv2_*", [tensors[f"mobilenet_v2.{end}.reduce_1x1.convolution.weight"] for end in ends])
+    config = DeepLabConfig(
+        architecture="deeplabv3",
+        encoder=encoder,
+        num_classes=tensors[_CLASSIFIER].shape[0],
+        in_chans=tensors["mobilenet_v2.conv_stem.first_conv.convolution.weight"].shape[1],
+        output_stride=settings.get("output_stride", 8),
+        atrous_rates=(),
+        head_channels=tensors["segmentation_head.conv_projection.convolution.weight"].shape[0],
+        pooling_first=True,
+        refine_conv=False,
+        align_corners=True,
+        encoder_padding="same" if settings.get("tf_padding", True) else "symmetric",
+        encoder_norm_eps=settings.get("layer_norm_eps", 1e-3),
+    )
+    unused = any(name.startswith("mobilenet_v2.conv_1x1.") for name in tensors)
+    dropped = ("the encoder's 1x1 convolution for classification",) if unused else ()
+    return config, rename(tensors, _mobilenetv2_rules(), ORIGIN), _TENSORFLOW, dropped
+
+
+def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> _Found:
+    network = _network(tensors)
+    first = [tensors[f"{network}.encoder.layer.{at}.layer.0.reduce_1x1.convolution.weight"] for at in (0, 1)]
+    later = [tensors[f"{network}.encoder.layer.{at}.conv_projection.convolution.weight"] for at in (2, 3, 4)]
+    is_v2 = network == "mobilevitv2"
+    # the last entry of timm's MobileViT is the convolution after the last stage, which these networks have not
+    encoder = _encoder("mobilevitv2_*" if is_v2 else "mobilevit_*", [*first, *later] if is_v2 else [*first, *later[:2]])
+    config = DeepLabConfig(
+        architecture="deeplabv3",
+        encoder=encoder,
+        num_classes=tensors[_CLASSIFIER].shape[0],
+        in_chans=tensors[f"{network}.conv_stem.convolution.weight"].shape[1],
+        output_stride=settings.get("output_stride", 16),
+        atrous_rates=tuple(settings.get("atrous_rates", (6, 12, 18))),
+        head_channels=tensors["segmentation_head.aspp.project.convolution.weight"].shape[0],
+        refine_conv=False,
+        encoder_final_conv=None if is_v2 else False,
+        encoder_dilate_local_conv=False,
+    )
+    preprocessing = _APPLE_V2 if is_v2 else _APPLE
+    return config, rename(_with_joined_attention(tensors), _mobilevit_rules(), ORIGIN), preprocessing, ()
+
+
+def _encoder(pattern: str, ends: list[torch.Tensor]) -> str:
+    """Return the encoder whose stages end with as many channels as these convolutions give."""
+    widths = tuple(weight.shape[0] for weight in ends)
+    for name in list_encoders(pattern):
+        if encoder_facts(name).channels[: len(widths)] == widths:
+            return name
+    raise WeightsError(f"No encoder named {pattern} has stages of {', '.join(map(str, widths))} channels.")
+
+
+def _with_joined_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with every query, key and value stacked in this order, as one `qkv`."""
+    joined = dict(tensors)
+    for name in tensors:
+        before, query, kind = name.partition(".attention.attention.query.")
+        if query:
+            parts = [joined.pop(f"{before}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+            joined[f"{before}.attention.qkv.{kind}"] = torch.cat(parts)
+    return joined
+
+
+def _layer(theirs: str, ours: str, convolution: str = ".conv", norm: str = ".bn") -> Rules:
+    """Return the rules for a convolution and the batch norm after it."""
+    return [
+        (rf"{theirs}\.convolution\.(?P<kind>\w+)", rf"{ours}{convolution}.\g<kind>"),
+        (rf"{theirs}\.normalization\.(?P<kind>\w+)", rf"{ours}{norm}.\g<kind>"),
+    ]
+
+
+def _head_layer(theirs: str, ours: str) -> Rules:
+    return _layer(rf"segmentation_head\.{theirs}", rf"head.{ours}", norm=".norm")
+
+
+def _mobilenetv2_rules() -> Rules:
+    stem = r"mobilenet_v2\.conv_stem"
+    rules = [
+        *_layer(rf"{stem}\.first_conv", "encoder", ".conv_stem", ".bn1"),
+        *_layer(rf"{stem}\.conv_3x3", "encoder.blocks.0.0", ".conv_dw", ".bn1"),
+        *_layer(rf"{stem}\.reduce_1x1", "encoder.blocks.0.0", ".conv_pw", ".bn2"),
+        (r"mobilenet_v2\.conv_1x1\..+", None),
+        *_head_layer("conv_aspp", "aspp.branches.0"),
+        *_head_layer("conv_pool", "aspp.pool"),
+        *_head_layer("conv_projection", "aspp.project"),
+        (r"segmentation_head\.classifier\.convolution\.(\w+)", r"head.classifier.\1"),
+    ]
+    places = [(stage, block) for stage, count in enumerate(_BLOCKS, start=1) for block in range(count)]
+    for index, (stage, block) in enumerate(places):
+        for order, (theirs, ours) in enumerate((("expand_1x1", "pw"), ("conv_3x3", "dw"), ("reduce_1x1", "pwl")), start=1):
+            theirs = rf"mobilenet_v2\.layer\.{index}\.{theirs}"
+            rules += _layer(theirs, f"encoder.blocks.{stage}.{block}", f".conv_{ours}", f".bn{order}")
+    return rules
+
+
+def _mobilevit_rules() -> Rules:
+    stage = r"mobilevit(?:v2)?\.encoder\.layer\.(\d)"
+    block, attention = r"encoder.stages_\1.1", rf"{stage}\.transformer\.layer\.(\d)"
+    rules = [
+        *_layer(r"mobilevit(?:v2)?\.conv_stem", "encoder.stem"),
+        *_layer(rf"{stage}\.conv_kxk", rf"{block}.conv_kxk"),
+        *_layer(rf"{stage}\.conv_1x1", rf"{block}.conv_1x1", ""),
+        *_layer(rf"{stage}\.conv_projection", rf"{block}.conv_proj"),
+        *_layer(rf"{stage}\.fusion", rf"{block}.conv_fusion"),
+        (rf"{stage}\.layernorm\.(\w+)", rf"{block}.norm.\2"),
+        *_head_layer(r"aspp\.convs\.([0-3])", r"aspp.branches.\1"),
+        *_head_layer(r"aspp\.convs\.4\.conv_1x1", "aspp.pool"),
+        *_head_layer(r"aspp\.project", "aspp.project"),
+        (r"segmentation_head\.classifier\.convolution\.(\w+)", r"head.classifier.\1"),
+    ]
+    for theirs, ours in (("expand_1x1", "conv1_1x1"), ("conv_3x3", "conv2_kxk"), ("reduce_1x1", "conv3_1x1")):
+        rules += _layer(rf"{stage}\.layer\.(\d)\.{theirs}", rf"encoder.stages_\1.\2.{ours}")
+        rules += _layer(rf"{stage}\.downsampling_layer\.{theirs}", rf"encoder.stages_\1.0.{ours}")
+    parts = {
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        r"attention\.qkv": "attn.qkv",
+        r"attention\.output\.dense": "attn.proj",
+        r"intermediate\.dense": "mlp.fc1",
+        r"output\.dense": "mlp.fc2",
+        r"attention\.qkv_proj\.convolution": "attn.qkv_proj",
+        r"attention\.out_proj\.convolution": "attn.out_proj",
+        r"ffn\.conv1\.convolution": "mlp.fc1",
+        r"ffn\.conv2\.convolution": "mlp.fc2",
+    }
+    return [
+        *rules,
+        *((rf"{attention}\.{theirs}\.(\w+)", rf"{block}.transformer.\2.{ours}.\3") for theirs, ours in parts.items()),
+    ]
+
+
+def _settings(path: Path, network: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Return the `config.json` beside a file if it is of the same network, and a note on where it was not found."""
+    beside = path.with_name("config.json")
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8")) if beside.stat().st_size <= _MAX_CONFIG_BYTES else {}
+    except (OSError, ValueError):
+        found = {}
+    if isinstance(found, dict) and found.get("model_type") == network:
+        return found, ()
+    stride = 8 if network == "mobilenet_v2" else 16
+    return {}, (f"no config.json beside it: output stride {stride} and the other settings of the published models assumed",)
+
+
+def _classes(settings: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], Palette, tuple[str, ...]]:
+    labels = settings.get("id2label")
+    if isinstance(labels, dict) and set(labels) == {str(index) for index in range(count)}:
+        return tuple(str(labels[str(index)]) for index in range(count)), default_palette(count), ()
+    return inferred_classes(count)
