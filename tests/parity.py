@@ -18,7 +18,7 @@ def pictures(count: int, side_or_hw: int | tuple[int, int], seed: int = 0, chann
     return shapes + 0.3 * grain + 0.5 * light
 
 
-def randomised(net: nn.Module, seed: int = 0, channels: int = 3) -> nn.Module:
+def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
     """Return the network in eval mode with random scales, shifts and running statistics in every batch norm.
 
     The statistics are those of a few random pictures, disturbed: with statistics out of thin air the signal dies on its way
@@ -31,8 +31,9 @@ def randomised(net: nn.Module, seed: int = 0, channels: int = 3) -> nn.Module:
         norm.momentum = 1.0
         norm.weight.data.uniform_(0.7, 1.3, generator=generator)
         norm.bias.data.uniform_(-0.3, 0.3, generator=generator)
+    stem = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():
-        net.train()(pictures(6, 96, seed, channels))
+        net.train()(pictures(6, 96, seed, stem.in_channels))
     for norm, momentum in zip(norms, momenta, strict=True):
         assert norm.running_mean is not None
         assert norm.running_var is not None
