@@ -214,6 +214,25 @@ def test_a_config_that_makes_no_sense_is_refused(wrong: Mapping[str, Any], tmp_p
         convert(tensors, tmp_path / "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "encoder"),
+    [
+        (MOBILENET, {"depth_multiplier": 0.35}, "mobilenetv2_035"),
+        (MOBILENET, {"depth_multiplier": 1.4}, "mobilenetv2_140"),
+        (MOBILEVIT_V2, {"width_multiplier": 0.5}, "mobilevitv2_050"),
+        (MOBILEVIT_V2, {"width_multiplier": 2.0}, "mobilevitv2_200"),
+    ],
+)
+def test_other_widths_are_told_by_the_tensors(name: str, change: Mapping[str, Any], encoder: str, tmp_path: Path) -> None:
+    """Fine-tuned networks come in widths that nobody published for segmentation."""
+    with torch.device("meta"):
+        converted = convert(original(name, **change).state_dict(), tmp_path / "model.safetensors")
+        assert converted.config is not None
+        expected = {key: tensor.shape for key, tensor in DeepLab(converted.config).state_dict().items()}
+    assert converted.encoder == encoder
+    assert {key: tensor.shape for key, tensor in converted.state_dict.items()} == expected
+
+
 def test_tensors_that_are_missing_or_unknown_are_named(tmp_path: Path) -> None:
     with torch.device("meta"):
         tensors = original(MOBILEVIT).state_dict()
