@@ -102,6 +102,24 @@ def test_a_file_by_name_says_what_it_was(mobilenet_file: Path, caplog: pytest.Lo
         assert phrase in line
 
 
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenetv3_voc", "deeplabv3_resnet50_voc"])
+def test_a_name_alone_is_enough(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`create(name, pretrained=True)` gives torchvision's logits from the row's file, here one of its layout."""
+    theirs = original(name)
+    file = tmp_path / "published.pth"
+    torch.save(theirs.state_dict(), file)
+    monkeypatch.setattr("deeplabzoo.zoo.weights_file.fetch", {row_of(name): file}.__getitem__)
+    net = deeplabzoo.create(name, pretrained=True)
+    image_BCHW = pictures(1, (65, 97))
+    with torch.inference_mode():
+        require_same_logits(net(image_BCHW), theirs(image_BCHW)["out"])
+    assert (net.classes[8], net.preprocessing.resize, net.preprocessing.size) == ("cat", "shortest", (520, 520))
+    assert f"{name}.torchvision_coco: " in caplog.messages[-1]
+    assert "(torchvision layout, sha256 " in caplog.messages[-1]
+
+
 def test_the_dilated_strided_block_follows_the_stride(mobilenet_file: Path) -> None:
     """There and back gives the same logits; at stride 8 the first block of the last stage is dilated by 4 itself."""
     net = deeplabzoo.load(mobilenet_file)
