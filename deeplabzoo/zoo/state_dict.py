@@ -17,6 +17,22 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
 
+class _NumpyNumber:
+    """Stands for a numpy number that a training script kept beside its tensors (a best score); no code of numpy is called."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Whatever it was made of is left out."""
+
+    def __setstate__(self, state: object) -> None:
+        """So is its state."""
+
+
+_NUMPY_NUMBERS: list[Any] = [
+    (_NumpyNumber, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+]
+"""The names under which pickles call for one, before and since numpy 2."""
+
+
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a `.safetensors` or PyTorch file, told by its content, in float32 on the CPU.
 
@@ -51,7 +67,7 @@ def _first_bytes(path: Path) -> bytes:
 
 def _unpickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_NUMBERS):
             warnings.simplefilter("ignore")  # remarks on old formats, meant for whoever wrote the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

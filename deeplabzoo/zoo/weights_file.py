@@ -54,10 +54,12 @@ class WeightsFile:
 
 
 def read_weights(path: Path, source: str | None = None) -> WeightsFile:
-    """Read a file of ours, of any known foreign format, or of tensors alone.
+    """Read a file of ours, of any known foreign format, or of tensors alone; of a folder, the `model.safetensors` in it.
 
     A file whose hash is in the manifest is that released file, wherever it lies. Raises WeightsError in one sentence.
     """
+    if (inside := path / "model.safetensors").is_file():
+        path = inside
     if is_own(path):
         file = _own(path)
     else:

@@ -135,7 +135,7 @@ def _describe(
         decoder_refine_conv=not is_v3,
         align_corners=True,
         encoder_dilate_strided=encoder.dilates_strided,
-        encoder_final_conv=encoder.ends_in_final_conv,
+        encoder_final_conv=encoder.ends_in_final_conv or None,
     )
     assumed = () if settings else (f"no config.json beside it: output stride {stride} and rates 12, 24, 36 assumed",)
     return config, encoder, (*encoder.notes, *assumed)
