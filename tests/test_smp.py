@@ -66,7 +66,15 @@ slow = pytest.mark.slow
         "mobilenet_v2",
         *(
             pytest.param(name, marks=slow)
-            for name in ("resnet34", "resnet50", "resnet101", "resnext50_32x4d", "tu-resnet50d", "tu-efficientnet_b0", "tu-mobilenetv3_large_100")
+            for name in (
+                "resnet34",
+                "resnet50",
+                "resnet101",
+                "resnext50_32x4d",
+                "tu-resnet50d",
+                "tu-efficientnet_b0",
+                "tu-mobilenetv3_large_100",
+            )
         ),
         pytest.param("tu-regnetx_002", marks=slow),
     ],
