@@ -80,8 +80,8 @@ def load(source: PathLike) -> DeepLab:
     """Rebuild the network that a file holds, in eval mode: a checkpoint of ours, or any known foreign format.
 
     `source` is a path (of a file, or of a folder with a `model.safetensors`) or `hf-hub:owner/name[@revision]`. What the
-    network is, its classes, colours and preprocessing are found out from the content. Raises WeightsError in one sentence for a file that is damaged, unsafe or of an unknown
-    layout, and DownloadError.
+    network is, its classes, colours and preprocessing are found out from the content. Raises WeightsError in one sentence for
+    a file that is damaged, unsafe or of an unknown layout, and DownloadError.
 
     >>> load("missing.safetensors")
     Traceback (most recent call last):
