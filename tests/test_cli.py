@@ -28,6 +28,8 @@ def test_listed_commands_exist() -> None:
 
     for name in COMMANDS:
         module = importlib.import_module(f"deeplabzoo.{name}")
+        if hasattr(module, "__path__"):  # a package is run by its __main__
+            module = importlib.import_module(f"deeplabzoo.{name}.__main__")
         assert module.main(["--help"]) == 0
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplabzoo import cli
 from deeplabzoo.data.shapes import Shapes
 from deeplabzoo.train.__main__ import main, parser
 
@@ -52,7 +51,7 @@ def test_wrong_calls_end_in_a_sentence(
 ) -> None:
     """One line on stderr, the right status, and no run's folder that a correct call would then stumble over."""
     out = tmp_path / "run"
-    assert cli.run(main, [str(out) if one == "OUT" else one for one in arguments]) == status
+    assert main([str(out) if one == "OUT" else one for one in arguments]) == status
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert words in errors[0]
@@ -77,7 +76,7 @@ def test_ones_own_masks_can_be_trained_on(tmp_path: Path, caplog: pytest.LogCapt
     _write_folder(tmp_path / "data")
     out = tmp_path / "run"
     settings = [*QUICK, "encoder_init=false", "pictures=1", "crop_val=48", "class_weights=median_frequency"]
-    assert cli.run(main, ["folder", "--data", str(tmp_path / "data"), "--out", str(out), "--set", *settings]) == 0
+    assert main(["folder", "--data", str(tmp_path / "data"), "--out", str(out), "--set", *settings]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["val"]["images"] == report["test"]["images"] == 2
     assert set(report["test"]["per_class"]) == {"background", "disc"}
@@ -91,7 +90,7 @@ def test_pictures_in_two_splits_are_refused(tmp_path: Path, capsys: pytest.Captu
     for kind, suffix in (("images", "jpg"), ("masks", "png")):
         source = tmp_path / "data" / "train" / kind / f"train0.{suffix}"
         (tmp_path / "data" / "val" / kind / source.name).write_bytes(source.read_bytes())
-    assert cli.run(main, ["folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]) == 1
+    assert main(["folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]) == 1
     assert "'train0'" in capsys.readouterr().err
 
 
@@ -101,7 +100,7 @@ def test_a_label_outside_the_classes_stops_before_the_first_step(tmp_path: Path,
     Image.fromarray(np.full((70, 60), 7, np.uint8)).save(tmp_path / "data" / "train" / "masks" / "train3.png")
     out = tmp_path / "run"
     call = ["folder", "--data", str(tmp_path / "data"), "--out", str(out), "--set", *QUICK, "encoder_init=false"]
-    assert cli.run(main, call) == 1
+    assert main(call) == 1
     told = capsys.readouterr().err
     assert "train3" in told
     assert "7" in told
@@ -113,7 +112,7 @@ def test_tensorboard_gets_curves_rates_and_pictures(tmp_path: Path) -> None:
     """Loss, learning rate, val scores, and photo beside truth and prediction."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
-    assert cli.run(main, ["shapes", "--out", str(out), "--set", *QUICK, "tensorboard=true", "log_every=1", "pictures=2"]) == 0
+    assert main(["shapes", "--out", str(out), "--set", *QUICK, "tensorboard=true", "log_every=1", "pictures=2"]) == 0
     events = accumulator.EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     assert {"train/loss", "train/lr", "val/miou", "val/loss"} <= set(events.Tags()["scalars"])

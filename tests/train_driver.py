@@ -80,7 +80,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] != "never":
         _arm(sys.argv[1])
-    from deeplabzoo import cli
     from deeplabzoo.train.__main__ import main
 
-    sys.exit(cli.run(main, sys.argv[2:]))
+    sys.exit(main(sys.argv[2:]))

@@ -34,8 +34,8 @@ def parser() -> cli.Parser:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or raises one of deeplabzoo's errors."""
+def train_command(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and train; returns 0, or raises one of deeplabzoo's errors."""
     options = parser().parse_args(argv)
     if options.list:
         print(table())
@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     train(recipe, options.data, options.out, resume=options.resume)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 the work failed, 2 the call was wrong."""
+    return cli.run(train_command, argv)
 
 
 def _recipe(name: str, out: Path, assignments: Sequence[str], *, resume: bool) -> Recipe:
@@ -66,4 +71,4 @@ def _recipe(name: str, out: Path, assignments: Sequence[str], *, resume: bool) -
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())
