@@ -5,7 +5,7 @@ Metadata (all strings, JSON inside): `format` "deeplabzoo", `version`, `config`,
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,11 +43,12 @@ def save_checkpoint(
     *,
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    kept: Collection[str] = (),
 ) -> None:
     """Write a network to `path`, atomically: a file that is there is replaced as a whole or not at all.
 
-    `extra` is kept as the checkpoint's `source`; `dtype` (e.g. torch.float16) is what floating tensors are stored in.
-    Raises OutputError where the file cannot be written.
+    `extra` is kept as the checkpoint's `source`; `dtype` (e.g. torch.float16) is what floating tensors are stored in,
+    but for those named in `kept`, which stay as they are. Raises OutputError where the file cannot be written.
     """
     metadata = {
         "format": FORMAT,
@@ -58,7 +59,7 @@ def save_checkpoint(
         "preprocessing": json.dumps(net.preprocessing.to_dict()),
         "source": json.dumps(dict(extra or {})),
     }
-    tensors = {name: _stored(tensor, dtype) for name, tensor in net.state_dict().items()}
+    tensors = {name: _stored(tensor, None if name in kept else dtype) for name, tensor in net.state_dict().items()}
     whole = _with_sorted_header(serialise(tensors, metadata))
     write_atomically(Path(path), lambda file: file.write(whole))
 

@@ -3,8 +3,8 @@
 import functools
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.zoo.strict import read_plain
+from deeplabzoo.zoo.training import Training
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
@@ -90,12 +91,17 @@ class Metric:
     hardware: str | None = None
     report: str | None = None
     """Where the published figure stands, or the JSON report of a measured one."""
+    per_class: Mapping[str, float | None] | None = field(default=None, hash=False)
+    """The same for each class by name, in %; None for a class that neither labels nor predictions contain."""
 
     def __post_init__(self) -> None:
         if self.origin == "measured" and not (self.command and self.date and self.images):
             raise WeightsError("a measured figure needs its command, date and number of images.")
         if not 0 <= self.value <= 100:
             raise WeightsError(f"a figure in % is between 0 and 100, not {self.value!r}.")
+        for name, value in (self.per_class or {}).items():
+            if value is not None and not 0 <= value <= 100:
+                raise WeightsError(f"the figure of class {name} is between 0 and 100, not {value!r}.")
 
     @property
     def pictures(self) -> str:
@@ -135,6 +141,8 @@ class WeightRow:
     license: License
     verified: Literal["measured here", "parity with the origin's code on random weights", "layout only"]
     notes: str
+    training: Training | None = None
+    """How it was trained, for weights of our own."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not _TAG.fullmatch(self.tag):
@@ -145,12 +153,12 @@ class WeightRow:
             raise WeightsError(f"{self.data} has {CLASS_LISTS[self.data].num_classes} classes, not {self.config.num_classes}.")
         if self.bytes is not None and self.bytes < 1:
             raise WeightsError(f"bytes must be at least 1, not {self.bytes}.")
-        for field, value, pattern in (
+        for digest, value, pattern in (
             ("sha256", self.sha256, r"[0-9a-f]{64}"),
             ("sha256_prefix", self.sha256_prefix, r"[0-9a-f]{8,63}"),
         ):
             if value is not None and not re.fullmatch(pattern, value):
-                raise WeightsError(f"{field} must match {pattern}, not {value!r}.")
+                raise WeightsError(f"{digest} must match {pattern}, not {value!r}.")
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
             raise WeightsError("sha256 and sha256_prefix contradict each other.")
         if self.verified == "measured here" and not any(metric.origin == "measured" for metric in self.metrics):
@@ -168,6 +176,7 @@ class WeightRow:
         facts = (
             f"{self.data}, {self.config.num_classes} classes",
             *(figures or ["no figure"]),
+            *([str(self.training)] if self.training else []),
             f"licence {self.license.weights}",
             self.verified,
             f"{self.bytes / 1e6:.1f} MB" if self.bytes else "size not published",

@@ -26,17 +26,19 @@ def record(manifest_text: str, report: Mapping[str, Any], place: str | None = No
     plain = json.loads(manifest_text)
     try:
         row = _row_of(report, plain["rows"])
-        metrics = [{**one, "report": place} if place else one for one in _metrics(report)]
+        metrics = figures(report, place)
     except (KeyError, TypeError) as error:
         raise UsageError(f"This is not a report of `evaluate --json`: it lacks {error}.") from None
     new = [{key: one[key] for key in _SAME_CONDITIONS} for one in metrics]
     kept = [one for one in row["metrics"] if {key: one.get(key) for key in _SAME_CONDITIONS} not in new]
+    if any(one.get("per_class") for one in row["metrics"] if one not in kept):
+        metrics[0]["per_class"] = per_class(report)  # the mIoU that it is beside was measured again, and so were they
     row["metrics"] = [*kept, *metrics]
     row["verified"] = "measured here"
     read_plain(Manifest, plain, "manifest.json")
-    figures = ", ".join(f"{one['name']} {one['value']} %" for one in metrics)
+    values = ", ".join(f"{one['name']} {one['value']} %" for one in metrics)
     pictures = report["subset"] or f"{report['images']} images"
-    line = f"{row['name']}.{row['tag']}: {figures} on {report['data']} {report['split']} ({pictures}) recorded"
+    line = f"{row['name']}.{row['tag']}: {values} on {report['data']} {report['split']} ({pictures}) recorded"
     return manifest_json(plain), line
 
 
@@ -72,7 +74,16 @@ def _row_of(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, 
     raise UsageError(f"No released weights have the sha256 {sha256[:12]}… of this report ({report['model']}).")
 
 
-def _metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def per_class(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a report's IoU by class in %, as a row's mIoU keeps it; None for absent classes."""
+    return {name: None if value is None else round(100 * value, 2) for name, value in report["per_class"].items()}
+
+
+def figures(report: Mapping[str, Any], place: str | None = None) -> list[dict[str, Any]]:
+    """Return the metrics that a row gets from a report, mIoU first; `place` is where the report is kept.
+
+    Raises UsageError for a report that does not say which command made it, KeyError for something else than a report.
+    """
     settings, hardware = report["protocol_settings"], report["hardware"]
     conditions = {
         "unit": "%",
@@ -89,6 +100,8 @@ def _metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         "date": report["date"][:10],
         "hardware": str(hardware.get("gpu") or hardware.get("cpu") or hardware.get("device")),
     }
+    if place:
+        conditions["report"] = place
     return [{"name": name, "value": round(100 * report[field], 2), **conditions} for name, field in _FIGURES.items()]
 
 

@@ -37,6 +37,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _read_tuple(arguments, value, where)
+    if origin is Mapping:
+        return _read_mapping(arguments[1], value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -59,6 +61,12 @@ def _read_fields(kind: type, value: Any, where: str) -> Any:
         return kind(**read)
     except DeepLabZooError as error:
         raise WeightsError(f"{where}: {error}") from None
+
+
+def _read_mapping(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{where} must be an object, not {value!r}.")
+    return {str(name): _read(hint, one, f"{where}.{name}") for name, one in value.items()}
 
 
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
