@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "measure a model on a labelled data set: mIoU, per-class IoU, Dice",
     "prepare": "download and lay out a training data set: VOC 2012, trainaug",
     "train": "train a recipe on a data set, or go on with a run that was stopped",
+    "convert": "write a checkpoint of any known origin as a file of ours, and prove it",
     "weights": "list, record and tabulate the published weights",
 }
 """Every command, and what it does in one line."""
