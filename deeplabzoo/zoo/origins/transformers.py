@@ -21,10 +21,10 @@ import torch
 from deeplabzoo.data.palettes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.models.encoder_table import encoder_facts, list_encoders
 from deeplabzoo.zoo.origins.class_names import inferred_classes
 from deeplabzoo.zoo.origins.converted import Converted
 from deeplabzoo.zoo.origins.renaming import Rules, rename
+from deeplabzoo.zoo.origins.widths import encoder_of_widths
 
 ORIGIN = "transformers"
 
@@ -86,7 +86,7 @@ def _network(names: Collection[str]) -> str | None:
 
 def _mobilenetv2(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> _Found:
     ends = ("conv_stem", "layer.1", "layer.4", "layer.11", "layer.15")
-    encoder = _encoder("mobilenetv2_*", [tensors[f"mobilenet_v2.{end}.reduce_1x1.convolution.weight"] for end in ends])
+    encoder = encoder_of_widths("mobilenetv2_*", [tensors[f"mobilenet_v2.{end}.reduce_1x1.convolution.weight"] for end in ends])
     config = DeepLabConfig(
         architecture="deeplabv3",
         encoder=encoder,
@@ -112,7 +112,9 @@ def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any])
     later = [tensors[f"{network}.encoder.layer.{at}.conv_projection.convolution.weight"] for at in (2, 3, 4)]
     is_v2 = network == "mobilevitv2"
     # the last entry of timm's MobileViT is the convolution after the last stage, which these networks have not
-    encoder = _encoder("mobilevitv2_*" if is_v2 else "mobilevit_*", [*first, *later] if is_v2 else [*first, *later[:2]])
+    encoder = encoder_of_widths(
+        "mobilevitv2_*" if is_v2 else "mobilevit_*", [*first, *later] if is_v2 else [*first, *later[:2]]
+    )
     config = DeepLabConfig(
         architecture="deeplabv3",
         encoder=encoder,
@@ -127,15 +129,6 @@ def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any])
     )
     preprocessing = _APPLE_V2 if is_v2 else _APPLE
     return config, rename(_with_joined_attention(tensors), _mobilevit_rules(), ORIGIN), preprocessing, ()
-
-
-def _encoder(pattern: str, ends: list[torch.Tensor]) -> str:
-    """Return the encoder whose stages end with as many channels as these convolutions give."""
-    widths = tuple(weight.shape[0] for weight in ends)
-    for name in list_encoders(pattern):
-        if encoder_facts(name).channels[: len(widths)] == widths:
-            return name
-    raise WeightsError(f"No encoder named {pattern} has stages of {', '.join(map(str, widths))} channels.")
 
 
 def _with_joined_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
