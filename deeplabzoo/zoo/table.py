@@ -16,20 +16,21 @@ def markdown_table(rows: Sequence[WeightRow]) -> str:
     return "\n".join(lines)
 
 
-def replace_block(document: Path, table: str) -> str:
-    """Return a document's text with the table between its two marks.
+def replace_block(document: Path, table: str, block: str = "weights-table") -> str:
+    """Return a document's text with the table between the two marks of a block, `<!-- BLOCK:begin -->` and `… :end -->`.
 
     Raises UsageError where the document cannot be read or has not exactly one such block.
     """
+    begins, ends = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"'{document}' cannot be read: {error}.") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in before:
-        raise UsageError(f"'{document}' must hold one block `{BEGIN}` … `{END}`, in this order.")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    before, begin, rest = text.partition(begins)
+    _, end, after = rest.partition(ends)
+    if not begin or not end or begins in after or ends in before:
+        raise UsageError(f"'{document}' must hold one block `{begins}` … `{ends}`, in this order.")
+    return f"{before}{begins}\n{table}\n{ends}{after}"
 
 
 def _cells(row: WeightRow) -> list[str]:

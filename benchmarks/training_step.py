@@ -1,0 +1,247 @@
+"""`python -m benchmarks.training_step --json FILE`: a training step of ours against torchvision's reference recipe.
+
+Both sides train the same network from the same weights on the same photos (made from a seed, in VOC's layout) at the same
+batch, crop, scales and number of workers. They take turns (A B A B …) in one process; each turn begins with steps that do not
+count, and its loader ends with it, so that nobody reads ahead in another's turn. Peak memory is measured in a process of its
+own.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import timm
+import torch
+
+import deeplabzoo
+from benchmarks.photos import write_photos
+from benchmarks.training_memory import ROOT, memory_of
+from benchmarks.training_sides import MODEL, SIDES, THEIR_MODEL, Settings, Side, SideName, open_side, write_networks
+from deeplabzoo.cli import Parser, run
+from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.device import choose_device
+from deeplabzoo.inference.report import hardware
+from deeplabzoo.output import ensure_folder, write_atomically
+from deeplabzoo.say import say
+
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+_LARGEST_DIFFERENCE = 1e-4
+
+
+def measure(settings: Settings, sides: Sequence[SideName], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of a benchmark: conditions, every turn of every side, their medians and ranges, and memory."""
+    device = choose_device(settings.device)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
+        folder = Path(place)
+        write_photos(folder, train=args.photos, val=1, seed=settings.seed, longest=args.longest)
+        same = write_networks(folder, settings)
+        if same["largest_logit_difference"] > _LARGEST_DIFFERENCE:
+            raise UsageError(f"The two networks are not the same: their logits differ by {same['largest_logit_difference']}.")
+        memory = {name: memory_of(name, folder, settings, steps=args.memory_steps, threads=threads) for name in sides}
+        opened = {name: open_side(name, folder, settings) for name in sides}
+        turns: dict[SideName, list[dict[str, Any]]] = {name: [] for name in sides}
+        for number in range(args.rounds):
+            for name, side in opened.items():
+                turns[name].append(_turn(side, args.steps, args.warmup, device))
+            speeds = ", ".join(f"{name} {turns[name][-1]['images_per_s']:.2f}" for name in sides)
+            say(f"round {number + 1} of {args.rounds}, images per second: {speeds}")
+    return {
+        "benchmark": "training_step",
+        "model": MODEL,
+        "torchvision_model": THEIR_MODEL,
+        "same_network": same,
+        "settings": {
+            "device": settings.device,
+            "batch": settings.batch,
+            "crop": settings.crop,
+            "base": settings.base,
+            "scales": [0.5, 2.0],
+            "workers": settings.workers,
+            "seed": settings.seed,
+            "photos": args.photos,
+            "longest": args.longest,
+            "rounds": args.rounds,
+            "steps": args.steps,
+            "warmup": args.warmup,
+            "flush_denormal": True,
+        },
+        "sides": {name: {**_summary(turns[name]), "memory": memory[name], "turns": turns[name]} for name in sides},
+        "against_torchvision": _ratios(turns),
+        "threads": threads,
+        "versions": _versions(),
+        "hardware": hardware(device),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def _turn(side: Side, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
+    """Train `warmup` + `steps` steps and return the times of the latter: waiting for data, learning, and all of it."""
+    data_s: list[float] = []
+    step_times: list[Callable[[], float]] = []
+    pictures, started, seconds = 0, 0.0, 0.0
+    with side.settings():
+        loader = iter(side.batches(warmup + steps))
+        for number in range(warmup + steps):
+            if number == warmup:
+                _finish(device)
+                started = time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(loader)
+            given = time.perf_counter()
+            with _timed(device) as step_time:
+                side.step(batch)
+            if number >= warmup:
+                pictures += side.pictures(batch)
+                data_s.append(given - asked)
+                step_times.append(step_time)
+        _finish(device)
+        seconds = time.perf_counter() - started
+        assert next(loader, None) is None, "a turn's loader must end with the turn"
+    step_s = [read() for read in step_times]
+    return {"pictures": pictures, "seconds": seconds, "images_per_s": pictures / seconds, "data_s": data_s, "step_s": step_s}
+
+
+@contextlib.contextmanager
+def _timed(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Time what is done inside; the function given says the seconds, on a GPU once it has come so far (events)."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        yield lambda: float(begin.elapsed_time(end)) / 1000
+        end.record()
+        return
+    times = [time.perf_counter()]
+    yield lambda: times[1] - times[0]
+    times.append(time.perf_counter())
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return median, smallest and largest over the turns; times of data and step are each turn's mean."""
+    return {
+        "images": sum(turn["pictures"] for turn in turns),
+        "images_per_s": _spread([turn["images_per_s"] for turn in turns]),
+        "data_ms_per_step": _spread([1000 * statistics.fmean(turn["data_s"]) for turn in turns]),
+        "step_ms": _spread([1000 * statistics.fmean(turn["step_s"]) for turn in turns]),
+    }
+
+
+def _ratios(turns: dict[SideName, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return each side's images per second over torchvision's in the same round."""
+    if "torchvision" not in turns:
+        return {}
+    theirs = [turn["images_per_s"] for turn in turns["torchvision"]]
+    return {
+        name: _spread([turn["images_per_s"] / other for turn, other in zip(own, theirs, strict=True)])
+        for name, own in turns.items()
+        if name != "torchvision"
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _versions() -> dict[str, str]:
+    import torchvision
+
+    modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "pillow": PIL, "deeplabzoo": deeplabzoo}
+    return {"python": platform.python_version(), **{name: str(module.__version__) for name, module in modules.items()}}
+
+
+def _commit() -> str | None:
+    """Return the commit of this checkout, with a mark where tracked files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _sides(wanted: Sequence[SideName] | None, device: torch.device) -> list[SideName]:
+    """Return the sides to measure: those wanted, else all that this machine is made for."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        flags = []
+    native = any(flag in flags for flag in _BF16_FLAGS) if device.type == "cpu" else device.type == "cuda"
+    if wanted and "ours_bf16" in wanted and not native:
+        raise UsageError(f"This processor has none of {', '.join(_BF16_FLAGS)}; leave ours_bf16 out.")
+    return [name for name in SIDES if (name in wanted if wanted else name != "ours_bf16" or native)]
+
+
+def benchmark_command(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, print the table, write the record."""
+    from benchmarks.training_table import record_table
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
+    for name in ("batch", "crop", "photos", "rounds", "steps", "warmup", "memory_steps", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.workers < 0:
+        raise UsageError(f"--workers must be at least 0, not {args.workers}.")
+    if args.json is not None:
+        ensure_folder(args.json.parent)
+    torch.set_flush_denormal(True)  # untrained weights make denormals, which would slow down whoever meets more of them
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = Settings(device=args.device, batch=args.batch, crop=args.crop, workers=args.workers, seed=args.seed)
+    record = measure(settings, _sides(args.sides, choose_device(args.device)), args)
+    record["command"] = shlex.join(["python", "-m", "benchmarks.training_step", *words])
+    print(record_table(record))
+    if args.json is not None:
+        text = json.dumps(record, indent=2) + "\n"
+        write_atomically(args.json, lambda file: file.write(text.encode()))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run(benchmark_command, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("training_step", "Images per second and peak memory of training, against torchvision's reference recipe.")
+    parser.prog = "python -m benchmarks.training_step"
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step (default 8)")
+    parser.add_argument("--crop", type=int, default=321, help="side of the crop in pixels (default 321)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read and augment, on each side (default 0)")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn that count (default 4)")
+    parser.add_argument("--warmup", type=int, default=1, help="steps of a turn before those (default 1)")
+    parser.add_argument("--memory-steps", type=int, default=4, help="steps whose peak memory is measured (default 4)")
+    parser.add_argument("--photos", type=int, default=64, help="photos to make (default 64)")
+    parser.add_argument("--longest", type=int, default=500, help="their longer side in pixels (default 500, as in VOC)")
+    parser.add_argument("--seed", type=int, default=0, help="of photos, weights and draws (default 0)")
+    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), help="default: all; ours_bf16 where the device computes it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there (benchmarks/training/NAME.json)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
