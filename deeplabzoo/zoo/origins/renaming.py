@@ -31,3 +31,45 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules, origin: str) -> dict[str
         renamed[new] = tensor
     norms = [name.removesuffix("running_var") for name in renamed if name.endswith(".running_var")]
     return {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms} | renamed
+
+
+def inverted(rules: Rules) -> Rules:
+    r"""Return the rules that turn the new names back into the old ones: one table, read from right to left.
+
+    Rules that leave a tensor out have no way back. A pattern must be made of literal names, escaped dots and groups without
+    further groups in them, each of which its template uses once; ValueError names one that is not.
+
+    >>> rename({"encoder.bn1.weight": torch.ones(1)}, inverted([(r"backbone\.(.+)", r"encoder.\1")]), "some").keys()
+    dict_keys(['backbone.bn1.weight'])
+    """
+    return tuple(_inverted(pattern, template) for pattern, template in rules if template is not None)
+
+
+_PATTERN_PART = re.compile(r"\\(?P<escaped>\.)|\((?:\?P<(?P<name>\w+)>)?(?P<group>(?!\?)[^()]+)\)|(?P<literal>\w)")
+_TEMPLATE_PART = re.compile(r"\\g<(?P<name>\w+)>|\\(?P<number>\d)|(?P<literal>[^\\])")
+
+
+def _inverted(pattern: str, template: str) -> tuple[str, str]:
+    groups: dict[str, str] = {}
+    theirs, at = "", 0
+    while at < len(pattern):
+        part = _PATTERN_PART.match(pattern, at)
+        if part is None:
+            raise ValueError(f"The pattern {pattern!r} has no way back.")
+        if part["group"]:
+            name = part["name"] or f"_{len(groups) + 1}"
+            groups[name] = part["group"]
+            theirs += rf"\g<{name}>"
+        else:
+            theirs += part["literal"] or "."
+        at = part.end()
+    ours, used = "", []
+    for part in _TEMPLATE_PART.finditer(template):
+        if part["literal"]:
+            ours += re.escape(part["literal"])
+        else:
+            used.append(part["name"] or f"_{part['number']}")
+            ours += f"(?P<{used[-1]}>{groups[used[-1]]})"
+    if sorted(used) != sorted(groups):
+        raise ValueError(f"The template {template!r} does not use each group of {pattern!r} once.")
+    return ours, theirs

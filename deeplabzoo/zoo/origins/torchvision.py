@@ -15,23 +15,34 @@ from torch import Tensor
 
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.zoo.origins.class_names import inferred_classes
 from deeplabzoo.zoo.origins.converted import Converted
-from deeplabzoo.zoo.origins.renaming import Rules, rename
+from deeplabzoo.zoo.origins.exported import Exported, require_same_arithmetic, without_auxiliary
+from deeplabzoo.zoo.origins.renaming import Rules, inverted, rename
 
 ORIGIN = "torchvision"
 
 _MOBILENET_STEM, _RESNET_STEM = "backbone.0.0.weight", "backbone.conv1.weight"
 _ASPP, _CLASSIFIER, _AUXILIARY = "classifier.0.convs.0.0.weight", "classifier.4.weight", "aux_classifier.4.weight"
 _RATES = (12, 24, 36)
+_MOBILENET = "mobilenetv3_large_100"
+_BUILDERS = {
+    "resnet50": "deeplabv3_resnet50",
+    "resnet101": "deeplabv3_resnet101",
+    _MOBILENET: "deeplabv3_mobilenet_v3_large",
+}
 _RESNETS = {6: "resnet50", 23: "resnet101"}
 """By the number of blocks in the third stage (1512.03385, table 1)."""
 _FIRST_BLOCK = {"0": ("conv_dw", "bn1"), "1": ("conv_pw", "bn2")}
-_LATER_BLOCK = {"0": ("conv_pw", "bn1"), "1": ("conv_dw", "bn2"), "[23]": ("conv_pwl", "bn3")}
-"""Convolution and norm at each place of a block: the first one does not expand; in the others the last convolution comes after
-squeeze-and-excitation, if there is one."""
+_LATER_BLOCK = {"0": ("conv_pw", "bn1"), "1": ("conv_dw", "bn2"), "2": ("conv_pwl", "bn3")}
+_SQUEEZED_BLOCK = {"0": ("conv_pw", "bn1"), "1": ("conv_dw", "bn2"), "3": ("conv_pwl", "bn3")}
+"""Convolution and norm at each place of a block: the first one does not expand; squeeze-and-excitation, where there is one,
+comes before the last convolution."""
 _MOBILENET_STAGES = (1, 2, 3, 4, 2, 3)
 """Blocks of MobileNetV3-Large's stages (1905.02244, table 1), which torchvision numbers through."""
+_SQUEEZED_STAGES = {2, 4, 5}
+"""Those with squeeze-and-excitation (the same table)."""
 
 PREPROCESSING = Preprocessing(size=(520, 520), resize="shortest", only_shrink=False)
 
@@ -62,33 +73,67 @@ def recognise(names: Collection[str]) -> bool:
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Converted:
     """Return the network under our names; raises WeightsError for another encoder or a tensor that the layout does not know."""
     is_mobilenet = _MOBILENET_STEM in tensors
-    stem = tensors[_MOBILENET_STEM if is_mobilenet else _RESNET_STEM]
-    config = DeepLabConfig(
-        architecture="deeplabv3",
-        encoder="mobilenetv3_large_100" if is_mobilenet else _resnet(tensors, path),
+    config = _config(
+        _MOBILENET if is_mobilenet else _resnet(tensors, path),
         num_classes=tensors[_CLASSIFIER].shape[0],
-        in_chans=stem.shape[1],
-        output_stride=16 if is_mobilenet else 8,
-        atrous_rates=_RATES,
-        dropout=0.5,
+        in_chans=tensors[_MOBILENET_STEM if is_mobilenet else _RESNET_STEM].shape[1],
         aux_head=_AUXILIARY in tensors and not is_mobilenet,
-        encoder_norm_eps=1e-3 if is_mobilenet else None,
-        encoder_dilate_strided=is_mobilenet,
     )
-    encoder_rules = _mobilenet_rules() if is_mobilenet else _RESNET_RULES
     drops_auxiliary = is_mobilenet and _AUXILIARY in tensors
     classes, palette, notes = inferred_classes(config.num_classes)
     return Converted(
         origin=ORIGIN,
         config=config,
         encoder=config.encoder,
-        state_dict=rename(tensors, (*encoder_rules, *_HEAD_RULES), ORIGIN),
+        state_dict=rename(tensors, _rules(config), ORIGIN),
         classes=classes,
         palette=palette,
         preprocessing=PREPROCESSING,
         dropped=("auxiliary head (it reads a map inside a stage)",) if drops_auxiliary else (),
         notes=notes,
     )
+
+
+def export(net: DeepLab) -> Exported:
+    """Return the network under torchvision's names; raises WeightsError where its builders make another network."""
+    config = net.config
+    builder = _BUILDERS.get(config.encoder)
+    if builder is None:
+        raise WeightsError(f"{ORIGIN} has no DeepLab on {config.encoder}; it has {', '.join(_BUILDERS)}.")
+    if config.in_chans != 3:
+        raise WeightsError(f"{ORIGIN}'s networks take 3 channels, and this one takes {config.in_chans}.")
+    keeps_auxiliary = config.aux_head and config.encoder != _MOBILENET
+    theirs = _config(config.encoder, num_classes=config.num_classes, in_chans=3, aux_head=keeps_auxiliary)
+    require_same_arithmetic(config, theirs, ORIGIN)
+    state = net.state_dict() if keeps_auxiliary else without_auxiliary(net.state_dict())
+    lost = ("auxiliary head left out (theirs reads a map inside a stage)",) if config.aux_head and not keeps_auxiliary else ()
+    return Exported(
+        state_dict=rename(state, inverted(_rules(theirs)), ORIGIN),
+        build=f"torchvision.models.segmentation.{builder}(weights=None, weights_backbone=None, "
+        f"num_classes={config.num_classes}, aux_loss={keeps_auxiliary})",
+        notes=(*lost, "class names and preprocessing are not in a state dict"),
+    )
+
+
+def _config(encoder: str, *, num_classes: int, in_chans: int, aux_head: bool) -> DeepLabConfig:
+    """Return what torchvision's builder for an encoder makes."""
+    is_mobilenet = encoder == _MOBILENET
+    return DeepLabConfig(
+        architecture="deeplabv3",
+        encoder=encoder,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        output_stride=16 if is_mobilenet else 8,
+        atrous_rates=_RATES,
+        dropout=0.5,
+        aux_head=aux_head,
+        encoder_norm_eps=1e-3 if is_mobilenet else None,
+        encoder_dilate_strided=is_mobilenet,
+    )
+
+
+def _rules(config: DeepLabConfig) -> Rules:
+    return (*(_mobilenet_rules() if config.encoder == _MOBILENET else _RESNET_RULES), *_HEAD_RULES)
 
 
 def _resnet(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -111,11 +156,13 @@ def _mobilenet_rules() -> Rules:
     ]
     places = [(stage, block) for stage, count in enumerate(_MOBILENET_STAGES) for block in range(count)]
     for index, (stage, block) in enumerate(places, start=1):
-        parts = _FIRST_BLOCK if index == 1 else _LATER_BLOCK
+        parts = _FIRST_BLOCK if index == 1 else _SQUEEZED_BLOCK if stage in _SQUEEZED_STAGES else _LATER_BLOCK
         theirs, ours = rf"backbone\.{index}\.block", f"encoder.blocks.{stage}.{block}"
         for part, (conv, norm) in parts.items():
             rules.append((rf"{theirs}\.{part}\.0\.(.+)", rf"{ours}.{conv}.\1"))
             rules.append((rf"{theirs}\.{part}\.1\.(.+)", rf"{ours}.{norm}.\1"))
+        if stage not in _SQUEEZED_STAGES:
+            continue
         rules.append((rf"{theirs}\.2\.fc1\.(.+)", rf"{ours}.se.conv_reduce.\1"))
         rules.append((rf"{theirs}\.2\.fc2\.(.+)", rf"{ours}.se.conv_expand.\1"))
     return rules

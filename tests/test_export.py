@@ -1,0 +1,57 @@
+"""The way back: a network of ours, loaded strictly by the other library's own class, gives the same logits, and comes back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import pictures, randomised, require_same_logits
+
+from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.zoo.origins import torchvision
+
+slow = pytest.mark.slow
+
+
+def ours(**fields: Any) -> DeepLab:
+    """A network of ours, seeded, with random norms."""
+    torch.manual_seed(0)
+    net = DeepLab(DeepLabConfig(**{"architecture": "deeplabv3", "num_classes": 5, **fields}))
+    randomised(net)
+    return net
+
+
+def require_equal_tensors(back: Any, net: DeepLab) -> None:
+    state = net.state_dict()
+    assert back.keys() == state.keys()
+    assert [name for name in state if not torch.equal(back[name], state[name])] == []
+
+
+TORCHVISION = {
+    "resnet50": {"output_stride": 8, "atrous_rates": (12, 24, 36), "aux_head": True},
+    "mobilenetv3_large_100": {
+        "output_stride": 16,
+        "atrous_rates": (12, 24, 36),
+        "encoder_norm_eps": 1e-3,
+        "encoder_dilate_strided": True,
+    },
+}
+
+
+@pytest.mark.parametrize("encoder", ["mobilenetv3_large_100", pytest.param("resnet50", marks=slow)])
+def test_torchvision_takes_it_and_it_comes_back(encoder: str) -> None:
+    from torchvision.models import segmentation
+
+    net = ours(encoder=encoder, **TORCHVISION[encoder])
+    exported = torchvision.export(net)
+    theirs = eval(exported.build, {"torchvision": __import__("torchvision")})
+    assert isinstance(theirs, segmentation.DeepLabV3)
+    theirs.load_state_dict(exported.state_dict, strict=True)
+    for hw in ((64, 96), (65, 97)):
+        with torch.inference_mode():
+            require_same_logits(net(pictures(1, hw)), theirs.eval()(pictures(1, hw))["out"])
+    back = torchvision.convert(exported.state_dict, Path("back.pth"))
+    assert back.config is not None
+    assert back.config.to_dict() == {**net.config.to_dict(), "dropout": 0.5}
+    require_equal_tensors(back.state_dict, net)
