@@ -6,6 +6,7 @@ norm epsilon, batches of one.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import timm
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 from deeplabzoo.errors import UsageError
@@ -20,7 +22,7 @@ from deeplabzoo.models.atrous import block_rates
 from deeplabzoo.models.layers import BearsLoneSample, LoneSampleBatchNorm2d, group_count
 
 
-def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride: int) -> None:
+def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride: int, *, halved: bool = False) -> None:
     """Give each block of the last residual stage its own dilation (multi-grid; DeepLabV3, section 3.2.1).
 
     Raises UsageError for encoders without a residual stage 4: the papers define multi-grid on ResNets alone.
@@ -28,7 +30,7 @@ def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride
     stage = getattr(encoder, "layer4", None)
     if not isinstance(stage, nn.Sequential) or hasattr(encoder, "layer5"):
         raise UsageError("multi_grid is defined for ResNet-like encoders (with a stage `layer4`) only; leave it None.")
-    for block, rate in zip(stage, block_rates(multi_grid, output_stride, len(stage)), strict=True):
+    for block, rate in zip(stage, block_rates(multi_grid, output_stride, len(stage), halved=halved), strict=True):
         for conv in block.modules():
             if isinstance(conv, nn.Conv2d) and conv.kernel_size[0] > 1:
                 reach = rate * (conv.kernel_size[0] - 1) // 2
@@ -118,6 +120,29 @@ def keep_local_convs_dense(encoder: nn.Module) -> None:
         if isinstance(conv, nn.Conv2d):
             reach = conv.kernel_size[0] // 2
             conv.dilation, conv.padding = (1, 1), (reach, reach)
+
+
+def keep_later_convs_dense(encoder: nn.Module, dilated: Literal["first_convs", "first_blocks"]) -> None:
+    """Undo the dilation of all but the first 3x3 convolution of each basic block, or of all but the first block of a stage.
+
+    Raises UsageError for encoders that have no basic blocks, or that are not built as stages of MobileNet-like blocks.
+    """
+    later: list[nn.Conv2d] = []
+    if dilated == "first_convs":
+        later = [block.conv2 for block in encoder.modules() if isinstance(block, BasicBlock)]
+    elif isinstance(encoder, EfficientNetFeatures):
+        blocks = [block for stage in encoder.blocks.children() for block in list(stage.children())[1:]]
+        later = [
+            conv for block in blocks for conv in block.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size[0] > 1
+        ]
+    if not later:
+        kind = "with basic blocks (ResNet-18, 34)" if dilated == "first_convs" else "of the MobileNet and EfficientNet kind"
+        raise UsageError(f"encoder_dilates={dilated!r} has a meaning for encoders {kind} only; leave it 'all'.")
+    for conv in later:
+        rate = conv.dilation[0]
+        conv.dilation = (1, 1)
+        if isinstance(conv.padding, tuple):
+            conv.padding = (conv.padding[0] // rate, conv.padding[1] // rate)
 
 
 class GroupNormAct(nn.GroupNorm):

@@ -40,14 +40,19 @@ def scale_rates(rates: tuple[int, ...], from_stride: int, to_stride: int) -> tup
     return tuple(rate * from_stride // to_stride for rate in rates)
 
 
-def block_rates(multi_grid: tuple[int, ...], output_stride: int, blocks: int) -> tuple[int, ...]:
+def block_rates(multi_grid: tuple[int, ...], output_stride: int, blocks: int, *, halved: bool = False) -> tuple[int, ...]:
     """Return the dilation of every block of the last encoder stage: its unit rate times the stage's own dilation.
 
     The stage's own dilation is 32 / output_stride, as its stride was 32 before the network was made denser; unit rates
-    repeat when the stage has more blocks than `multi_grid` has entries (DeepLabV3, section 3.2.1).
+    repeat when the stage has more blocks than `multi_grid` has entries (DeepLabV3, section 3.2.1). `halved` takes half of it,
+    as mmsegmentation's networks do; raises UsageError where that leaves a fraction.
 
-    >>> block_rates((1, 2, 4), 16, 3)
-    (2, 4, 8)
+    >>> block_rates((1, 2, 4), 16, 3), block_rates((1, 2, 4), 16, 3, halved=True)
+    ((2, 4, 8), (1, 2, 4))
     """
-    stage_rate = 32 // output_stride
-    return tuple(stage_rate * multi_grid[block % len(multi_grid)] for block in range(blocks))
+    rates = tuple((32 // output_stride) * multi_grid[block % len(multi_grid)] for block in range(blocks))
+    if halved and any(rate % 2 for rate in rates):
+        raise UsageError(
+            f"multi_grid {multi_grid} with multi_grid_halved has no whole dilations at output stride {output_stride}."
+        )
+    return tuple(rate // 2 for rate in rates) if halved else rates

@@ -51,6 +51,9 @@ class DeepLabConfig(_Plain):
     (the 1x1 + image pooling head of the TensorFlow mobile models)."""
     multi_grid: tuple[int, ...] | None = None
     """Unit rates of the blocks of the last encoder stage, e.g. (1, 2, 4) (DeepLabV3, section 3.2.1); None leaves timm's."""
+    multi_grid_halved: bool = False
+    """Unit rates count half of the last stage's dilation instead of all of it: mmsegmentation's (1, 2, 4) are the dilations
+    themselves at output stride 16."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of encoder and head; "group" is GroupNorm with 32 groups, or the largest number below that divides the
     channels and leaves two to a group."""
@@ -67,6 +70,8 @@ class DeepLabConfig(_Plain):
     """Concatenation order of the image-pooling branch: before the other branches, or after (default)."""
     pooling_norm: bool = True
     """Normalise the pooled branch (papers: yes; detectron2: no)."""
+    aspp_project_kernel: Literal[1, 3] = 1
+    """Kernel of the convolution that follows ASPP's concatenation: 1 in the papers, 3 in mmsegmentation."""
     refine_conv: bool = True
     """V3 only: a 3x3 convolution between the ASPP projection and the classifier (torchvision: yes; TensorFlow: no)."""
     decoder_channels: int = 256
@@ -91,6 +96,9 @@ class DeepLabConfig(_Plain):
     MobileNetV2's 1280 channels (SMP); None leaves timm's choice: in MobileViT it does (Apple: no), in all others not."""
     encoder_dilate_local_conv: bool = True
     """Dilate the 3x3 convolution before the attention of a MobileViT block like its stage, as timm does (Apple: no)."""
+    encoder_dilates: Literal["all", "first_convs", "first_blocks"] = "all"
+    """Which 3x3 convolutions of a dilated stage are dilated: all; only the first of each basic block (mmsegmentation's
+    ResNet-18); or only that of the stage's first block (its MobileNetV2)."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -109,12 +117,16 @@ class DeepLabConfig(_Plain):
             rates = getattr(self, field)
             if rates is not None and not all(isinstance(rate, int) and rate >= 1 for rate in rates):
                 raise UsageError(f"{field} must be whole numbers of at least 1, not {rates!r}.")
+        if self.aspp_project_kernel not in (1, 3):
+            raise UsageError(f"aspp_project_kernel must be 1 or 3, not {self.aspp_project_kernel!r}.")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}.")
         if not (self.norm_eps > 0 and (self.encoder_norm_eps is None or self.encoder_norm_eps > 0)):
             raise UsageError(
                 f"norm_eps and encoder_norm_eps must be above 0, not {self.norm_eps!r}, {self.encoder_norm_eps!r}."
             )
+        if self.encoder_dilates not in ("all", "first_convs", "first_blocks"):
+            raise UsageError(f"encoder_dilates must be all, first_convs or first_blocks, not {self.encoder_dilates!r}.")
         if self.norm not in ("batch", "group") or self.encoder_padding not in ("symmetric", "same"):
             raise UsageError(f"Unknown norm {self.norm!r} or encoder_padding {self.encoder_padding!r}.")
 

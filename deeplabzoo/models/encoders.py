@@ -5,6 +5,7 @@ beside it. Channels and strides are read off the shapes of a forward pass on the
 off what timm declares: declared reductions have been wrong for whole families.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from deeplabzoo.models.adapt_encoder import (
     dilate_blocks,
     dilate_strided,
     drop_final_conv,
+    keep_later_convs_dense,
     keep_local_convs_dense,
     making_lone_norms_safe,
     pad_even_kernels_behind,
@@ -37,6 +39,9 @@ SMALLEST = 33
 
 _TENSORFLOW_PADDING_FAMILIES = ("efficientnet", "mobilenetv3")
 """timm modules that build on its EfficientNet builder, the only one with a switch for TensorFlow's 'SAME' padding."""
+
+VARIATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"resnet18c": ("resnet18", {"stem_type": "deep", "stem_width": 32})}
+"""Encoders that timm can build but has no name for: those with a stem of three 3x3 convolutions, as its `resnet50c` has."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,10 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
         drop_final_conv(encoder)
     if not config.encoder_dilate_local_conv:
         keep_local_convs_dense(encoder)
+    if config.encoder_dilates != "all":
+        keep_later_convs_dense(encoder, config.encoder_dilates)
     if config.multi_grid is not None:
-        dilate_blocks(encoder, config.multi_grid, config.output_stride)
+        dilate_blocks(encoder, config.multi_grid, config.output_stride, halved=config.multi_grid_halved)
     if config.norm == "group":
         use_group_norm(encoder)
     if config.encoder_norm_eps is not None:
@@ -123,8 +130,9 @@ def bare_encoder(name: str, output_stride: int, in_chans: int = 3, **timm_option
     """
     if name == "drnd54":
         return DRN54(in_chans, output_stride)
+    base, variation = VARIATIONS.get(name, (name, {}))
     encoder: nn.Module = timm.create_model(
-        name, features_only=True, output_stride=output_stride, in_chans=in_chans, **timm_options
+        base, features_only=True, output_stride=output_stride, in_chans=in_chans, **variation, **timm_options
     )
     pad_even_kernels_behind(encoder)
     return encoder
@@ -141,7 +149,7 @@ def _build(config: DeepLabConfig, facts: EncoderFacts, pretrained: bool) -> nn.M
         options["pad_type"] = "same"
     if not pretrained:
         return bare_encoder(facts.name, config.output_stride, config.in_chans, **options)
-    if facts.family == "drn":
+    if facts.family == "drn" or facts.name in VARIATIONS:
         raise UsageError(f"Encoder '{facts.short_name}' has no ImageNet weights here; use encoder_pretrained=False.")
     if 32 in facts.strides and not facts.shares_weights(32, config.output_stride):
         raise UnsupportedStrideError(

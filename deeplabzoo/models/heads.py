@@ -49,7 +49,7 @@ class ASPP(nn.Module):
         atrous = (_conv3x3(config, in_channels, channels, separable=separable, rate=rate) for rate in rates)
         self.branches = nn.ModuleList([ConvNormAct(in_channels, channels, 1, norm=norm, eps=eps), *atrous])
         self.pool = ConvNormAct(in_channels, channels, 1, norm=norm if config.pooling_norm else None, eps=eps)
-        self.project = ConvNormAct((len(rates) + 2) * channels, channels, 1, norm=norm, eps=eps)
+        self.project = ConvNormAct((len(rates) + 2) * channels, channels, config.aspp_project_kernel, norm=norm, eps=eps)
         self.dropout = nn.Dropout(config.dropout)
         self.pooling_first = config.pooling_first
 

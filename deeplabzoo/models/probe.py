@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from deeplabzoo.models.encoder_docs import write_docs
 from deeplabzoo.models.encoder_table import ALIASES, EncoderFacts
-from deeplabzoo.models.encoders import SMALLEST, FeaturePlan, bare_encoder, measure_features
+from deeplabzoo.models.encoders import SMALLEST, VARIATIONS, FeaturePlan, bare_encoder, measure_features
 
 _LARGEST = 400_000_000
 """Parameters above which an encoder is left out: such giants train on no machine that this library is meant for."""
@@ -30,7 +30,7 @@ _EXACTNESS_UP_TO = 30_000_000
 _SIZES = ((SMALLEST, SMALLEST), (200, 97))
 """Height and width in pixels of images that every encoder must train on: the smallest, and one that no power of two divides."""
 
-_WITHOUT_IMAGENET = ("drnd54", "mobilenetv2_035", "mobilenetv2_075")
+_WITHOUT_IMAGENET = ("drnd54", "mobilenetv2_035", "mobilenetv2_075", *VARIATIONS)
 """Encoders beside timm's pretrained ones: our own, and the widths that DeepLab checkpoints of other origins come in."""
 
 _TABLE = Path(__file__).with_name("encoder_table.json")
@@ -47,7 +47,8 @@ def encoder_names() -> list[str]:
 
 def probe(name: str) -> EncoderFacts:
     """Measure one encoder at every output stride, on shapes alone; stride 16, the default, is what it takes to be usable."""
-    family = "drn" if name == "drnd54" else timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    base, _ = VARIATIONS.get(name, (name, {}))
+    family = "drn" if name == "drnd54" else timm.model_entrypoint(base).__module__.rsplit(".", 1)[-1]
     try:
         fits = {16: fit_encoder(name, 16)}
     except UnfitError as reason:
