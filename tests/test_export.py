@@ -1,5 +1,6 @@
 """The way back: a network of ours, loaded strictly by the other library's own class, gives the same logits, and comes back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from parity import pictures, randomised, require_same_logits
 
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.zoo.origins import torchvision
+from deeplabzoo.zoo.origins import smp, torchvision
 
 slow = pytest.mark.slow
 
@@ -55,3 +56,33 @@ def test_torchvision_takes_it_and_it_comes_back(encoder: str) -> None:
     assert back.config is not None
     assert back.config.to_dict() == {**net.config.to_dict(), "dropout": 0.5}
     require_equal_tensors(back.state_dict, net)
+
+
+SMP = {"align_corners": True, "depthwise_norm": False, "decoder_convs": 1, "atrous_rates": (12, 24, 36)}
+OWN = {"encoder_dilate_strided": True}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "fields"),
+    [
+        ("deeplabv3plus", "resnet18", OWN),
+        ("deeplabv3", "mobilenetv2_100", {**OWN, "encoder_final_conv": True, "output_stride": 8}),
+        pytest.param("deeplabv3", "resnet18", OWN, marks=slow),
+        pytest.param("deeplabv3plus", "mobilenetv2_100", {**OWN, "encoder_final_conv": True}, marks=slow),
+        pytest.param("deeplabv3plus", "regnetx_002", {"atrous_rates": None, "aspp_separable": False}, marks=slow),
+    ],
+)
+def test_smp_takes_it_and_it_comes_back(architecture: str, encoder: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """Its own from_pretrained reads the folder, and its own class, built as the command says, the state dict."""
+    plus = architecture == "deeplabv3plus"
+    net = ours(architecture=architecture, encoder=encoder, **{**SMP, "decoder_refine_conv": plus, **fields})
+    exported = smp.export(net)
+    theirs = eval(exported.build, {"segmentation_models_pytorch": pytest.importorskip("segmentation_models_pytorch")})
+    theirs.load_state_dict(dict(exported.state_dict), strict=True)
+    for hw in ((64, 96), (80, 304)):
+        with torch.inference_mode():
+            require_same_logits(net(pictures(1, hw)), theirs.eval()(pictures(1, hw)))
+    (tmp_path / "config.json").write_text(json.dumps(exported.settings["config.json"]))
+    back = smp.convert(exported.state_dict, tmp_path / "model.safetensors")
+    require_equal_tensors(back.state_dict, net)
+    assert DeepLab.from_weights(back.config, back.state_dict).output_stride == net.output_stride

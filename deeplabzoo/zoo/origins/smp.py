@@ -24,9 +24,13 @@ import torch
 
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import Architecture, DeepLabConfig, Preprocessing
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.heads import effective_rates
 from deeplabzoo.zoo.origins.converted import Converted
-from deeplabzoo.zoo.origins.renaming import Rules, rename
-from deeplabzoo.zoo.origins.smp_encoders import SMPEncoder, find_encoder
+from deeplabzoo.zoo.origins.exported import Exported, require_same_arithmetic, without_auxiliary
+from deeplabzoo.zoo.origins.renaming import inverted, rename
+from deeplabzoo.zoo.origins.smp_decoder import head_rules
+from deeplabzoo.zoo.origins.smp_encoders import SMPEncoder, encoder_of, find_encoder
 
 ORIGIN = "segmentation_models_pytorch"
 
@@ -34,7 +38,6 @@ _HEAD = "segmentation_head.0.weight"
 _BINARY = ("background", "foreground")
 _MAX_CONFIG_BYTES = 1 << 20
 _CLASSES: Mapping[Architecture, str] = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus"}
-_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
 def recognise(names: Collection[str]) -> bool:
@@ -53,7 +56,7 @@ def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Converted:
         config, encoder, assumed = _describe(own, settings)
     except (TypeError, UsageError) as error:
         raise WeightsError(f"The config.json beside '{path}' describes no network that could exist: {error}") from None
-    state = rename(own, (*_head_rules(config), (r"classification_head\..*", None), *encoder.rules), ORIGIN)
+    state = rename(own, (*head_rules(config), (r"classification_head\..*", None), *encoder.rules), ORIGIN)
     binary = config.num_classes == 2 and state["head.classifier.weight"].shape[0] == 1
     if binary:
         state |= _with_background(state)
@@ -67,6 +70,81 @@ def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Converted:
         preprocessing=_preprocessing(encoder),
         dropped=_dropped(tensors, own, settings),
         notes=(*assumed, *(("one sigmoid channel made background and foreground",) if binary else ())),
+    )
+
+
+def export(net: DeepLab) -> Exported:
+    """Return the network under SMP's names; raises WeightsError where no DeepLab of SMP computes the same."""
+    config = net.config
+    encoder = encoder_of(config)
+    rates = effective_rates(config)
+    theirs = _config(
+        encoder,
+        architecture=config.architecture,
+        num_classes=config.num_classes,
+        output_stride=config.output_stride if config.output_stride in (8, 16) else 16,
+        atrous_rates=rates if len(rates) == 3 else (12, 24, 36),
+        dropout=config.dropout,
+        channels=config.head_channels,
+        aspp_separable=config.architecture == "deeplabv3plus" if config.aspp_separable is None else config.aspp_separable,
+    )
+    require_same_arithmetic(config, theirs, ORIGIN)
+    settings = {
+        "encoder_name": encoder.smp_name,
+        "encoder_depth": 5,
+        "encoder_weights": None,
+        "encoder_output_stride": config.output_stride,
+        "decoder_channels": config.head_channels,
+        "decoder_atrous_rates": list(rates),
+        "decoder_aspp_separable": theirs.aspp_separable,
+        "decoder_aspp_dropout": config.dropout,
+        "in_channels": config.in_chans,
+        "classes": config.num_classes,
+        "activation": None,
+        "upsampling": config.output_stride if config.architecture == "deeplabv3" else 4,
+        "aux_params": None,
+    }
+    name = _CLASSES[config.architecture]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    lost = ("auxiliary head left out",) if config.aux_head else ()
+    return Exported(
+        state_dict=rename(without_auxiliary(net.state_dict()), inverted((*head_rules(theirs), *encoder.rules)), ORIGIN),
+        build=f"segmentation_models_pytorch.{name}({arguments})",
+        folder="segmentation_models_pytorch.from_pretrained({folder})",
+        settings={"config.json": {"_model_class": name, **settings}},
+        notes=(*lost, "class names and preprocessing have no place there"),
+    )
+
+
+def _config(
+    encoder: SMPEncoder,
+    *,
+    architecture: Architecture,
+    num_classes: int,
+    output_stride: int,
+    atrous_rates: tuple[int, ...],
+    dropout: float,
+    channels: int,
+    aspp_separable: bool,
+) -> DeepLabConfig:
+    """Return what SMP builds on an encoder with these options."""
+    return DeepLabConfig(
+        architecture=architecture,
+        encoder=encoder.name,
+        num_classes=num_classes,
+        in_chans=encoder.in_chans,
+        output_stride=output_stride,
+        atrous_rates=atrous_rates,
+        dropout=dropout,
+        head_channels=channels,
+        aspp_separable=aspp_separable,
+        depthwise_norm=False,
+        decoder_channels=channels,
+        decoder_convs=1,
+        decoder_refine_conv=architecture == "deeplabv3plus",
+        align_corners=True,
+        encoder_dilate_strided=encoder.dilates_strided,
+        encoder_final_conv=encoder.ends_in_final_conv or None,
     )
 
 
@@ -118,55 +196,18 @@ def _describe(
     reads = tensors[f"{aspp}.convs.0.0.weight"]
     stride = settings.get("encoder_output_stride", 8 if is_v3 else 16)
     encoder = find_encoder(tensors, settings.get("encoder_name"), stride, reads.shape[1])
-    channels = reads.shape[0]
-    config = DeepLabConfig(
+    config = _config(
+        encoder,
         architecture=architecture,
-        encoder=encoder.name,
         num_classes=max(2, tensors[_HEAD].shape[0]),
-        in_chans=encoder.in_chans,
         output_stride=stride,
         atrous_rates=tuple(settings.get("decoder_atrous_rates", (12, 24, 36))),
         dropout=settings.get("decoder_aspp_dropout", 0.5),
-        head_channels=channels,
+        channels=reads.shape[0],
         aspp_separable=f"{aspp}.convs.1.0.1.weight" in tensors,
-        depthwise_norm=False,
-        decoder_channels=channels,
-        decoder_convs=1,
-        decoder_refine_conv=not is_v3,
-        align_corners=True,
-        encoder_dilate_strided=encoder.dilates_strided,
-        encoder_final_conv=encoder.ends_in_final_conv or None,
     )
     assumed = () if settings else (f"no config.json beside it: output stride {stride} and rates 12, 24, 36 assumed",)
     return config, encoder, (*encoder.notes, *assumed)
-
-
-def _head_rules(config: DeepLabConfig) -> Rules:
-    """Turn the names of decoder and head into ours."""
-    norm = "pointwise.norm" if config.aspp_separable else "norm"
-    return (
-        (r"decoder\.aspp\.(?:0\.)?convs\.0\.0\.weight", "head.aspp.branches.0.conv.weight"),
-        (rf"decoder\.aspp\.(?:0\.)?convs\.0\.1\.{_NORM}", r"head.aspp.branches.0.norm.\1"),
-        (r"decoder\.aspp\.(?:0\.)?convs\.([123])\.0\.weight", r"head.aspp.branches.\1.conv.weight"),
-        (r"decoder\.aspp\.(?:0\.)?convs\.([123])\.0\.0\.weight", r"head.aspp.branches.\1.depthwise.conv.weight"),
-        (r"decoder\.aspp\.(?:0\.)?convs\.([123])\.0\.1\.weight", r"head.aspp.branches.\1.pointwise.conv.weight"),
-        (rf"decoder\.aspp\.(?:0\.)?convs\.([123])\.1\.{_NORM}", rf"head.aspp.branches.\1.{norm}.\2"),
-        (r"decoder\.aspp\.(?:0\.)?convs\.4\.1\.weight", "head.aspp.pool.conv.weight"),
-        (rf"decoder\.aspp\.(?:0\.)?convs\.4\.2\.{_NORM}", r"head.aspp.pool.norm.\1"),
-        (r"decoder\.aspp\.(?:0\.)?project\.0\.weight", "head.aspp.project.conv.weight"),
-        (rf"decoder\.aspp\.(?:0\.)?project\.1\.{_NORM}", r"head.aspp.project.norm.\1"),
-        (r"decoder\.conv\.weight", "head.refine.conv.weight"),
-        (rf"decoder\.bn\.{_NORM}", r"head.refine.norm.\1"),
-        (r"decoder\.aspp\.1\.0\.weight", "head.refine.depthwise.conv.weight"),
-        (r"decoder\.aspp\.1\.1\.weight", "head.refine.pointwise.conv.weight"),
-        (rf"decoder\.aspp\.2\.{_NORM}", r"head.refine.pointwise.norm.\1"),
-        (r"decoder\.block1\.0\.weight", "head.low_level.conv.weight"),
-        (rf"decoder\.block1\.1\.{_NORM}", r"head.low_level.norm.\1"),
-        (r"decoder\.block2\.0\.0\.weight", "head.decoder.0.depthwise.conv.weight"),
-        (r"decoder\.block2\.0\.1\.weight", "head.decoder.0.pointwise.conv.weight"),
-        (rf"decoder\.block2\.1\.{_NORM}", r"head.decoder.0.pointwise.norm.\1"),
-        (r"segmentation_head\.0\.(weight|bias)", r"head.classifier.\1"),
-    )
 
 
 def _with_background(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.adapt_encoder import TrailingPadConv2d
+from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.encoder_table import ALIASES, encoder_facts, list_encoders, require_stride
 from deeplabzoo.models.encoders import bare_encoder
 from deeplabzoo.zoo.origins.renaming import Rules
@@ -33,6 +35,7 @@ class SMPEncoder:
 
     name: str
     """Canonical name of ours."""
+    smp_name: str
     in_chans: int
     rules: Rules
     """Its tensors' names to ours."""
@@ -49,14 +52,7 @@ def find_encoder(tensors: Mapping[str, torch.Tensor], smp_name: str | None, outp
     if any(name.startswith("encoder.model.") for name in tensors):
         encoder = _timm(tensors, smp_name, output_stride)
     elif "encoder.features.18.0.weight" in tensors and "encoder.features.1.conv.2.weight" in tensors:
-        stem = tensors["encoder.features.0.0.weight"]
-        encoder = SMPEncoder(
-            name=_MOBILENET,
-            in_chans=stem.shape[1],
-            rules=_mobilenetv2_rules(),
-            dilates_strided=True,
-            ends_in_final_conv=True,
-        )
+        encoder = _own_mobilenet(tensors["encoder.features.0.0.weight"].shape[1])
     elif "encoder.conv1.weight" in tensors and "encoder.layer4.0.conv1.weight" in tensors:
         encoder = _resnet(tensors)
     else:
@@ -74,6 +70,54 @@ def find_encoder(tensors: Mapping[str, torch.Tensor], smp_name: str | None, outp
     return encoder
 
 
+def encoder_of(config: DeepLabConfig) -> SMPEncoder:
+    """Return the encoder of SMP that computes what a configuration's does, or comes nearest to it.
+
+    Raises WeightsError for encoders that are not timm's, and where SMP shifts features.
+    """
+    if config.encoder in RESNETS and config.encoder_dilate_strided:
+        return _own_resnet(config.encoder, config.in_chans)
+    if config.encoder == _MOBILENET and config.encoder_final_conv:
+        return _own_mobilenet(config.in_chans)
+    if encoder_facts(config.encoder).family == "drn":
+        raise WeightsError(f"segmentation_models_pytorch has no encoder {config.encoder}.")
+    _of_timm(config.encoder, config.output_stride)
+    return _timm_encoder(config.encoder, config.in_chans)
+
+
+def _own_resnet(name: str, in_chans: int) -> SMPEncoder:
+    rules = ((r"encoder\.(conv1|bn1|layer[1-4])\.(.+)", r"encoder.\1.\2"),)
+    return SMPEncoder(name=name, smp_name=name, in_chans=in_chans, rules=rules, dilates_strided=True)
+
+
+def _own_mobilenet(in_chans: int) -> SMPEncoder:
+    return SMPEncoder(
+        name=_MOBILENET,
+        smp_name="mobilenet_v2",
+        in_chans=in_chans,
+        rules=_mobilenetv2_rules(),
+        dilates_strided=True,
+        ends_in_final_conv=True,
+    )
+
+
+def _timm_encoder(name: str, in_chans: int, notes: tuple[str, ...] = ()) -> SMPEncoder:
+    rules = ((r"encoder\.model\.(.+)", r"encoder.\1"),)
+    return SMPEncoder(name=name, smp_name=f"{_TIMM}{name}", in_chans=in_chans, rules=rules, dilates_strided=False, notes=notes)
+
+
+def _of_timm(name: str, output_stride: int) -> nn.Module:
+    """Return timm's encoder, shapes only; raises WeightsError where SMP shifts its features."""
+    with torch.device("meta"):
+        encoder = bare_encoder(name, output_stride)
+    if any(isinstance(module, TrailingPadConv2d) for module in encoder.modules()):
+        raise WeightsError(
+            f"At output stride {output_stride} segmentation_models_pytorch shifts the features of {name} (timm pads dilated "
+            "even kernels on both sides) and deeplabzoo does not, so these weights would not give what they gave."
+        )
+    return encoder
+
+
 def _resnet(tensors: Mapping[str, torch.Tensor]) -> SMPEncoder:
     stem = tensors["encoder.conv1.weight"]
     count = _parameters(tensors, "encoder.") - stem.numel() + stem[:, :1].numel() * 3
@@ -82,8 +126,7 @@ def _resnet(tensors: Mapping[str, torch.Tensor]) -> SMPEncoder:
         raise WeightsError(
             f"No ResNet of segmentation_models_pytorch that deeplabzoo knows has {count} parameters, as this encoder has."
         )
-    rules = ((r"encoder\.((?:conv1|bn1|layer[1-4])\..+)", r"encoder.\1"),)
-    return SMPEncoder(name=name, in_chans=stem.shape[1], rules=rules, dilates_strided=True)
+    return _own_resnet(name, stem.shape[1])
 
 
 def _timm(tensors: Mapping[str, torch.Tensor], smp_name: str | None, output_stride: int) -> SMPEncoder:
@@ -96,21 +139,13 @@ def _timm(tensors: Mapping[str, torch.Tensor], smp_name: str | None, output_stri
         name, *others = _with_these_tensors(own, _parameters(tensors, prefix), output_stride)
         if others:
             notes = (f"encoder {name} assumed ({', '.join(others)} have the same tensors; a config.json beside it would tell)",)
-    with torch.device("meta"):
-        encoder = bare_encoder(name, output_stride)
-    if any(isinstance(module, TrailingPadConv2d) for module in encoder.modules()):
-        raise WeightsError(
-            f"At output stride {output_stride} segmentation_models_pytorch shifts the features of {name} (timm pads dilated "
-            "even kernels on both sides) and deeplabzoo does not, so these weights would not give what they gave."
-        )
+    encoder = _of_timm(name, output_stride)
     shapes = {key: tensor.shape for key, tensor in encoder.state_dict().items()}
     stem = next(
         (key for key, tensor in own.items() if tensor.ndim == 4 and tensor.shape[1] != shapes.get(key, (0, 0))[1]), None
     )
     in_chans = 3 if stem is None else own[stem].shape[1]
-    return SMPEncoder(
-        name=name, in_chans=in_chans, rules=((r"encoder\.model\.(.+)", r"encoder.\1"),), dilates_strided=False, notes=notes
-    )
+    return _timm_encoder(name, in_chans, notes)
 
 
 def _with_these_tensors(own: Mapping[str, torch.Tensor], parameters: int, output_stride: int) -> list[str]:
@@ -151,7 +186,7 @@ def _mobilenetv2_rules() -> Rules:
         (rf"encoder\.features\.18\.1\.{kind}", r"encoder.bn2.\1"),
     ]
     places = [(stage, block) for stage, blocks in enumerate(_BLOCKS, 1) for block in range(blocks)]
-    layers = (("0.0", "conv_pw"), ("0.1", "bn1"), ("1.0", "conv_dw"), ("1.1", "bn2"), ("2", "conv_pwl"), ("3", "bn3"))
+    layers = ((r"0\.0", "conv_pw"), (r"0\.1", "bn1"), (r"1\.0", "conv_dw"), (r"1\.1", "bn2"), ("2", "conv_pwl"), ("3", "bn3"))
     for index, (stage, block) in enumerate(places, 2):
         for layer, ours in layers:
             rules.append((rf"encoder\.features\.{index}\.conv\.{layer}\.{kind}", rf"encoder.blocks.{stage}.{block}.{ours}.\1"))
