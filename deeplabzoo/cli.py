@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "prepare": "download and lay out a training data set: VOC 2012, trainaug",
     "train": "train a recipe on a data set, or go on with a run that was stopped",
     "convert": "write a checkpoint of any known origin as a file of ours, and prove it",
+    "publish": "turn a finished run into a release: weights, figures, manifest row, model card",
     "weights": "list, record and tabulate the published weights",
 }
 """Every command, and what it does in one line."""

@@ -21,8 +21,10 @@ ALLOWED = {
     "metrics": set(),
     "zoo": {"models", "data", "metrics"},
     "inference": {"models", "data", "metrics", "zoo"},
+    "publishing": {"models", "data", "metrics", "zoo", "inference", "train"},
 }
-LOWER = {"models", "data", "metrics", "zoo", "inference"}
+LOWER = set(ALLOWED)
+PUBLISHING = {"publishing", "publish"}
 LIBRARY = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).with_suffix("").parts[0] in LOWER)
 
 
@@ -52,12 +54,22 @@ def test_lower_layers_never_import_upper_ones(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    sorted(p for p in PACKAGE.rglob("*.py") if "train" not in p.relative_to(PACKAGE).parts),
+    sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).with_suffix("").parts[0] not in {"train"} | PUBLISHING),
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_nothing_imports_the_trainer(file: Path) -> None:
     """Whoever only predicts never pays for training code; the library and its trainer are siblings."""
     assert not {name for name in imported_modules(file) if name.startswith("deeplabzoo.train")}
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).with_suffix("").parts[0] not in PUBLISHING),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_nothing_imports_publishing(file: Path) -> None:
+    """It reads finished runs, so it stands above the trainer; only its own command knows it."""
+    assert not {name for name in imported_modules(file) if name.startswith("deeplabzoo.publish")}
 
 
 def test_the_check_sees_the_package() -> None:

@@ -1,0 +1,138 @@
+"""The model card: how to load the weights, how good they are and under which conditions, how they came to be, what they cannot.
+
+It opens with the Hub's YAML (`model-index`), and reads as a page anywhere else. Every figure is taken from the reports.
+"""
+
+from collections.abc import Iterator
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from deeplabzoo.inference.report import Report
+from deeplabzoo.models.encoder_table import short_name
+from deeplabzoo.publishing.release import Release
+
+_CODE_LICENSE = "apache-2.0"
+_WORST = 3
+
+
+def card(release: Release, *, curves: str | None, overlay: str | None) -> str:
+    """Return the card as Markdown; `curves` and `overlay` are the pictures' names beside it, None where there are none."""
+    parts = [
+        f"---\n{_front_matter(release).to_yaml()}\n---",
+        f"# {release.full_name}",
+        _what(release),
+        *([f"![A prediction over a photo]({overlay})"] if overlay else []),
+        f"## Use\n\n```python\nimport deeplabzoo\n\n{_use(release)}\n```",
+        "## Figures\n\n" + "\n\n".join(_figures(release)),
+        "## Training\n\n" + "\n".join(_training(release)),
+        *([f"![Loss, val mIoU and learning rate of the run]({curves})"] if curves else []),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(release)),
+        f"## Licences\n\n- code: {release.license.code}\n- weights: {release.license.weights}\n"
+        f"- training pictures: {release.license.data}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(release: Release) -> ModelCardData:
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=report.data,
+            dataset_name=f"{report.data} {report.split}{f' ({report.subset})' if report.subset else ''}",
+            dataset_split=report.split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(100 * value, 2),
+        )
+        for report in release.reports
+        for kind, name, value in (
+            ("mean_iou", "mIoU (%)", report.miou),
+            ("pixel_accuracy", "pixel accuracy (%)", report.pixel_accuracy),
+        )
+    ]
+    return ModelCardData(
+        library_name="deeplabzoo",
+        pipeline_tag="image-segmentation",
+        license=_CODE_LICENSE,
+        datasets=[release.training.data],
+        metrics=["mean_iou"],
+        tags=["semantic-segmentation", release.net.config.architecture],
+        model_name=release.full_name,
+        eval_results=results or None,
+    )
+
+
+def _what(release: Release) -> str:
+    config = release.net.config
+    title = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}[config.architecture]
+    millions = sum(parameter.numel() for parameter in release.net.parameters()) / 1e6
+    return (
+        f"{title} on {short_name(config.encoder)} for {config.num_classes} classes ({', '.join(release.net.classes)}): "
+        f"{millions:.2f} M parameters, output stride {config.output_stride}, {release.bytes / 1e6:.1f} MB, "
+        f"{release.training}."
+    )
+
+
+def _use(release: Release) -> str:
+    is_file = release.address.endswith(".safetensors")
+    made = f'load("{release.address}")' if is_file else f'create("{release.address}", pretrained=True)'
+    return f'net = deeplabzoo.{made}\ndeeplabzoo.Predictor(net)("photo.jpg").overlay().save("overlay.png")'
+
+
+def _figures(release: Release) -> Iterator[str]:
+    if not release.reports:
+        yield "None was measured when these weights were published."
+        return
+    lines = ["| data | pictures | mIoU % | pixel accuracy % | Dice % |", "|---|---|---|---|---|"]
+    for one in release.reports:
+        values = " | ".join(f"{100 * value:.2f}" for value in (one.miou, one.pixel_accuracy, one.dice))
+        lines.append(f"| {one.data} {one.split} | {one.subset or one.images} | {values} |")
+    yield "\n".join(lines)
+    first = release.reports[0]
+    yield f"Protocol: {first.protocol}. Measured on {first.date[:10]} from the released file (sha256 `{release.sha256}`) with:"
+    yield "```\n" + "\n".join(str(one.command) for one in release.reports) + "\n```"
+    header = [f"{one.split} IoU %" for one in release.reports]
+    yield "\n".join(
+        [
+            f"| class | {' | '.join(header)} |",
+            f"|---|{'---|' * len(header)}",
+            *(f"| {name} | {' | '.join(_percent(one.per_class[name]) for one in release.reports)} |" for name in first.classes),
+        ]
+    )
+
+
+def _training(release: Release) -> Iterator[str]:
+    run = release.training
+    pictures = f"{run.images} pictures of " if run.images else ""
+    epochs = f" ({run.epochs:g} epochs)" if run.epochs else ""
+    step = f"after step {run.step}, chosen on val" if run.chosen == "best" else "after the last step"
+    yield f"- data: {pictures}{run.data} {run.split}" + (f", names' sha256 `{run.split_sha256}`" if run.split_sha256 else "")
+    yield f"- initial weights: {run.initial_weights}"
+    yield f"- {run.steps} steps{epochs}, seed {run.seed}; weights {step}"
+    yield f"- recipe `{run.recipe}`, sha256 `{run.recipe_sha256}`" + (f", source commit `{run.commit}`" if run.commit else "")
+    yield f"- {run.hours:.2f} hours of updates on {run.hardware}, torch {run.torch}, {run.date}"
+    yield ""
+    yield f"```\n{run.command}\n```"
+
+
+def _limits(release: Release) -> Iterator[str]:
+    run = release.training
+    yield f"It knows {release.net.num_classes} classes and gives every pixel one of them, whatever the picture shows."
+    if run.images:
+        yield f"It was trained on {run.images} pictures; other cameras, scenes or viewpoints will cost accuracy."
+    if run.chosen == "best" and release.reports:
+        yield "The step was chosen on val, so the val figure is slightly flattering; a test figure, where given, is not."
+    if release.reports and (worst := _worst(release.reports[0])):
+        yield f"Weakest classes on {release.reports[0].split}: {worst}."
+    for report in release.reports:
+        if report.subset:
+            yield f"The {report.split} figure is of a {report.subset}; it does not compare with one on the whole split."
+
+
+def _worst(report: Report) -> str:
+    known = sorted((value, name) for name, value in report.per_class.items() if value is not None)
+    return ", ".join(f"{name} ({100 * value:.1f} %)" for value, name in known[:_WORST]) if len(known) > _WORST else ""
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None else f"{100 * value:.2f}"
