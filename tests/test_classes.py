@@ -14,7 +14,23 @@ from deeplabzoo.errors import UnknownNameError, UsageError
 
 def test_known_lists_have_the_published_number_of_classes() -> None:
     counts = {name: len(known.classes) for name, known in CLASS_LISTS.items()}
-    assert counts == {"voc": 21, "cityscapes": 19, "coco": 21, "ade20k": 150, "camvid": 11, "person": 2}
+    assert counts == {
+        "voc": 21,
+        "cityscapes": 19,
+        "coco": 21,
+        "ade20k": 150,
+        "camvid": 11,
+        "person": 2,
+        "pascalcontext": 60,
+        "pascalcontext59": 59,
+        "cocostuff": 171,
+        "cocostuff10k": 171,
+        "mapillary": 65,
+        "loveda": 7,
+        "potsdam": 6,
+        "vaihingen": 6,
+        "isaid": 16,
+    }
 
 
 @pytest.mark.parametrize("name", CLASS_LISTS)

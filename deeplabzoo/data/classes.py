@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from deeplabzoo.data.foreign_classes import COCO_STUFF, ISAID, ISPRS, LOVEDA, MAPILLARY, PASCAL_CONTEXT, names
 from deeplabzoo.data.palettes import ADE20K, CAMVID, CITYSCAPES, Palette, default_palette
 from deeplabzoo.errors import UnknownNameError, UsageError, did_you_mean
 
@@ -28,27 +29,23 @@ class ClassList:
         return len(self.classes)
 
 
-def _names(words: str) -> tuple[str, ...]:
-    return tuple(word.replace("_", " ") for word in words.split())
-
-
-_VOC = _names(
+_VOC = names(
     """
     background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
     sheep sofa train tvmonitor
     """
 )
 
-_CITYSCAPES = _names(
+_CITYSCAPES = names(
     """
     road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person rider car truck bus train
     motorcycle bicycle
     """
 )
 
-_CAMVID = _names("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist")
+_CAMVID = names("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist")
 
-_ADE20K = _names(
+_ADE20K = names(
     """
     wall building sky floor tree ceiling road bed windowpane grass cabinet sidewalk person earth door table mountain plant
     curtain chair car water painting sofa shelf house sea mirror rug field armchair seat fence desk rock wardrobe lamp bathtub
@@ -70,9 +67,19 @@ CLASS_LISTS: dict[str, ClassList] = {
     "ade20k": ClassList("ade20k", _ADE20K, ADE20K),
     "camvid": ClassList("camvid", _CAMVID, CAMVID),
     "person": ClassList("person", ("background", "person"), default_palette(2)),
+    "pascalcontext": ClassList("pascalcontext", PASCAL_CONTEXT, default_palette(60)),
+    "pascalcontext59": ClassList("pascalcontext59", PASCAL_CONTEXT[1:], default_palette(60)[1:]),
+    "cocostuff": ClassList("cocostuff", COCO_STUFF, default_palette(171)),
+    "cocostuff10k": ClassList("cocostuff10k", COCO_STUFF, default_palette(171)),
+    "mapillary": ClassList("mapillary", MAPILLARY, default_palette(65)),
+    "loveda": ClassList("loveda", LOVEDA, default_palette(7)),
+    "potsdam": ClassList("potsdam", ISPRS, default_palette(6)),
+    "vaihingen": ClassList("vaihingen", ISPRS, default_palette(6)),
+    "isaid": ClassList("isaid", ISAID, default_palette(16)),
 }
 """By data name. `coco` is COCO's pictures under VOC's 21 labels, as torchvision's published weights use it; `cityscapes` is
-the 19 evaluated `trainId`s; `ade20k` numbers its 150 classes from 0 (the files on disk number them from 1, 0 is void)."""
+the 19 evaluated `trainId`s; `ade20k` numbers its 150 classes from 0 (the files on disk number them from 1, 0 is void). Those
+from `pascalcontext` on are there for other people's weights only; the two versions of COCO-Stuff have the same classes."""
 
 
 def class_list(name: str) -> ClassList:

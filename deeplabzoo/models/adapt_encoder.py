@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from timm.models.resnet import BasicBlock
@@ -143,6 +144,13 @@ def keep_later_convs_dense(encoder: nn.Module, dilated: Literal["first_convs", "
         conv.dilation = (1, 1)
         if isinstance(conv.padding, tuple):
             conv.padding = (conv.padding[0] // rate, conv.padding[1] // rate)
+
+
+def drop_pools_of_dense_shortcuts(encoder: nn.Module) -> None:
+    """Leave out the average pooling at stride 1 that timm puts into the shortcut of a stage that lost its stride."""
+    for name, pool in list(encoder.named_modules()):
+        if isinstance(pool, AvgPool2dSame) and pool.stride == (1, 1):
+            encoder.set_submodule(name, nn.Identity())
 
 
 class GroupNormAct(nn.GroupNorm):

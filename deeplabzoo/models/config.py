@@ -99,6 +99,9 @@ class DeepLabConfig(_Plain):
     encoder_dilates: Literal["all", "first_convs", "first_blocks"] = "all"
     """Which 3x3 convolutions of a dilated stage are dilated: all; only the first of each basic block (mmsegmentation's
     ResNet-18); or only that of the stage's first block (its MobileNetV2)."""
+    encoder_pooled_shortcut: bool = True
+    """Average 2x2 cells at stride 1 in the shortcut of a stage that lost its stride, as timm does wherever the strided shortcut
+    is pooled (ResNet-D, ResNeSt; mmsegmentation: no)."""
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

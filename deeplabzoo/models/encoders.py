@@ -20,6 +20,7 @@ from deeplabzoo.models.adapt_encoder import (
     dilate_blocks,
     dilate_strided,
     drop_final_conv,
+    drop_pools_of_dense_shortcuts,
     keep_later_convs_dense,
     keep_local_convs_dense,
     making_lone_norms_safe,
@@ -85,6 +86,8 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
         drop_final_conv(encoder)
     if not config.encoder_dilate_local_conv:
         keep_local_convs_dense(encoder)
+    if not config.encoder_pooled_shortcut:
+        drop_pools_of_dense_shortcuts(encoder)
     if config.encoder_dilates != "all":
         keep_later_convs_dense(encoder, config.encoder_dilates)
     if config.multi_grid is not None:

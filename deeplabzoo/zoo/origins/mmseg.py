@@ -1,4 +1,4 @@
-"""mmsegmentation's DeepLabV3 (`ASPPHead`) and DeepLabV3+ (`DepthwiseSeparableASPPHead`) on ResNets and MobileNetV2.
+"""mmsegmentation's DeepLabV3 (`ASPPHead`) and V3+ (`DepthwiseSeparableASPPHead`) on ResNets, ResNeSt-101 and MobileNetV2.
 
 Its arithmetic differs from the papers' in ways that are fields of the configuration:
 
@@ -6,6 +6,7 @@ Its arithmetic differs from the papers' in ways that are fields of the configura
 - the pooled branch comes first;
 - MobileNetV2 dilates the first block of each stage alone, timm all blocks but the one that lost its stride;
 - ResNet-18 dilates the first convolution of each block alone;
+- ResNeSt-101's shortcuts have no pooling where the stride was traded for dilation, as timm's have;
 - networks trained on 769 x 769 crops enlarge with aligned corners, all others without;
 - `d16-mg124` has dilations 1, 2, 4 in the last stage, half of what the paper's multi-grid makes at stride 16.
 
@@ -32,15 +33,17 @@ _LOW_LEVEL, _SEPARABLE = "decode_head.c1_bottleneck.conv.weight", "decode_head.a
 _DEEP_STEM, _PLAIN_STEM = "backbone.stem.0.weight", "backbone.conv1.weight"
 _MOBILENET_STEM = "backbone.conv1.conv.weight"
 
+_SPLIT_ATTENTION, _RESNEST = "backbone.layer1.0.conv2.fc1.weight", "resnest101e"
+
 _RESNETS = {(False, 2): "resnet18", (True, 6): "resnet50", (True, 23): "resnet101", (True, 36): "resnet152"}
 """By whether blocks have a third convolution and how many blocks the third stage has (1512.03385, table 1)."""
 _BASIC = ("resnet18", "resnet18c")
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of MobileNetV2's stages (1801.04381, table 2), which this code numbers `layer1` to `layer7`."""
 _RATES = (12, 24, 36)
-_LIKELY = ("voc", "cityscapes", "ade20k")
-_SIZES = {19: Preprocessing(size=(1024, 2048))}
-"""Cityscapes' pictures are fed whole; everything else with the shorter side at 512, as its test settings for most data do."""
+_LIKELY = ("voc", "cityscapes", "ade20k", "pascalcontext", "pascalcontext59", "cocostuff")
+_SIZES = {19: Preprocessing(size=(1024, 2048), only_shrink=False)}
+"""Cityscapes' pictures are fed whole; others with the shorter side at 512, as its test settings for most data say."""
 _DEFAULT_SIZE = Preprocessing(size=(512, 512), resize="shortest", only_shrink=False)
 
 _HEAD_RULES: Rules = (
@@ -115,19 +118,24 @@ def _describe(tensors: Mapping[str, Tensor], path: Path) -> DeepLabConfig:
         decoder_low_level_channels=tensors[_LOW_LEVEL].shape[0] if is_v3plus else 48,
         encoder_dilate_strided=is_mobilenet,
         encoder_dilates="first_blocks" if is_mobilenet else "first_convs" if encoder in _BASIC else "all",
+        encoder_pooled_shortcut=encoder != _RESNEST,
     )
 
 
 def _resnet(tensors: Mapping[str, Tensor], path: Path) -> str:
     blocks = {name.split(".")[2] for name in tensors if name.startswith("backbone.layer3.")}
-    name = _RESNETS.get(("backbone.layer3.0.conv3.weight" in tensors, len(blocks)))
-    split_attention = "backbone.layer1.0.conv2.fc1.weight" in tensors
-    if name is None or split_attention or not (_DEEP_STEM in tensors or _PLAIN_STEM in tensors):
+    has_third_conv, deep_stem = "backbone.layer3.0.conv3.weight" in tensors, _DEEP_STEM in tensors
+    name = _RESNETS.get((has_third_conv, len(blocks)))
+    if name is not None and deep_stem:
+        name = f"{name}c"
+    if _SPLIT_ATTENTION in tensors:
+        name = _RESNEST if name == "resnet101c" else None
+    if name is None or not (deep_stem or _PLAIN_STEM in tensors):
         raise WeightsError(
             f"'{path}' is a DeepLab of mmsegmentation on an encoder that has no equal here; "
-            "its ResNet-18, 50, 101 and 152, with either stem, and MobileNetV2 do."
+            "its ResNet-18, 50, 101 and 152, with either stem, ResNeSt-101 and MobileNetV2 do."
         )
-    return f"{name}c" if _DEEP_STEM in tensors else name
+    return name
 
 
 def _mobilenet_rules() -> Rules:
