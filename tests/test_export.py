@@ -10,7 +10,7 @@ from parity import pictures, randomised, require_same_logits
 
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.zoo.origins import smp, torchvision
+from deeplabzoo.zoo.origins import smp, torchvision, transformers
 
 slow = pytest.mark.slow
 
@@ -85,4 +85,39 @@ def test_smp_takes_it_and_it_comes_back(architecture: str, encoder: str, fields:
     (tmp_path / "config.json").write_text(json.dumps(exported.settings["config.json"]))
     back = smp.convert(exported.state_dict, tmp_path / "model.safetensors")
     require_equal_tensors(back.state_dict, net)
+    assert DeepLab.from_weights(back.config, back.state_dict).output_stride == net.output_stride
+
+
+MOBILENET = {"atrous_rates": (), "pooling_first": True, "align_corners": True, "encoder_padding": "same"}
+MOBILEVIT = {"encoder_dilate_local_conv": False}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fields"),
+    [
+        ("mobilenetv2_035", {**MOBILENET, "output_stride": 8, "encoder_norm_eps": 1e-3}),
+        ("mobilevit_xxs", {**MOBILEVIT, "encoder_final_conv": False}),
+        pytest.param("mobilenetv2_140", {**MOBILENET, "encoder_padding": "symmetric"}, marks=slow),
+        pytest.param("mobilevit_s", {**MOBILEVIT, "encoder_final_conv": False, "output_stride": 8}, marks=slow),
+        pytest.param("mobilevitv2_050", {**MOBILEVIT, "head_channels": 512}, marks=slow),
+        pytest.param("mobilevitv2_150", {**MOBILEVIT, "head_channels": 512, "output_stride": 8}, marks=slow),
+    ],
+)
+def test_transformers_takes_it_and_it_comes_back(encoder: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """Its own class reads the folder and finds nothing missing, left over or of another shape."""
+    module = pytest.importorskip("transformers")
+    net = ours(encoder=encoder, refine_conv=False, **fields)
+    exported = transformers.export(net)
+    theirs_class = eval(exported.folder.partition(".from_pretrained")[0], {"transformers": module})
+    for file, settings in exported.settings.items():
+        (tmp_path / file).write_text(json.dumps(settings))
+    theirs = theirs_class(theirs_class.config_class.from_pretrained(tmp_path))
+    theirs.load_state_dict(exported.state_dict, strict=True)
+    for hw in ((64, 320), (127, 95)):
+        with torch.inference_mode():
+            require_same_logits(net.forward_low_resolution(pictures(1, hw)), theirs.eval()(pictures(1, hw)).logits)
+    back = transformers.convert(exported.state_dict, tmp_path / "model.safetensors")
+    require_equal_tensors(back.state_dict, net)
+    assert back.classes == net.classes
+    assert back.config is not None
     assert DeepLab.from_weights(back.config, back.state_dict).output_stride == net.output_stride

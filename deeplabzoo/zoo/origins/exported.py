@@ -21,10 +21,10 @@ class Exported:
     """A network under the names of another library, whose own class loads it with nothing missing or left over."""
 
     state_dict: Mapping[str, Tensor]
-    build: str
-    """The Python expression that makes the network which takes the state dict."""
+    build: str = ""
+    """The Python expression that makes the network which takes the state dict; empty where folders alone are usual."""
     folder: str = ""
-    """The Python expression that reads a folder with these tensors and settings; empty where the library has no such form."""
+    """The Python expression that reads `{folder}` with these tensors and settings; empty where the library has no such form."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """JSON files of that folder by name."""
     notes: tuple[str, ...] = ()

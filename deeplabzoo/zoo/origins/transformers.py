@@ -23,15 +23,16 @@ from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.zoo.origins.class_names import inferred_classes
 from deeplabzoo.zoo.origins.converted import Converted
-from deeplabzoo.zoo.origins.renaming import Rules, rename
+from deeplabzoo.zoo.origins.renaming import rename
+from deeplabzoo.zoo.origins.transformers_export import export as export
+from deeplabzoo.zoo.origins.transformers_names import mobilenetv2_rules, mobilevit_rules, with_joined_attention
+from deeplabzoo.zoo.origins.transformers_networks import mobilenetv2_config, mobilevit_config
 from deeplabzoo.zoo.origins.widths import encoder_of_widths
 
 ORIGIN = "transformers"
 
 _CLASSIFIER = "segmentation_head.classifier.convolution.weight"
 _MAX_CONFIG_BYTES = 1 << 20
-_BLOCKS = (2, 3, 4, 3, 3, 1)
-"""Blocks of MobileNetV2's stages after the first one (1801.04381, table 2), which transformers numbers through."""
 _TENSORFLOW = Preprocessing(pad=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _APPLE = Preprocessing(
     size=(544, 544), resize="shortest", only_shrink=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channel_order="BGR"
@@ -87,27 +88,20 @@ def _network(names: Collection[str]) -> str | None:
 def _mobilenetv2(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> _Found:
     ends = ("conv_stem", "layer.1", "layer.4", "layer.11", "layer.15")
     encoder = encoder_of_widths("mobilenetv2_*", [tensors[f"mobilenet_v2.{end}.reduce_1x1.convolution.weight"] for end in ends])
-    config = DeepLabConfig(
-        architecture="deeplabv3",
-        encoder=encoder,
+    config = mobilenetv2_config(
+        encoder,
+        settings,
         num_classes=tensors[_CLASSIFIER].shape[0],
         in_chans=tensors["mobilenet_v2.conv_stem.first_conv.convolution.weight"].shape[1],
-        output_stride=settings.get("output_stride", 8),
-        atrous_rates=(),
         head_channels=tensors["segmentation_head.conv_projection.convolution.weight"].shape[0],
-        pooling_first=True,
-        refine_conv=False,
-        align_corners=True,
-        encoder_padding="same" if settings.get("tf_padding", True) else "symmetric",
-        encoder_norm_eps=settings.get("layer_norm_eps", 1e-3),
     )
     unused = any(name.startswith("mobilenet_v2.conv_1x1.") for name in tensors)
     dropped = ("the encoder's 1x1 convolution for classification",) if unused else ()
-    return config, rename(tensors, _mobilenetv2_rules(), ORIGIN), _TENSORFLOW, dropped
+    return config, rename(tensors, mobilenetv2_rules(), ORIGIN), _TENSORFLOW, dropped
 
 
 def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> _Found:
-    network = _network(tensors)
+    network = _network(tensors) or ""
     first = [tensors[f"{network}.encoder.layer.{at}.layer.0.reduce_1x1.convolution.weight"] for at in (0, 1)]
     later = [tensors[f"{network}.encoder.layer.{at}.conv_projection.convolution.weight"] for at in (2, 3, 4)]
     is_v2 = network == "mobilevitv2"
@@ -115,99 +109,15 @@ def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any])
     encoder = encoder_of_widths(
         "mobilevitv2_*" if is_v2 else "mobilevit_*", [*first, *later] if is_v2 else [*first, *later[:2]]
     )
-    config = DeepLabConfig(
-        architecture="deeplabv3",
-        encoder=encoder,
+    config = mobilevit_config(
+        encoder,
+        settings,
         num_classes=tensors[_CLASSIFIER].shape[0],
         in_chans=tensors[f"{network}.conv_stem.convolution.weight"].shape[1],
-        output_stride=settings.get("output_stride", 16),
-        atrous_rates=tuple(settings.get("atrous_rates", (6, 12, 18))),
         head_channels=tensors["segmentation_head.aspp.project.convolution.weight"].shape[0],
-        refine_conv=False,
-        encoder_final_conv=None if is_v2 else False,
-        encoder_dilate_local_conv=False,
     )
     preprocessing = _APPLE_V2 if is_v2 else _APPLE
-    return config, rename(_with_joined_attention(tensors), _mobilevit_rules(), ORIGIN), preprocessing, ()
-
-
-def _with_joined_attention(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors with every query, key and value stacked in this order, as one `qkv`."""
-    joined = dict(tensors)
-    for name in tensors:
-        before, query, kind = name.partition(".attention.attention.query.")
-        if query:
-            parts = [joined.pop(f"{before}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
-            joined[f"{before}.attention.qkv.{kind}"] = torch.cat(parts)
-    return joined
-
-
-def _layer(theirs: str, ours: str, convolution: str = ".conv", norm: str = ".bn") -> Rules:
-    """Return the rules for a convolution and the batch norm after it."""
-    return [
-        (rf"{theirs}\.convolution\.(?P<kind>\w+)", rf"{ours}{convolution}.\g<kind>"),
-        (rf"{theirs}\.normalization\.(?P<kind>\w+)", rf"{ours}{norm}.\g<kind>"),
-    ]
-
-
-def _head_layer(theirs: str, ours: str) -> Rules:
-    return _layer(rf"segmentation_head\.{theirs}", rf"head.{ours}", norm=".norm")
-
-
-def _mobilenetv2_rules() -> Rules:
-    stem = r"mobilenet_v2\.conv_stem"
-    rules = [
-        *_layer(rf"{stem}\.first_conv", "encoder", ".conv_stem", ".bn1"),
-        *_layer(rf"{stem}\.conv_3x3", "encoder.blocks.0.0", ".conv_dw", ".bn1"),
-        *_layer(rf"{stem}\.reduce_1x1", "encoder.blocks.0.0", ".conv_pw", ".bn2"),
-        (r"mobilenet_v2\.conv_1x1\..+", None),
-        *_head_layer("conv_aspp", "aspp.branches.0"),
-        *_head_layer("conv_pool", "aspp.pool"),
-        *_head_layer("conv_projection", "aspp.project"),
-        (r"segmentation_head\.classifier\.convolution\.(\w+)", r"head.classifier.\1"),
-    ]
-    places = [(stage, block) for stage, count in enumerate(_BLOCKS, start=1) for block in range(count)]
-    for index, (stage, block) in enumerate(places):
-        for order, (theirs, ours) in enumerate((("expand_1x1", "pw"), ("conv_3x3", "dw"), ("reduce_1x1", "pwl")), start=1):
-            theirs = rf"mobilenet_v2\.layer\.{index}\.{theirs}"
-            rules += _layer(theirs, f"encoder.blocks.{stage}.{block}", f".conv_{ours}", f".bn{order}")
-    return rules
-
-
-def _mobilevit_rules() -> Rules:
-    stage = r"mobilevit(?:v2)?\.encoder\.layer\.(\d)"
-    block, attention = r"encoder.stages_\1.1", rf"{stage}\.transformer\.layer\.(\d)"
-    rules = [
-        *_layer(r"mobilevit(?:v2)?\.conv_stem", "encoder.stem"),
-        *_layer(rf"{stage}\.conv_kxk", rf"{block}.conv_kxk"),
-        *_layer(rf"{stage}\.conv_1x1", rf"{block}.conv_1x1", ""),
-        *_layer(rf"{stage}\.conv_projection", rf"{block}.conv_proj"),
-        *_layer(rf"{stage}\.fusion", rf"{block}.conv_fusion"),
-        (rf"{stage}\.layernorm\.(\w+)", rf"{block}.norm.\2"),
-        *_head_layer(r"aspp\.convs\.([0-3])", r"aspp.branches.\1"),
-        *_head_layer(r"aspp\.convs\.4\.conv_1x1", "aspp.pool"),
-        *_head_layer(r"aspp\.project", "aspp.project"),
-        (r"segmentation_head\.classifier\.convolution\.(\w+)", r"head.classifier.\1"),
-    ]
-    for theirs, ours in (("expand_1x1", "conv1_1x1"), ("conv_3x3", "conv2_kxk"), ("reduce_1x1", "conv3_1x1")):
-        rules += _layer(rf"{stage}\.layer\.(\d)\.{theirs}", rf"encoder.stages_\1.\2.{ours}")
-        rules += _layer(rf"{stage}\.downsampling_layer\.{theirs}", rf"encoder.stages_\1.0.{ours}")
-    parts = {
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        r"attention\.qkv": "attn.qkv",
-        r"attention\.output\.dense": "attn.proj",
-        r"intermediate\.dense": "mlp.fc1",
-        r"output\.dense": "mlp.fc2",
-        r"attention\.qkv_proj\.convolution": "attn.qkv_proj",
-        r"attention\.out_proj\.convolution": "attn.out_proj",
-        r"ffn\.conv1\.convolution": "mlp.fc1",
-        r"ffn\.conv2\.convolution": "mlp.fc2",
-    }
-    return [
-        *rules,
-        *((rf"{attention}\.{theirs}\.(\w+)", rf"{block}.transformer.\2.{ours}.\3") for theirs, ours in parts.items()),
-    ]
+    return config, rename(with_joined_attention(tensors), mobilevit_rules(network), ORIGIN), preprocessing, ()
 
 
 def _settings(path: Path, network: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
