@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("training_step", "Images per second and peak memory of training, against torchvision's reference recipe.")
     parser.prog = "python -m benchmarks.training_step"
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step (default 8)")
     parser.add_argument("--crop", type=int, default=321, help="side of the crop in pixels (default 321)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read and augment, on each side (default 0)")
