@@ -82,6 +82,8 @@ class DeepLabConfig(_Plain):
     """V3+ only: a 3x3 convolution between the ASPP projection and the decoder's upsampling (SMP: yes)."""
     decoder_low_level_first: bool = False
     """Concatenation order in the decoder: low-level projection before the ASPP output, or after (default)."""
+    decoder_low_level_activated: bool = True
+    """In Xception the decoder reads the stride-4 map after its ReLU, as timm yields it, or before (TensorFlow, SegmenTron)."""
     align_corners: bool = False
     """How features and logits are upsampled; False as torch's default, True as the TensorFlow models."""
     encoder_padding: Literal["symmetric", "same"] = "symmetric"

@@ -27,6 +27,7 @@ from deeplabzoo.models.adapt_encoder import (
     pad_even_kernels_behind,
     set_norm_eps,
     use_group_norm,
+    yield_low_level_unactivated,
 )
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.drn import DRN54
@@ -90,6 +91,8 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
         drop_pools_of_dense_shortcuts(encoder)
     if config.encoder_dilates != "all":
         keep_later_convs_dense(encoder, config.encoder_dilates)
+    if not config.decoder_low_level_activated:
+        yield_low_level_unactivated(encoder)
     if config.multi_grid is not None:
         dilate_blocks(encoder, config.multi_grid, config.output_stride, halved=config.multi_grid_halved)
     if config.norm == "group":
