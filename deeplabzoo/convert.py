@@ -17,11 +17,16 @@ _EPILOG = """\
 FILE is a checkpoint that `deeplabzoo.load` reads (.pth, .pt, .bin, .safetensors, .tflite of a known origin, or one of ours), a
 folder with a model.safetensors and its config.json, or hf-hub:owner/name[@revision].
 
+--to writes what the library's own class loads: torchvision and smp a state dict (.pth or .safetensors), smp and transformers a
+folder with its settings, where PATH has no such suffix. What the library would compute differently is refused in one sentence.
+
 What is written is read back, and must give the same tensors and the same logits before the command says that it is done.
 
 examples:
   python -m deeplabzoo.convert deeplabv3_resnet101_coco-586e9e4e.pth --out resnet101.safetensors
   python -m deeplabzoo.convert last.ckpt --out mine.safetensors --precision fp16 --image street.jpg
+  python -m deeplabzoo.convert mine.safetensors --to smp --out for_smp
+  python -m deeplabzoo.convert mine.safetensors --to torchvision --output-stride 8 --out mine.pth
 """
 
 
@@ -29,19 +34,12 @@ def convert_command(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, read the file, say what it is, write it and prove what was written."""
     args = _parser().parse_args(argv)
     out = Path(args.out)
-    _check_paths(args.file, out, args.image)
-
-    from deeplabzoo.zoo.checksum import sha256_of  # torch comes with what follows
-    from deeplabzoo.zoo.conversion import write_own
-
-    file, net, changes = _read(args.file, args.name)
+    if args.to and args.precision != "fp32":
+        raise UsageError("--precision is for files of deeplabzoo; leave it out with --to.")
+    _check_paths(args.file, out, args.image, args.to)
+    file, net, changes = _read(args.file, args.name, args.output_stride)
     _describe(file, net, changes)
-    import torch
-
-    dtype = torch.float16 if args.precision == "fp16" else torch.float32
-    back, proof = write_own(net, out, extra={**file.source, "origin": file.origin}, dtype=dtype)
-    _line("written", f"{out}, {out.stat().st_size / 1e6:.1f} MB, {args.precision}, sha256 {sha256_of(out)[:12]}")
-    _line("proof", str(proof))
+    back = _write_foreign(net, out, args.to) if args.to else _write_own(file, net, out, args.precision)
     if args.image:
         _predict(back, args.image, out)
     return 0
@@ -58,18 +56,22 @@ def _parser() -> Parser:
     parser.add_argument("--out", required=True, metavar="PATH", help="the file to write; its folder must exist")
     parser.add_argument("--name", metavar="NAME", help="which network it is, for files that hold tensors alone")
     parser.add_argument("--image", metavar="PHOTO", help="label this photo with the written file; the overlay goes beside it")
+    parser.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="move the network to this stride first")
+    parser.add_argument("--to", choices=("torchvision", "smp", "transformers"), help="write for this library instead")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the file (default fp32)")
     return parser
 
 
-def _check_paths(source: str, out: Path, image: str | None) -> None:
+def _check_paths(source: str, out: Path, image: str | None, to: str | None) -> None:
     """Raise before anything is read if the result could not be written, or would take the place of what is read."""
     if not out.parent.is_dir():
         raise OutputError(f"The folder '{out.parent}' of --out does not exist; make it, or name another place.")
-    if out.is_dir():
+    if to is None and out.is_dir():
         raise OutputError(f"--out '{out}' is a folder; name a file in it, such as '{out / 'model.safetensors'}'.")
-    if out.suffix != ".safetensors":
+    if to is None and out.suffix != ".safetensors":
         raise UsageError(f"--out '{out}' must end in .safetensors, as files of deeplabzoo do.")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"--out '{out}' is a folder with something in it; name one that is empty or not there.")
     read = Path(source)
     inputs = {path.resolve() for path in (read, read / "model.safetensors", *([Path(image)] if image else []))}
     for result in (out, *([_overlay_beside(out)] if image else [])):
@@ -80,7 +82,7 @@ def _check_paths(source: str, out: Path, image: str | None) -> None:
     ensure_folder(out.parent)
 
 
-def _read(source: str, name: str | None) -> tuple["WeightsFile", "DeepLab", tuple[str, ...]]:
+def _read(source: str, name: str | None, output_stride: int | None) -> tuple["WeightsFile", "DeepLab", tuple[str, ...]]:
     from deeplabzoo.zoo.fitting import fit
     from deeplabzoo.zoo.registry import parse_name
     from deeplabzoo.zoo.weights_file import HUB_PREFIX, read_from_hub, read_weights
@@ -88,7 +90,7 @@ def _read(source: str, name: str | None) -> tuple["WeightsFile", "DeepLab", tupl
 
     parsed = parse_name(name) if name else None
     file = read_from_hub(source) if source.startswith(HUB_PREFIX) else read_weights(Path(source))
-    net, changes = fit(file, parsed, Wishes())
+    net, changes = fit(file, parsed, Wishes(output_stride=output_stride))
     net.weights_source = dict(file.source)
     return file, net, changes
 
@@ -107,6 +109,32 @@ def _describe(file: "WeightsFile", net: "DeepLab", changes: Sequence[str]) -> No
     _line("geometry", f"output stride {config.output_stride}, atrous rates {rates}, {config.in_chans} input channels")
     _line("classes", f"{net.num_classes}: {some}")
     _line("remarks", "; ".join((*file.remarks, *changes)) or "nothing dropped, nothing assumed")
+
+
+def _write_own(file: "WeightsFile", net: "DeepLab", out: Path, precision: str) -> "DeepLab":
+    import torch
+
+    from deeplabzoo.zoo.checksum import sha256_of
+    from deeplabzoo.zoo.conversion import write_own
+
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    back, proof = write_own(net, out, extra={**file.source, "origin": file.origin}, dtype=dtype)
+    _line("written", f"{out}, {out.stat().st_size / 1e6:.1f} MB, {precision}, sha256 {sha256_of(out)[:12]}")
+    _line("proof", str(proof))
+    return back
+
+
+def _write_foreign(net: "DeepLab", out: Path, to: str) -> "DeepLab":
+    from deeplabzoo.zoo.exporting import LIBRARIES, is_folder_form, read_exported, write_exported
+
+    exported = LIBRARIES[to](net)
+    write_exported(exported, out, to)
+    back, proof = read_exported(exported, net, out)
+    _line("left out", "; ".join(exported.notes))
+    _line("written", str(out))
+    _line("proof", str(proof))
+    _line("load it", exported.folder.format(folder=repr(str(out))) if is_folder_form(out) else exported.build)
+    return back
 
 
 def _predict(net: "DeepLab", image: str, out: Path) -> None:
