@@ -35,6 +35,10 @@ class DownloadError(DeepLabZooError):
     """A file that could not be fetched or did not match its published size or hash; nothing partial is left as a result."""
 
 
+class ChangedFileError(DownloadError):
+    """A file that is there and is another one than was published: another size, hash or revision."""
+
+
 class ImageError(DeepLabZooError):
     """A picture that cannot be read: not an image, truncated, empty, or too large."""
 

@@ -1,4 +1,4 @@
-"""`python -m deeplabzoo.weights list|record|table`: the released weights, their measured figures, and tables made of both.
+"""`python -m deeplabzoo.weights list|check|record|table`: the released weights, whether they are still there, their figures.
 
 The manifest is the one place where a figure stands: `record` puts an evaluation report's figure into the row of the very file
 that was evaluated, and `table` writes the table of README and docs from the rows, so that no number is typed twice.
@@ -6,16 +6,19 @@ that was evaluated, and `table` writes the table of README and docs from the row
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deeplabzoo.cli import Parser, run
-from deeplabzoo.errors import UsageError
+from deeplabzoo.errors import DownloadError, UsageError
 from deeplabzoo.output import write_atomically
 
 _EPILOG = """examples:
   python -m deeplabzoo.weights list "*_voc*"
+  python -m deeplabzoo.weights check
+  python -m deeplabzoo.weights check "deeplabv3_resnet*" --download
   python -m deeplabzoo.evaluate deeplabv3_mobilenetv2_voc --data voc --root DIR --json report.json
   python -m deeplabzoo.weights record report.json
   python -m deeplabzoo.weights table --write README.md docs/weights.md
@@ -30,10 +33,12 @@ class _Action(Parser):
 
 
 def weights_command(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and list, record or tabulate; raises DeepLabZooError where it cannot."""
+    """Parse the command line and list, check, record or tabulate; raises DeepLabZooError where it cannot."""
     args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     if args.action == "list":
         _list(args.pattern, as_json=args.json)
+    elif args.action == "check":
+        _check(args.pattern, download=args.download)
     elif args.action == "record":
         _record(args.reports)
     else:
@@ -47,11 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("weights", "List the released weights, record measured figures, write tables from them.", _EPILOG)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|record|table", parser_class=_Action)
+    parser = Parser("weights", "List and check the released weights, record measured figures, write tables from them.", _EPILOG)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|record|table", parser_class=_Action)
     listing = actions.add_parser("list", description="One line per released file.")
     listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, e.g. "*_voc*"')
     listing.add_argument("--json", action="store_true", help="the manifest's rows instead, as a JSON list")
+    check = actions.add_parser(
+        "check", description="Ask whether every released file is still there, and still the published one."
+    )
+    check.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, e.g. "*_voc*"')
+    check.add_argument(
+        "--download", action="store_true", help="fetch each file, verify it and build its network; the cache is used and kept"
+    )
     record = actions.add_parser(
         "record", description="Put evaluation reports' figures into the rows of the files they measured."
     )
@@ -81,6 +93,25 @@ def _list(pattern: str, *, as_json: bool) -> None:
         raise UsageError(f"No released weights match '{pattern}'; leave the pattern out to see all.")
     for row in rows:
         print(row)
+
+
+def _check(pattern: str, *, download: bool) -> None:
+    """Print a line a row as the answers come; raises DownloadError if any file is changed or cannot be had."""
+    from deeplabzoo.zoo.checking import check, check_by_download
+    from deeplabzoo.zoo.registry import list_weights
+
+    rows = list_weights(pattern)
+    if not rows:
+        raise UsageError(f"No released weights match '{pattern}'; leave the pattern out to check all.")
+    counts: Counter[str] = Counter()
+    for answer in check_by_download(rows) if download else check(rows):
+        print(answer, flush=True)
+        counts[answer.status] += 1
+    told = ", ".join(f"{counts[status]} {status}" for status in ("ok", "changed", "unreachable"))
+    summary = f"{len(rows)} released files checked: {told}."
+    if counts["ok"] < len(rows):
+        raise DownloadError(summary)
+    print(summary)
 
 
 def _record(reports: Sequence[Path]) -> None:

@@ -189,7 +189,7 @@ def test_a_redirect_is_followed_but_never_to_a_weaker_scheme(server: LocalServer
     assert fetch(url_row(server.url + FILE)).read_bytes() == CONTENT
     request = download.urllib.request.Request("https://example.org/a")
     with pytest.raises(DownloadError, match="not https"):
-        download._SafeRedirects().redirect_request(request, None, 302, "", {}, "http://example.org/b")  # type: ignore[arg-type]
+        download.SafeRedirects().redirect_request(request, None, 302, "", {}, "http://example.org/b")  # type: ignore[arg-type]
 
 
 def test_a_damaged_cache_is_repaired(server: LocalServer) -> None:

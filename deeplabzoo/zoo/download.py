@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from deeplabzoo.errors import DownloadError
+from deeplabzoo.errors import ChangedFileError, DownloadError
 from deeplabzoo.say import say
 from deeplabzoo.zoo.checksum import Expected
 
@@ -30,15 +30,19 @@ class _PassingError(Exception):
     """A failure after which the same request may succeed."""
 
 
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to anything weaker."""
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to anything weaker; a question (HEAD) stays one."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
+        """Return the request that follows a redirect; raises DownloadError for one that leaves https."""
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             raise DownloadError(f"{req.full_url} redirects to {newurl}, which is not https; the download was refused.")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and req.get_method() == "HEAD":
+            following.method = "HEAD"
+        return following
 
 
 def download(url: str, target: Path, expected: Expected) -> None:
@@ -57,7 +61,7 @@ def download(url: str, target: Path, expected: Expected) -> None:
             transfer.complete()
             complaint = expected.complaint(transfer.part)
         if complaint:
-            raise DownloadError(f"{url} is not the published file: {complaint}; it was removed.")
+            raise ChangedFileError(f"{url} is not the published file: {complaint}; it was removed.")
         os.replace(transfer.part, target)
     except (DownloadError, OSError):
         transfer.part.unlink(missing_ok=True)
@@ -75,7 +79,7 @@ class _Transfer:
         self.expected = expected
         self.part = target.with_name(f"{target.name}.part")
         self.validator = target.with_name(f"{target.name}.part.etag")
-        self.opener = urllib.request.build_opener(_SafeRedirects)
+        self.opener = urllib.request.build_opener(SafeRedirects)
 
     def complete(self) -> None:
         """Ask until the whole file is there, patiently as long as it grows."""
@@ -116,11 +120,11 @@ class _Transfer:
             error.close()
             raise self._refusal(error.code) from None
         except (OSError, http.client.HTTPException) as error:
-            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            cause = cause_of(error)
             if held or isinstance(cause, _WORTH_RETRYING):
-                raise _PassingError(f"the connection broke off ({_words(cause)})") from None
+                raise _PassingError(f"the connection broke off ({words_of(cause)})") from None
             raise DownloadError(
-                f"{self.url} cannot be reached ({_words(cause)}); check the network connection, or name a file that is here "
+                f"{self.url} cannot be reached ({words_of(cause)}); check the network connection, or name a file that is here "
                 "(pretrained='FILE', --weights FILE)."
             ) from None
 
@@ -138,7 +142,7 @@ class _Transfer:
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         if total is not None and self.expected.bytes is not None and total != self.expected.bytes:
-            raise DownloadError(
+            raise ChangedFileError(
                 f"{self.url} is not the published file: it has {total} bytes, {self.expected.bytes} are published."
             )
         validator = answer.headers.get("ETag", "")
@@ -152,7 +156,7 @@ class _Transfer:
                 file.write(chunk)
                 bar.update(len(chunk))
                 if limit is not None and file.tell() > limit:
-                    raise DownloadError(f"{self.url} is not the published file: it goes on after {limit} bytes.")
+                    raise ChangedFileError(f"{self.url} is not the published file: it goes on after {limit} bytes.")
             held = file.tell()
         if total is not None and held < total:
             raise _PassingError(f"the connection broke off after {held} of {total} bytes")
@@ -172,10 +176,16 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(CHUNK_BYTES)
     except (http.client.HTTPException, OSError) as error:
-        raise _PassingError(f"the connection broke off ({_words(error)})") from None
+        raise _PassingError(f"the connection broke off ({words_of(error)})") from None
 
 
-def _words(error: object) -> str:
+def cause_of(error: BaseException) -> object:
+    """Return what lies under an error of urllib."""
+    return error.reason if isinstance(error, urllib.error.URLError) else error
+
+
+def words_of(error: object) -> str:
+    """Return an error of the network in a few words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from deeplabzoo.errors import DownloadError
+from deeplabzoo.errors import ChangedFileError, DownloadError
 from deeplabzoo.say import say
 from deeplabzoo.zoo.checksum import Expected
 from deeplabzoo.zoo.download import download
@@ -44,7 +44,7 @@ def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: 
     if complaint := expected.complaint(path):
         for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
             name.unlink(missing_ok=True)
-        raise DownloadError(f"{_place(repo, file, revision)} is not the published file: {complaint}; it was removed.")
+        raise ChangedFileError(f"{_place(repo, file, revision)} is not the published file: {complaint}; it was removed.")
     return path
 
 
@@ -81,7 +81,7 @@ def _bundled(row: WeightRow, path: Path, expected: Expected) -> Path:
     if not path.is_file():
         raise DownloadError(f"{row.full_name} should ship with deeplabzoo, but {path} is missing; install deeplabzoo again.")
     if complaint := expected.complaint(path):
-        raise DownloadError(f"{path} is not the file of {row.full_name}: {complaint}; install deeplabzoo again.")
+        raise ChangedFileError(f"{path} is not the file of {row.full_name}: {complaint}; install deeplabzoo again.")
     return path
 
 
@@ -126,32 +126,61 @@ def _download_into(target: Path, url: str, expected: Expected) -> None:
             target.parent.rmdir()  # succeeds only where nothing was kept
 
 
+def hub_file_facts(repo: str, file: str, revision: str) -> tuple[str | None, int | None, str | None]:
+    """Ask the Hub about a file without fetching it: commit, size in bytes and ETag (the sha256 of large files).
+
+    Raises DownloadError in one sentence.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        facts = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    except Exception as error:  # see _reason
+        raise DownloadError(
+            f"{_place(repo, file, revision)} cannot be asked about: {_reason(error, repo, revision)}."
+        ) from None
+    return facts.commit_hash, facts.size, facts.etag
+
+
+class NoSuchFileError(DownloadError):
+    """The repository exists at this revision and does not hold the file."""
+
+
 def _hub_file(repo: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
-    place, switch = _place(repo, file, revision), offline_switch()
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=bool(switch)))
-    except errors.GatedRepoError:
-        reason = f"the repository is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        reason = "there is no such repository, or it is private (then log in with `hf auth login`)"
-    except errors.RevisionNotFoundError:
-        reason = f"the repository has no revision '{revision}'"
-    except errors.LocalEntryNotFoundError as error:
-        if switch:
-            reason = f"it is not in the Hub's cache and {switch} forbids downloading it"
-        else:
-            reason = f"the Hub cannot be reached ({_first_line(error.__cause__ or error)}) and the file is not in its cache"
-    except errors.EntryNotFoundError:
-        reason = "the repository has no such file at this revision"
-    except errors.HFValidationError as error:
-        reason = _first_line(error)
-    except (
-        Exception
-    ) as error:  # the Hub client passes on what its HTTP library raises, and that library has changed three times
-        reason = f"{type(error).__name__}, {_first_line(error)}"
-    raise DownloadError(f"{place} cannot be downloaded: {reason}.")
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline_switch())))
+    except Exception as error:  # see _reason
+        absent = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
+        kind = NoSuchFileError if absent else DownloadError
+        reason = _reason(error, repo, revision)
+        raise kind(f"{_place(repo, file, revision)} cannot be downloaded: {reason}.") from None
+
+
+def _reason(error: Exception, repo: str, revision: str | None) -> str:
+    """Return why the Hub's client failed, as a phrase.
+
+    It passes on what its HTTP library raises, and that library has changed three times; so anything may come here.
+    """
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            return f"the repository is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return "there is no such repository, or it is private (then log in with `hf auth login`)"
+        case errors.RevisionNotFoundError():
+            return f"the repository has no revision '{revision}'"
+        case errors.LocalEntryNotFoundError():
+            if switch := offline_switch():
+                return f"it is not in the Hub's cache and {switch} forbids downloading it"
+            return f"the Hub cannot be reached ({_first_line(error.__cause__ or error)}) and the file is not in its cache"
+        case errors.EntryNotFoundError():
+            return "the repository has no such file at this revision"
+        case errors.HFValidationError():
+            return _first_line(error)
+    return f"{type(error).__name__}, {_first_line(error)}"
 
 
 def _place(repo: str, file: str, revision: str | None) -> str:
