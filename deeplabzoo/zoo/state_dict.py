@@ -1,4 +1,4 @@
-"""Tensors by name out of a file that nobody vouches for: safetensors, or a PyTorch pickle from which no code is ever run."""
+"""Tensors by name out of a file that nobody vouches for: safetensors, or a pickle from which no code is ever run."""
 
 import pickle
 import warnings
@@ -10,6 +10,7 @@ import torch
 
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.checkpoint import read_safetensors
+from deeplabzoo.zoo.array_pickle import is_array_pickle, read_array_pickle
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 """Keys under which training scripts keep the state dict beside optimizer and epoch."""
@@ -34,12 +35,14 @@ _NUMPY_NUMBERS: list[Any] = [
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a `.safetensors` or PyTorch file, told by its content, in float32 on the CPU.
+    """Return the tensors of a `.safetensors`, PyTorch or pickled numpy file, told by its content, in float32 on the CPU.
 
     Raises WeightsError, in one sentence, for a file that is empty, damaged, of another kind, or holds more than tensors.
     """
     head = _first_bytes(path)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    if is_array_pickle(head):
+        tensors = _tensors_of(read_array_pickle(path), path)
+    elif head[:2] == b"PK" or head[:1] == b"\x80":
         tensors = _tensors_of(_unpickle(path), path)
     elif head[8:9] == b"{" or path.suffix == ".safetensors":
         _, tensors = read_safetensors(path)
@@ -55,7 +58,7 @@ def _first_bytes(path: Path) -> bytes:
         raise WeightsError(f"'{path}' is a folder; name the weights file in it.")
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(32)
     except FileNotFoundError:
         raise WeightsError(f"There is no weights file '{path}'.") from None
     except OSError as error:
