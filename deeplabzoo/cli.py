@@ -74,16 +74,22 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 def named_network(model: str, weights: str | None) -> "DeepLab":
     """Return the network that a command line names, with trained weights.
 
-    `model` is a name of the zoo, `hf-hub:repo[@revision]` or a checkpoint file, which says itself what it is; `weights` is a
-    tag of that name or a file, and without it the name's default tag is taken. Raises what `create` and `load` raise.
+    `model` is a name of the zoo, `hf-hub:repo[@revision]`, or a checkpoint file or folder, which says itself what it is;
+    `weights` is a tag of that name or a file, and without it the name's default tag is taken. Raises what `create` and `load`
+    raise.
     """
-    if not Path(model).is_file():
+    if not (Path(model).is_file() or _is_folder_of_weights(Path(model))):
         named: DeepLab = deeplabzoo.create(model, pretrained=weights or True)
         return named
     if weights is not None:
-        raise UsageError(f"MODEL '{model}' is a file that holds its own weights; leave --weights out.")
+        raise UsageError(f"MODEL '{model}' holds its own weights; leave --weights out.")
     loaded: DeepLab = deeplabzoo.load(model)
     return loaded
+
+
+def _is_folder_of_weights(path: Path) -> bool:
+    """Whether it is a folder as SMP and transformers save it, and not one that happens to have a model's name."""
+    return any((path / file).is_file() for file in ("model.safetensors", "pytorch_model.bin"))
 
 
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

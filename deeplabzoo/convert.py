@@ -73,7 +73,10 @@ def _check_paths(source: str, out: Path, image: str | None, to: str | None) -> N
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"--out '{out}' is a folder with something in it; name one that is empty or not there.")
     read = Path(source)
-    inputs = {path.resolve() for path in (read, read / "model.safetensors", *([Path(image)] if image else []))}
+    inputs = {
+        path.resolve()
+        for path in (read, read / "model.safetensors", read / "pytorch_model.bin", *([Path(image)] if image else []))
+    }
     for result in (out, *([_overlay_beside(out)] if image else [])):
         if result.resolve() in inputs:
             raise UsageError(f"The result '{result}' would overwrite what is read; name another --out.")

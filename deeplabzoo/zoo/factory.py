@@ -39,9 +39,9 @@ def create(
     """Make the network that `name` says, in eval mode, with the weights that `pretrained` says.
 
     `name` is `architecture_encoder[_data][.tag]`, or `hf-hub:owner/name[@revision]` for a repository with a checkpoint of
-    ours. `pretrained`: False for none, True for the tag of the name or else the default one, a tag, a file, or an `hf-hub:`
-    address. Full weights bring their own encoder, so nothing else is fetched then; without them `encoder_pretrained` starts
-    the encoder from timm's ImageNet weights (True) or from a file.
+    ours or of a known origin, such as SMP's and transformers'. `pretrained`: False for none, True for the tag of the name or
+    else the default one, a tag, a file, or an `hf-hub:` address. Full weights bring their own encoder, so nothing else is
+    fetched then; without them `encoder_pretrained` starts the encoder from timm's ImageNet weights (True) or from a file.
 
     Everything else is None for "as the weights have it", or as the papers have it without weights. Another `num_classes`
     starts a new classifier; another `in_chans` adapts the first convolution (one channel: the sum over RGB; more: RGB in
@@ -79,7 +79,7 @@ def create(
 def load(source: PathLike) -> DeepLab:
     """Rebuild the network that a file holds, in eval mode: a checkpoint of ours, or any known foreign format.
 
-    `source` is a path (of a file, or of a folder with a `model.safetensors`) or `hf-hub:owner/name[@revision]`. What the
+    `source` is a path (of a file, or of a folder as SMP and transformers save it) or `hf-hub:owner/name[@revision]`. What the
     network is, its classes, colours and preprocessing are found out from the content. Raises WeightsError in one sentence for
     a file that is damaged, unsafe or of an unknown layout, and DownloadError.
 

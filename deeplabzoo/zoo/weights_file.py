@@ -1,5 +1,7 @@
 """A weights file, whatever wrote it, in one form: what it says about itself, its tensors, and which released file it is."""
 
+import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +15,14 @@ from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.checkpoint import is_own, read_checkpoint
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.zoo.checksum import sha256_of
-from deeplabzoo.zoo.hub import fetch, fetch_from_hub
+from deeplabzoo.zoo.hub import NoSuchFileError, fetch, fetch_from_hub
 from deeplabzoo.zoo.manifest import WeightRow, released
 from deeplabzoo.zoo.origins import Converted, read
 
 HUB_PREFIX = "hf-hub:"
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a folder or a repository of transformers or SMP holds its tensors in, the safer one first."""
+SETTINGS_FILE = "config.json"
 OWN, BARE = "deeplabzoo", "state dict"
 
 
@@ -54,12 +59,11 @@ class WeightsFile:
 
 
 def read_weights(path: Path, source: str | None = None) -> WeightsFile:
-    """Read a file of ours, of any known foreign format, or of tensors alone; of a folder, the `model.safetensors` in it.
+    """Read a file of ours, of any known foreign format, or of tensors alone; of a folder, the weights file in it.
 
     A file whose hash is in the manifest is that released file, wherever it lies. Raises WeightsError in one sentence.
     """
-    if (inside := path / "model.safetensors").is_file():
-        path = inside
+    path = next((inside for file in FOLDER_FILES if (inside := path / file).is_file()), path)
     if is_own(path):
         file = _own(path)
     else:
@@ -95,12 +99,34 @@ def read_released(row: WeightRow) -> WeightsFile:
 
 
 def read_from_hub(address: str) -> WeightsFile:
-    """Read `hf-hub:owner/name[@revision]`: the file `model.safetensors` of that repository.
+    """Read `hf-hub:owner/name[@revision]`: its `model.safetensors`, else its `pytorch_model.bin`, of ours or a known origin.
 
-    Raises DownloadError and WeightsError.
+    A file that is not ours says too little about itself (output stride, rates, class names), so the `config.json` of the same
+    commit is fetched beside it, where there is one. Raises DownloadError and WeightsError.
     """
     repo, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
-    return read_weights(fetch_from_hub(repo, "model.safetensors", revision or None), address)
+    path = _weights_from_hub(repo, revision or None)
+    if not is_own(path):
+        with contextlib.suppress(NoSuchFileError):
+            fetch_from_hub(repo, SETTINGS_FILE, _commit_of(path) or revision or None)
+    return read_weights(path, address)
+
+
+def _weights_from_hub(repo: str, revision: str | None) -> Path:
+    first, *others = FOLDER_FILES
+    try:
+        return fetch_from_hub(repo, first, revision)
+    except NoSuchFileError as missing:
+        for file in others:
+            with contextlib.suppress(NoSuchFileError):
+                return fetch_from_hub(repo, file, revision)
+        raise missing
+
+
+def _commit_of(path: Path) -> str:
+    """Return the commit that a file of the Hub's cache is of, so that a branch that moves meanwhile mixes no two."""
+    name = path.parent.name
+    return name if re.fullmatch(r"[0-9a-f]{40}", name) else ""
 
 
 def _own(path: Path) -> WeightsFile:
