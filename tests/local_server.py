@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 
 @dataclass
@@ -133,10 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+Server = TypeVar("Server", bound=LocalServer)
+
+
 @contextmanager
-def local_server() -> Iterator[LocalServer]:
+def local_server(kind: type[Server] = LocalServer) -> Iterator[Server]:  # type: ignore[assignment]
     """A running server; everything it started has ended when the block ends."""
-    server = LocalServer()
+    server = kind()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -1,5 +1,6 @@
 """Where weights come from, as their manifest row tells it: recipe, changes to it, data by hash, initial weights, machine."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -55,8 +56,10 @@ def overrides(recipe: Recipe, images: int | None) -> tuple[str, ...]:
         filed = named_recipe(recipe.name)
     except UnknownNameError:
         return ()
-    filed = filed.planned(images) if images else filed
-    return tuple(_differences(filed.to_dict(), recipe.to_dict(), ""))
+    before = filed.to_dict()
+    if images:  # a filed number of epochs is as many steps as the changed batch makes of it
+        before["steps"] = dataclasses.replace(filed, batch=recipe.batch, accumulate=recipe.accumulate).planned(images).steps
+    return tuple(_differences(before, recipe.to_dict(), ""))
 
 
 def initial_weights(recipe: Recipe) -> str:
