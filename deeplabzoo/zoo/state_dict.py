@@ -18,8 +18,11 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
 
-class _NumpyNumber:
-    """Stands for a numpy number that a training script kept beside its tensors (a best score); no code of numpy is called."""
+class _Unread:
+    """Stands for what a training script kept beside its tensors (a best score, a history of losses); no code of it is called.
+
+    Where a file would call one of the functions below, it makes one of these instead.
+    """
 
     def __init__(self, *arguments: object) -> None:
         """Whatever it was made of is left out."""
@@ -28,10 +31,17 @@ class _NumpyNumber:
         """So is its state."""
 
 
-_NUMPY_NUMBERS: list[Any] = [
-    (_NumpyNumber, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+_UNREAD: list[Any] = [
+    (_Unread, name)
+    for name in (
+        *(f"numpy.{core}.multiarray.{function}" for core in ("core", "_core") for function in ("scalar", "_reconstruct")),
+        "numpy.dtype",
+        "numpy.ndarray",
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",  # of a history's methods
+    )
 ]
-"""The names under which pickles call for one, before and since numpy 2."""
+"""The names under which pickles call for numpy's numbers and arrays, before and since numpy 2, and for mmengine's log."""
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -70,7 +80,7 @@ def _first_bytes(path: Path) -> bytes:
 
 def _unpickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_UNREAD):
             warnings.simplefilter("ignore")  # remarks on old formats, meant for whoever wrote the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
