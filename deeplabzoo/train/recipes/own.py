@@ -65,7 +65,9 @@ def folder() -> Recipe:
 def deeplabv3plus_mobilenetv2_voc() -> Recipe:
     """Bundled default of `predict`: Coral's mobile V3 for VOC with atrous branches and a decoder added.
 
-    From the Coral weights end to end on VOC train, batch norms of the encoder as they come; the head learns 20x faster.
+    330 pictures cannot teach an encoder that has seen ten thousand, so it stays as it is, with every batch norm; what learns,
+    from the Coral model's own answer on, is the head: atrous branches, the way into stride 4, and the classifier. Lovász
+    aims at the mean of the classes' IoU, of which cross-entropy knows nothing.
 
     Cost: not measured yet.  Expect: not measured yet.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data ROOT --out runs/voc
@@ -76,18 +78,17 @@ def deeplabv3plus_mobilenetv2_voc() -> Recipe:
         data="voc",
         init=_CORAL,
         recalibrate_norms=64,
-        freeze_norms="encoder",
+        freeze_norms="all",
+        freeze_stages=5,
         epochs=4,
         batch=8,
-        accumulate=2,
         optimizer="adamw",
-        lr=2e-4,
-        encoder_lr_factor=0.05,
-        weight_decay=0.01,
-        warmup_steps=10,
-        ema=0.99,
-        loss=(("ce", 1.0), ("lovasz", 0.5)),
-        augmentation=Augmentation(crop=(513, 513), scale=(0.75, 1.5)),
+        lr=1e-4,
+        weight_decay=1e-4,
+        warmup_steps=20,
+        ema=0.98,
+        loss=(("ce", 1.0), ("lovasz", 1.0)),
+        augmentation=Augmentation(crop=(417, 417), scale=(0.75, 1.25)),
         evaluations=4,
         save_every=20,
     )
