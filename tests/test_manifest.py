@@ -34,6 +34,27 @@ METRIC = {
     "date": "2026-11-21",
 }
 
+TRAINING = {
+    "recipe": "deeplabv3plus_mobilenetv2_voc",
+    "recipe_sha256": "a" * 64,
+    "overrides": ["lr=0.01"],
+    "commit": None,
+    "seed": 0,
+    "steps": 100,
+    "step": 80,
+    "epochs": 2.5,
+    "data": "voc",
+    "split": "train",
+    "images": 330,
+    "split_sha256": "b" * 64,
+    "initial_weights": "deeplabv3_mobilenetv2_voc.coral",
+    "chosen": "best",
+    "hours": 1.5,
+    "hardware": "Some CPU, 1 threads",
+    "torch": "2.6.0",
+    "date": "2026-11-21",
+}
+
 
 def first_row(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(PLAIN["rows"][0]), **changes}
@@ -117,6 +138,12 @@ WRONG = {
     "unknown verification": (changed("verified", "looks fine"), "measured here"),
     "measured without a command": (without("metrics.0.command"), "needs its command"),
     "figure above 100": (changed("metrics.0.value", 172), "between 0 and 100"),
+    "class figure above 100": (changed("metrics.0.per_class", {"cat": 172}), "class cat is between 0 and 100"),
+    "class figure as text": (changed("metrics.0.per_class", {"cat": "72"}), r"per_class.cat must be a number"),
+    "classes without names": (changed("metrics.0.per_class", [72.0]), "per_class must be an object"),
+    "training without a recipe": (changed("training", {"recipe": "voc"}), "training lacks the field"),
+    "short digest of a recipe": (changed("training", {**TRAINING, "recipe_sha256": "ab12"}), "64 hexadecimal digits"),
+    "training for no step": (changed("training", {**TRAINING, "steps": 0}), "steps must be at least 1"),
     "figure of unknown origin": (changed("metrics.0.origin", "heard"), "published, measured"),
     "tag with a dot": (changed("tag", "a.b"), "small letters"),
     "other schema": ({"schema": 2, "rows": []}, "update deeplabzoo"),
@@ -149,6 +176,19 @@ def test_rules_across_fields_and_rows_are_kept(plain: dict[str, Any], reason: st
     """What a JSON schema cannot express is checked at load."""
     with pytest.raises(WeightsError, match=reason):
         read_plain(manifest.Manifest, plain, "manifest.json")
+
+
+def test_a_row_of_our_own_says_how_it_was_trained() -> None:
+    """Recipe, pictures and seed in one phrase of the line; schema and types take the same fields."""
+    plain = with_rows(first_row(metrics=[{**METRIC, "per_class": {"cat": 88.7, "sofa": None}}], training=TRAINING))
+    jsonschema.validate(plain, SCHEMA)
+    row = read_plain(manifest.Manifest, plain, "m").rows[0]
+    assert "trained here with recipe deeplabv3plus_mobilenetv2_voc (changed) on 330 pictures of voc train, seed 0" in str(row)
+    assert row.metrics[0].per_class == {"cat": 88.7, "sofa": None}
+    assert row.training is not None
+    expected = "python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data DATA --out DIR --set lr=0.01"
+    assert row.training.command == expected
+    assert len({row, row}) == 1
 
 
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:

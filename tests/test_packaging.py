@@ -52,12 +52,14 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_brings_its_manifest(installed: Path, tmp_path: Path) -> None:
     """Names and weights are listed from the installed files alone, away from the repository."""
-    file, folder, rows, names = run(sys.executable, "-c", PROGRAM, cwd=tmp_path, path=installed).split()
+    file, folder, rows, models = run(sys.executable, "-c", PROGRAM, cwd=tmp_path, path=installed).split()
     assert Path(file) == installed / "deeplabzoo" / "__init__.py"
     assert Path(folder) == installed / "deeplabzoo" / "zoo" / "released"
     assert int(rows) >= 1
-    assert int(names) >= 2
-    for name in ("manifest.json", "manifest.schema.json"):
+    assert int(models) >= 2
+    names = {path.name for path in (ROOT / "weights").iterdir()}
+    assert names >= {"manifest.json", "manifest.schema.json"}
+    for name in names:  # bundled weights, their golden logits and cards, too
         assert (Path(folder) / name).read_bytes() == (ROOT / "weights" / name).read_bytes()
 
 
@@ -82,6 +84,7 @@ def test_an_sdist_holds_what_the_wheel_is_built_from(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"weights/manifest.json", "weights/manifest.schema.json", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert {f"weights/{path.name}" for path in (ROOT / "weights").iterdir()} <= names
     assert "tests/test_packaging.py" in names
 
 

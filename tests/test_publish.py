@@ -280,19 +280,29 @@ def test_own_classes_are_released_without_a_row(shapes_run: Path, tmp_path: Path
     assert "no class list" in capsys.readouterr().err
 
 
-@pytest.fixture
-def bundled(run: Path, people: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project's manifest with the run bundled beside it, which this process takes for its own installation."""
-    call = [str(run), "--data", str(people), "--out", str(tmp_path / "out"), "--manifest", str(manifest), *TERMS]
+@pytest.fixture(scope="session")
+def project(run: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that bundles the run."""
+    folder = tmp_path_factory.mktemp("bundling") / "project"
+    (folder / "weights").mkdir(parents=True)
+    manifest = shutil.copy(ROOT / "weights" / "manifest.json", folder / "weights")
+    call = [str(run), "--data", str(people), "--out", str(folder.parent / "out"), "--manifest", str(manifest), *TERMS]
     assert main(call) == 0
+    return folder
+
+
+@pytest.fixture
+def bundled(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The manifest of a copy of that project, which this process takes for its own installation."""
+    weights = Path(shutil.copytree(project, tmp_path / "project")) / "weights"
     for module in (manifest_module, hub_module):
-        monkeypatch.setattr(module, "weights_folder", lambda: manifest.parent)
+        monkeypatch.setattr(module, "weights_folder", lambda: weights)
     manifest_module.released.cache_clear()
-    yield manifest
+    yield weights / "manifest.json"
     manifest_module.released.cache_clear()
 
 
-def test_a_bundled_release_is_created_by_name(bundled: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundled_release_is_created_by_name(bundled: Path, people: Path) -> None:
     """Listed, described, created offline and evaluated to the row's figure; its reports are where the row says."""
     row = next(row for row in read_manifest(bundled) if row.name == NAME)
     jsonschema.validate(json.loads(bundled.read_text()), json.loads((ROOT / "weights" / "manifest.schema.json").read_text()))
@@ -321,7 +331,7 @@ def test_pictures_of_a_data_set_stay_out_of_the_project(bundled: Path) -> None:
 
 
 def test_a_released_weight_is_never_replaced(
-    bundled: Path, run: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundled: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same tag is refused and changes nothing; another tag is added beside it, and is the default only if asked."""
     before, file = bundled.read_text(), bundled.parent / f"{NAME}.v1.safetensors"
