@@ -47,8 +47,8 @@ def save_golden(net: "DeepLab", path: str | Path) -> None:
 def golden_difference(net: "DeepLab", file: str | Path) -> float:
     """Return the largest difference between the network's logits and the golden ones, as a share of the largest golden logit.
 
-    Rounding on another processor or thread count gives about 1e-6, another network 1 or more. Raises WeightsError for a file
-    that is none of ours, or of a network with other classes or another output stride.
+    The same weights differ by rounding alone, float16 ones from those they were made of by a little more. Raises WeightsError
+    for a file that is none of ours, or of a network with other classes or another output stride.
     """
     metadata, tensors = read_safetensors(Path(file))
     try:
