@@ -70,6 +70,9 @@ class DeepLabConfig(_Plain):
     """Concatenation order of the image-pooling branch: before the other branches, or after (default)."""
     pooling_norm: bool = True
     """Normalise the pooled branch (papers: yes; detectron2: no)."""
+    pooling_window: tuple[int, int] | None = None
+    """(height, width) in pixels of the window that the pooled branch averages over at each place; None is the whole map, as in
+    the papers (detectron2: the crop that it was trained on)."""
     aspp_project_kernel: Literal[1, 3] = 1
     """Kernel of the convolution that follows ASPP's concatenation: 1 in the papers, 3 in mmsegmentation."""
     refine_conv: bool = True
@@ -118,7 +121,9 @@ class DeepLabConfig(_Plain):
             raise UsageError(f"decoder_convs must be from 0 to 8, not {self.decoder_convs!r}.")
         if self.output_stride not in (8, 16, 32):
             raise UsageError(f"output_stride must be 8, 16 or 32, not {self.output_stride!r}.")
-        for field in ("atrous_rates", "multi_grid"):
+        if self.pooling_window is not None and len(self.pooling_window) != 2:
+            raise UsageError(f"pooling_window must be (height, width) in pixels, not {self.pooling_window!r}.")
+        for field in ("atrous_rates", "multi_grid", "pooling_window"):
             rates = getattr(self, field)
             if rates is not None and not all(isinstance(rate, int) and rate >= 1 for rate in rates):
                 raise UsageError(f"{field} must be whole numbers of at least 1, not {rates!r}.")

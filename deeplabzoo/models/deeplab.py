@@ -19,7 +19,7 @@ from deeplabzoo.models.checkpoint import require_fit, save_checkpoint
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.encoder_table import canonical_encoder, require_stride
 from deeplabzoo.models.encoders import build_encoder
-from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead, effective_rates
+from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead
 from deeplabzoo.models.layers import Classifier
 from deeplabzoo.models.transplant import NoRandomNumbers, move_tensors
 
@@ -154,7 +154,7 @@ class DeepLab(nn.Module):
             encoder, plan = build_encoder(target)
         move_tensors(encoder, self.encoder)
         self.encoder, self.feature_plan = encoder, plan
-        self.head.aspp.set_rates(effective_rates(target))
+        self.head.aspp.follow(target)
         self.config = target
 
     def reset_classifier(

@@ -34,11 +34,20 @@ def _conv3x3(
     )
 
 
+def _pooling_cells(config: DeepLabConfig) -> tuple[int, int] | None:
+    """Return the pooling window in cells of the encoder's last map."""
+    if config.pooling_window is None:
+        return None
+    height, width = (max(1, side // config.output_stride) for side in config.pooling_window)
+    return height, width
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling with an image-level branch (DeepLabV3, section 3.3).
 
     The pooled branch is a mean over the map, which exports everywhere, and is repeated over the map: bilinear upsampling of
-    a single value is a constant, whatever `align_corners` says.
+    a single value is a constant, whatever `align_corners` says. With `pooling_window` it is a mean over a window of that size
+    at each place where one fits, enlarged to the map.
     """
 
     def __init__(self, config: DeepLabConfig, in_channels: int) -> None:
@@ -52,17 +61,28 @@ class ASPP(nn.Module):
         self.project = ConvNormAct((len(rates) + 2) * channels, channels, config.aspp_project_kernel, norm=norm, eps=eps)
         self.dropout = nn.Dropout(config.dropout)
         self.pooling_first = config.pooling_first
+        self.pooling_cells = _pooling_cells(config)
+        self.align_corners = config.align_corners
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map encoder features B x C x h x w to B x head_channels x h x w."""
         branches = [branch(x) for branch in self.branches]
-        pooled = self.pool(x.mean((2, 3), keepdim=True)).expand_as(branches[0])
+        if self.pooling_cells is None:
+            pooled = self.pool(x.mean((2, 3), keepdim=True)).expand_as(branches[0])
+        else:
+            pooled = self._pool_windows(x, self.pooling_cells)
         branches.insert(0 if self.pooling_first else len(branches), pooled)
         out: torch.Tensor = self.dropout(self.project(torch.cat(branches, dim=1)))
         return out
 
-    def set_rates(self, rates: tuple[int, ...]) -> None:
-        """Change the rates of the atrous branches; parameters stay."""
+    def _pool_windows(self, x: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+        size = x.shape[-2:]
+        pooled = self.pool(F.avg_pool2d(x, (min(cells[0], size[0]), min(cells[1], size[1])), stride=1))
+        return F.interpolate(pooled, size=size, mode="bilinear", align_corners=self.align_corners)
+
+    def follow(self, config: DeepLabConfig) -> None:
+        """Take the rates of the atrous branches and the pooling window from another configuration; parameters stay."""
+        rates, self.pooling_cells = effective_rates(config), _pooling_cells(config)
         atrous = (branch for branch in list(self.branches)[1:] if isinstance(branch, ConvNormAct | SeparableConvNormAct))
         for branch, rate in zip(atrous, rates, strict=True):
             branch.set_rate(rate)

@@ -11,7 +11,18 @@ from typing import Protocol
 
 from torch import Tensor
 
-from deeplabzoo.zoo.origins import jfzhang95, ml_cvnets, mmseg, segmentron, smp, tflite, torchvision, transformers, vainf
+from deeplabzoo.zoo.origins import (
+    detectron2,
+    jfzhang95,
+    ml_cvnets,
+    mmseg,
+    segmentron,
+    smp,
+    tflite,
+    torchvision,
+    transformers,
+    vainf,
+)
 from deeplabzoo.zoo.origins.converted import Converted as Converted
 from deeplabzoo.zoo.state_dict import read_state_dict
 
@@ -47,7 +58,7 @@ class Layout(Protocol):
 
 
 FORMATS: tuple[Format, ...] = (tflite,)
-LAYOUTS: tuple[Layout, ...] = (torchvision, smp, transformers, vainf, ml_cvnets, jfzhang95, mmseg, segmentron)
+LAYOUTS: tuple[Layout, ...] = (torchvision, smp, transformers, vainf, ml_cvnets, jfzhang95, mmseg, segmentron, detectron2)
 
 
 def read(path: Path) -> Converted | dict[str, Tensor]:
