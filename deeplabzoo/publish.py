@@ -40,6 +40,7 @@ def publish_command(argv: Sequence[str] | None = None) -> int:
         out=args.out or args.run_dir / "release",
         photo=args.photo,
         data_license=args.data_license,
+        license=args.license,
         manifest=args.manifest,
         default=args.default,
         hub=args.hub,
@@ -65,6 +66,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the release folder (default RUN_DIR/release)")
     parser.add_argument("--photo", type=Path, metavar="FILE", help="a photo that may be shown in the card")
     parser.add_argument("--data-license", metavar="TEXT", help="terms of the training pictures; needed by --manifest and --hub")
+    parser.add_argument("--license", metavar="TEXT", default="Apache-2.0", help="of the released weights (default Apache-2.0)")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="bundle the release beside this manifest, and list it")
     parser.add_argument("--default", action="store_true", help="mean these weights by the bare name (a first row always is)")
     parser.add_argument("--hub", metavar="OWNER/REPO", help="upload the release to this repository of the Hugging Face Hub")

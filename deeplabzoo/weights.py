@@ -74,7 +74,7 @@ def _parser() -> Parser:
         nargs="+",
         type=Path,
         metavar="FILE.md",
-        help="documents with a block `<!-- weights-table:begin -->` … `<!-- weights-table:end -->`",
+        help="documents with a block `<!-- weights-table:begin -->` … `… :end -->`, or a `measured-table`",
     )
     return parser
 
@@ -140,14 +140,14 @@ def _read_report(path: Path) -> dict[str, Any]:
 
 def _table(documents: Sequence[Path] | None) -> None:
     from deeplabzoo.zoo.manifest import released
-    from deeplabzoo.zoo.table import markdown_table, replace_block
+    from deeplabzoo.zoo.table import fill_tables, markdown_table
 
-    table = markdown_table(tuple(released()))
+    rows = tuple(released())
     if not documents:
-        print(table)
+        print(markdown_table(rows))
         return
     # all are read and checked before the first is written
-    texts = {document: replace_block(document, table) for document in documents}
+    texts = {document: fill_tables(document, rows) for document in documents}
     for document, text in texts.items():
         _write(document, text)
 

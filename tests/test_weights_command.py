@@ -12,7 +12,7 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.zoo import manifest as manifest_module
 from deeplabzoo.zoo.manifest import read_manifest, released
 from deeplabzoo.zoo.measured import manifest_json, record
-from deeplabzoo.zoo.table import BEGIN, END, markdown_table, replace_block
+from deeplabzoo.zoo.table import BEGIN, END, fill_tables, markdown_table
 
 FOLDER = manifest_module.weights_folder()
 TEXT = (FOLDER / "manifest.json").read_text()
@@ -155,6 +155,16 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path, capsys: pytest.C
     assert "deeplabv3_mobilenetv2_voc.coral" in capsys.readouterr().out
 
 
+def test_a_document_may_ask_for_the_measured_rows_alone(tmp_path: Path) -> None:
+    """The README shows what was measured here; a hundred published files stand in docs/weights.md."""
+    document = tmp_path / "README.md"
+    document.write_text("<!-- measured-table:begin --><!-- measured-table:end -->")
+    assert weights.main(["table", "--write", str(document)]) == 0
+    text = document.read_text()
+    for row in released():
+        assert (f"`{row.full_name}`" in text) == (row.verified == "measured here")
+
+
 @pytest.mark.parametrize("text", ["no block", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
 def test_a_document_without_one_block_is_left_alone(tmp_path: Path, text: str) -> None:
     """All documents are checked before the first is written."""
@@ -169,7 +179,7 @@ def test_a_document_without_one_block_is_left_alone(tmp_path: Path, text: str) -
 def test_tables_in_documents_are_what_the_manifest_says() -> None:
     """No number is typed twice (house rule 4): `python -m deeplabzoo.weights table --write` leaves documents unchanged."""
     root = Path(__file__).resolve().parents[1]
-    documents = [path for path in (*root.glob("*.md"), *root.glob("docs/*.md")) if BEGIN in path.read_text()]
+    documents = [path for path in (*root.glob("*.md"), *root.glob("docs/*.md")) if "-table:begin" in path.read_text()]
     for document in documents:
-        assert replace_block(document, markdown_table(tuple(released()))) == document.read_text(), document.name
+        assert fill_tables(document, tuple(released())) == document.read_text(), document.name
     assert documents

@@ -56,6 +56,7 @@ class Order:
     out: Path
     photo: Path | None
     data_license: str | None
+    license: str
     manifest: Path | None
     default: bool
     hub: str | None
@@ -112,7 +113,7 @@ def _license(order: Order, run: FinishedRun) -> License:
         raise UsageError(
             "Say under which terms the training pictures are, with --data-license TEXT, before others get the weights."
         )
-    return License(code=_OWN_LICENSE, weights=_OWN_LICENSE, data=terms or _NOT_STATED)
+    return License(code=_OWN_LICENSE, weights=order.license, data=terms or _NOT_STATED)
 
 
 def _write_release(order: Order, run: FinishedRun, data: Splits | None, name: str, terms: License, folder: Path) -> Release:

@@ -52,7 +52,7 @@ def read_array_pickle(path: Path) -> dict[str, Any]:
             "ask for its state dict alone, best as safetensors."
         ) from None
     if not isinstance(value, dict):
-        raise WeightsError(f"'{path}' is a pickle of something else than arrays by name.")
+        raise WeightsError(f"'{path}' holds no state dict: expected a pickle of arrays by name.")
     return value
 
 

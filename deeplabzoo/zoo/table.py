@@ -1,4 +1,4 @@
-"""The table of released weights as Markdown, and its place in documents: written from the rows, never by hand."""
+"""The tables of released weights as Markdown, and their places in documents: written from the rows, never by hand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.zoo.manifest import Metric, WeightRow
 
 BEGIN, END = "<!-- weights-table:begin -->", "<!-- weights-table:end -->"
+_ALL, _MEASURED = "weights-table", "measured-table"
 _HEADER = ("weights", "classes", "mIoU", "how it was found", "file", "licence of the file")
 
 
@@ -16,16 +17,37 @@ def markdown_table(rows: Sequence[WeightRow]) -> str:
     return "\n".join(lines)
 
 
-def replace_block(document: Path, table: str, block: str = "weights-table") -> str:
+def fill_tables(document: Path, rows: Sequence[WeightRow]) -> str:
+    """Return a document's text with its blocks filled: `weights-table` by all rows, `measured-table` by those measured here.
+
+    Raises UsageError where the document cannot be read or has neither block.
+    """
+    measured = [row for row in rows if row.verified == "measured here"]
+    text = _text(document)
+    if f"<!-- {_MEASURED}:begin -->" in text:
+        text = _replaced(document, text, markdown_table(measured), _MEASURED)
+        if BEGIN not in text:
+            return text
+    return _replaced(document, text, markdown_table(rows), _ALL)
+
+
+def replace_block(document: Path, table: str, block: str = _ALL) -> str:
     """Return a document's text with the table between the two marks of a block, `<!-- BLOCK:begin -->` and `… :end -->`.
 
     Raises UsageError where the document cannot be read or has not exactly one such block.
     """
-    begins, ends = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+    return _replaced(document, _text(document), table, block)
+
+
+def _text(document: Path) -> str:
     try:
-        text = document.read_text(encoding="utf-8")
+        return document.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"'{document}' cannot be read: {error}.") from None
+
+
+def _replaced(document: Path, text: str, table: str, block: str) -> str:
+    begins, ends = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
     before, begin, rest = text.partition(begins)
     _, end, after = rest.partition(ends)
     if not begin or not end or begins in after or ends in before:
