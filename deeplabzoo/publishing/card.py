@@ -11,7 +11,7 @@ from deeplabzoo.inference.report import Report
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.publishing.release import Release
 
-_CODE_LICENSE = "apache-2.0"
+_OWN_LICENSE = "Apache-2.0"
 _WORST = 3
 
 
@@ -53,13 +53,18 @@ def _front_matter(release: Release) -> ModelCardData:
     return ModelCardData(
         library_name="deeplabzoo",
         pipeline_tag="image-segmentation",
-        license=_CODE_LICENSE,
+        **_hub_license(release.license.weights),
         datasets=[release.training.data],
         metrics=["mean_iou"],
         tags=["semantic-segmentation", release.net.config.architecture],
         model_name=release.full_name,
         eval_results=results or None,
     )
+
+
+def _hub_license(terms: str) -> dict[str, str]:
+    """Return the Hub's fields for a licence: it knows Apache-2.0 by a short name, and any other as text."""
+    return {"license": "apache-2.0"} if terms == _OWN_LICENSE else {"license": "other", "license_name": terms}
 
 
 def _what(release: Release) -> str:
