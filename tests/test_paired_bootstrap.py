@@ -49,8 +49,8 @@ def test_a_clearly_better_model_is_found_and_a_tie_is_not() -> None:
     assert tie["low_95"] < 0 < tie["high_95"]
 
 
-def test_the_spread_is_that_of_theory() -> None:
-    """For a mean over pictures of equal size the bootstrap's deviation is s / sqrt(n): to a tenth."""
+def test_the_spread_is_that_of_drawing_by_hand() -> None:
+    """Counting how often each picture is drawn gives the deviation of drawing them one by one, to a tenth."""
     rng = np.random.default_rng(3)
     right = rng.binomial(400, 0.7, 200)
     counts = np.stack([np.array([[hit, 0], [0, 400 - hit]]) + np.array([[0, 400 - hit], [hit, 0]]) for hit in right])

@@ -2,7 +2,7 @@
 
 That form is what makes a step mean the same however the global batch is cut into processes and accumulated pieces: the
 divisors are added up over the whole batch first, every piece then contributes its share. So the losses that are not
-averages over pixels (hard pixels, Dice, Lovasz) are defined per image here. All arithmetic is float32, whatever autocast says.
+averages over pixels (hard pixels, Dice, Lovasz) are defined per image here; `lovasz_batch` alone is not. All arithmetic is float32, whatever autocast says.
 
 Shapes: logits_BCHW float, labels_BHW int64 with `ignore_index` for pixels that do not count.
 """
@@ -119,6 +119,20 @@ def _lovasz(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None,
     return sums_B / weights_B.clamp_min(1e-12)
 
 
+def _lovasz_batch(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
+    """Lovasz-softmax over all images of a piece at once (Berman et al., section 3.1: the measure is that of a data set).
+
+    The mean over a data set's classes counts a class once, however many images hold it: so does this, and `lovasz` does not.
+    Sorting is what costs, so every `lovasz_stride`-th row and column counts. With several pieces or processes it is the mean of
+    theirs: not the same number as in one, the only loss here of which that is true.
+    """
+    step = options.lovasz_stride
+    width = logits[..., ::step].shape[-1]
+    whole = logits[:, :, ::step, ::step].transpose(0, 1).reshape(1, logits.shape[1], -1, width)
+    loss = _lovasz(whole, labels[:, ::step, ::step].reshape(1, -1, width), ignore, weights, options)
+    return loss * _has_valid(labels, ignore)
+
+
 _Sum = Callable[[Tensor, Tensor, int, Tensor | None, LossOptions], Tensor]
 _Divisor = Callable[[Tensor, int, Tensor | None, LossOptions], Tensor]
 
@@ -142,6 +156,7 @@ LOSSES: dict[str, tuple[_Sum, _Divisor]] = {
     "ohem": (_ohem, _by_image),
     "dice": (_dice, _by_image),
     "lovasz": (_lovasz, _by_image),
+    "lovasz_batch": (_lovasz_batch, _by_image),
 }
 
 

@@ -16,14 +16,20 @@ class TrainingLoss:
     """The recipe's whole loss, as shares of the global batch that add up."""
 
     def __init__(
-        self, recipe: Recipe, ignore_index: int, class_weights: list[float] | None, net: DeepLab, device: torch.device
+        self,
+        recipe: Recipe,
+        ignore_index: int,
+        class_weights: list[float] | None,
+        net: DeepLab,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> None:
         weights_C = torch.tensor(class_weights, device=device) if class_weights else None
         self._objective = Objective(
             recipe.loss, ignore_index=ignore_index, class_weights=weights_C, options=recipe.loss_options
         )
         self._aux_weight, self._distill_weight = recipe.aux_weight, recipe.distill_weight
-        self._teacher = Teacher(recipe.teacher, recipe.teacher_scales, net, device) if recipe.teacher else None
+        self._teacher = Teacher(recipe.teacher, recipe.teacher_scales, net, device, dtype) if recipe.teacher else None
 
     def divisors(self, labels_BHW: Tensor) -> Tensor:
         """Return what the sums are divided by: one number a loss, and the number of pixels for the teacher."""
@@ -45,12 +51,19 @@ class TrainingLoss:
 class Teacher:
     """A frozen network of the same classes; it answers with probabilities averaged over scales and mirror images.
 
-    Raises UsageError where its classes or the way it wants its input are not the student's.
+    It computes in the student's precision. Raises UsageError where its classes or the way it wants its input are not the student's.
     """
 
-    def __init__(self, source: str, scales: tuple[float, ...], student: DeepLab, device: torch.device) -> None:
+    def __init__(
+        self,
+        source: str,
+        scales: tuple[float, ...],
+        student: DeepLab,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._net = weights(source).to(device).requires_grad_(False).eval()
-        self._scales = scales
+        self._scales, self._dtype = scales, dtype
         if self._net.classes != student.classes:
             raise UsageError(f"The teacher '{source}' knows other classes than the recipe's data; choose one trained on them.")
         alike = [dataclasses.replace(one.preprocessing, size=(1, 1), resize="none", pad=False) for one in (self._net, student)]
@@ -68,7 +81,8 @@ class Teacher:
             size = (max(33, round((height - 1) * scale) + 1), max(33, round((width - 1) * scale) + 1))
             x = image_BCHW if scale == 1 else _resize(image_BCHW, size)
             for flipped in (False, True):
-                logits = self._net(x.flip(3) if flipped else x)
+                with torch.autocast(image_BCHW.device.type, self._dtype, enabled=self._dtype is not None):
+                    logits = self._net(x.flip(3) if flipped else x)
                 back = logits.flip(3) if flipped else logits
                 total = total + _resize(back.float(), (height, width)).softmax(1)
         return total / (2 * len(self._scales))

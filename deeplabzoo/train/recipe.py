@@ -27,6 +27,8 @@ class LossOptions:
     """`ohem` keeps pixels whose true class is given less probability than this."""
     ohem_keep: float = 0.0625
     """... and at least this share of an image's valid pixels."""
+    lovasz_stride: int = 1
+    """`lovasz_batch` looks at every n-th row and column."""
     dice_smooth: float = 1.0
     """Added to numerator and denominator of every class, in pixels."""
 

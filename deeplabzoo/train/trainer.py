@@ -69,7 +69,7 @@ class Trainer:
         self.class_weights = state.facts["class_weights"] if state else class_weights_of(recipe, data, processes)
         if state is not None:
             self._restore(state)
-        self.loss = TrainingLoss(recipe, data.train.ignore_index, self.class_weights, self.net, device)
+        self.loss = TrainingLoss(recipe, data.train.ignore_index, self.class_weights, self.net, device, self.dtype)
         self.parallel = _compiled(processes.parallel(self.net), recipe, processes)
 
     @property

@@ -1,7 +1,7 @@
 """Recipes of our own: generated shapes, a folder of one's own, and the three models bundled in the package."""
 
 from deeplabzoo.data.transforms import Augmentation
-from deeplabzoo.train.recipe import Network, Recipe, Stage
+from deeplabzoo.train.recipe import LossOptions, Network, Recipe, Stage
 from deeplabzoo.train.recipes.filed import recipe
 
 _CORAL = "deeplabv3_mobilenetv2_voc.coral"
@@ -82,14 +82,15 @@ def deeplabv3plus_mobilenetv2_voc() -> Recipe:
         recalibrate_norms=64,
         freeze_norms="all",
         freeze_stages=5,
-        epochs=2,
+        steps=60,
         batch=8,
         optimizer="adamw",
         lr=1e-4,
         weight_decay=1e-4,
         warmup_steps=20,
         ema=0.98,
-        loss=(("ce", 1.0), ("lovasz", 1.0)),
+        loss=(("ce", 1.0), ("lovasz_batch", 1.0)),
+        loss_options=LossOptions(lovasz_stride=4),
         augmentation=Augmentation(crop=(513, 513), scale=(0.7, 1.05)),
         evaluations=2,
         save_every=20,
