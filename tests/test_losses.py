@@ -114,7 +114,20 @@ def test_lovasz_matches_a_direct_evaluation_of_the_extension() -> None:
     assert float(_one("lovasz").mean(logits, labels)) == pytest.approx(float(np.mean(images)), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_batch_lovasz_counts_a_class_once_however_many_images_hold_it() -> None:
+    """It is the Lovász of one long picture made of the batch; void images change nothing; the stride keeps every n-th pixel."""
+    logits, labels = _batch(batch=3)
+    long = logits.transpose(0, 1).reshape(1, 4, -1, logits.shape[-1]), labels.reshape(1, -1, labels.shape[-1])
+    expected = _one("lovasz").mean(*long)
+    torch.testing.assert_close(_one("lovasz_batch").mean(logits, labels), expected)
+    assert abs(float(_one("lovasz").mean(logits, labels)) - float(expected)) > 1e-4
+    void = torch.cat([logits, logits[:1]]), torch.cat([labels, torch.full_like(labels[:1], 255)])
+    torch.testing.assert_close(_one("lovasz_batch").mean(*void), expected)
+    sparse = _one("lovasz_batch", lovasz_stride=2).mean(logits, labels)
+    torch.testing.assert_close(sparse, _one("lovasz_batch").mean(logits[..., ::2, ::2], labels[..., ::2, ::2]))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz_batch"])
 def test_pieces_add_up_to_the_whole_batch(name: str) -> None:
     """Accumulation and several processes train on the same loss and gradient as one piece (asks.md theme M)."""
     logits, labels = _batch(batch=4)

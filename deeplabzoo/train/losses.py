@@ -2,7 +2,8 @@
 
 That form is what makes a step mean the same however the global batch is cut into processes and accumulated pieces: the
 divisors are added up over the whole batch first, every piece then contributes its share. So the losses that are not
-averages over pixels (hard pixels, Dice, Lovasz) are defined per image here; `lovasz_batch` alone is not. All arithmetic is float32, whatever autocast says.
+averages over pixels (hard pixels, Dice, Lovasz) are defined per image here; `lovasz_batch` alone is not. All arithmetic is
+float32, whatever autocast says.
 
 Shapes: logits_BCHW float, labels_BHW int64 with `ignore_index` for pixels that do not count.
 """

@@ -51,7 +51,8 @@ class TrainingLoss:
 class Teacher:
     """A frozen network of the same classes; it answers with probabilities averaged over scales and mirror images.
 
-    It computes in the student's precision. Raises UsageError where its classes or the way it wants its input are not the student's.
+    It computes in the student's precision. Raises UsageError where its classes, or the way it wants its input, are not the
+    student's.
     """
 
     def __init__(
