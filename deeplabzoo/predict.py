@@ -16,7 +16,7 @@ from deeplabzoo.output import ensure_folder
 if TYPE_CHECKING:
     from deeplabzoo.inference.predictor import Predictor, Result
 
-DEFAULT_MODEL = "deeplabv3_mobilenetv2_voc"
+DEFAULT_MODEL = "deeplabv3plus_mobilenetv2_voc"
 
 _SUFFIX_IN_FOLDER: dict[Kind, str] = {"overlay": "_overlay.png", "labels": "_labels.png", "json": ".json"}
 

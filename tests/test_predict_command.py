@@ -271,8 +271,8 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ("deeplabv3_mobilenetv2_voc", None)),
-        (["--weights", "coral"], ("deeplabv3_mobilenetv2_voc", "coral")),
+        ([], ("deeplabv3plus_mobilenetv2_voc", None)),
+        (["--weights", "v1"], ("deeplabv3plus_mobilenetv2_voc", "v1")),
         (["--model", "deeplabv3_resnet50_voc"], ("deeplabv3_resnet50_voc", None)),
         (
             ["--model", "deeplabv3_resnet50_voc", "--weights", "mine.safetensors"],

@@ -160,7 +160,7 @@ def deeplabv3plus_mobilenetv2_person() -> Recipe:
         input_size=(512, 512),
         input_resize="longest",
         input_pad=False,
-        epochs=20,
+        epochs=26,
         batch=8,
         optimizer="adamw",
         lr=1.5e-3,
