@@ -129,6 +129,8 @@ def test_a_changed_recipe_is_refused_unless_asked_for(reference: Path, tmp_path:
     repeated = _train(out, "--resume", "--set", *TINY, "steps=9", "allow_change=true")
     assert repeated.returncode == 0, repeated.stderr
     assert _losses(out)[-1][0] == 9
+    starts = [line["step"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if line["kind"] == "start"]
+    assert json.loads((out / "report.json").read_text())["changed_after"] == starts[1:], "published rows tell it"
     again = _train(out, "--set", *TINY)
     assert again.returncode == 2
     assert "--resume" in again.stderr

@@ -44,6 +44,7 @@ def training_of(run: FinishedRun, data: Splits | None) -> Training:
         hardware=_hardware(report["val"]["hardware"], int(report["last"].get("processes", 1))),
         torch=report["val"]["versions"]["torch"],
         date=report["val"]["date"][:10],
+        changed_after=tuple(report.get("changed_after", ())),
     )
 
 

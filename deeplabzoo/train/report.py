@@ -1,5 +1,7 @@
 """The end of a run: the best weights measured on all of val (and test), report.json and curves.png."""
 
+import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunFolder, 
         "val": val,
         "test": _scored(best, recipe, data.test, device) if data.test else None,
         "last": facts,
+        "changed_after": _changed_after(folder),
         "hours": round(facts["seconds"] / 3600, 3),
         "peak_memory_bytes": _peak_memory(device),
         "commit": _commit(),
@@ -42,6 +45,13 @@ def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunFolder, 
     draw_curves(folder.path, title)
     say(f"{title} over {val['images']} images, best weights of step {facts['best']['step']}; {folder.report}")
     return report
+
+
+def _changed_after(folder: RunFolder) -> list[int]:
+    """Return after which steps the run was resumed with another recipe: such a run cannot be repeated by one command."""
+    lines = (json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines())
+    starts = [(line["step"], line["recipe_sha256"]) for line in lines if line["kind"] == "start"]
+    return [step for (_, before), (step, after) in itertools.pairwise(starts) if before != after]
 
 
 def _scored(net: DeepLab, recipe: Recipe, data: SegmentationData, device: torch.device) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Training:
     torch: str
     date: str
     """On which the run ended."""
+    changed_after: tuple[int, ...] = ()
+    """Steps after which it was resumed with another recipe; where there are any, the command trains a sibling."""
 
     def __post_init__(self) -> None:
         for name, value in (("recipe_sha256", self.recipe_sha256), ("split_sha256", self.split_sha256)):
@@ -58,7 +60,7 @@ class Training:
 
     def __str__(self) -> str:
         pictures = f"{self.images} pictures of " if self.images else ""
-        changed = " (changed)" if self.overrides else ""
+        changed = " (changed)" if self.overrides or self.changed_after else ""
         return f"trained here with recipe {self.recipe}{changed} on {pictures}{self.data} {self.split}, seed {self.seed}"
 
 
