@@ -34,6 +34,7 @@ def toy(recipe: Recipe) -> Recipe:
         model=f"{recipe.model.split('_')[0]}_{encoder}",
         data="shapes",
         init=None,
+        teacher=None,
         encoder_init=False,
         classes=None,
         network=replace(small, multi_grid=recipe.network.multi_grid and (1,)),

@@ -77,7 +77,7 @@ def test_a_recipes_network_can_be_built(name: str) -> None:
     """With the network options that it asks for, on the meta device: no memory, no download."""
     import dataclasses
 
-    recipe = dataclasses.replace(named_recipe(name), init=None, encoder_init=False)
+    recipe = dataclasses.replace(named_recipe(name), init=None, teacher=None, encoder_init=False)
     with torch.device("meta"):
         net = build(recipe, Shapes("train"))
     assert net.num_classes == 4
