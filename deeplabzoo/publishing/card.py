@@ -50,21 +50,18 @@ def _front_matter(release: Release) -> ModelCardData:
             ("pixel_accuracy", "pixel accuracy (%)", report.pixel_accuracy),
         )
     ]
+    own = release.license.weights == _OWN_LICENSE  # the Hub knows it by a short name, any other as text
     return ModelCardData(
         library_name="deeplabzoo",
         pipeline_tag="image-segmentation",
-        **_hub_license(release.license.weights),
+        license="apache-2.0" if own else "other",
+        license_name=None if own else release.license.weights,
         datasets=[release.training.data],
         metrics=["mean_iou"],
         tags=["semantic-segmentation", release.net.config.architecture],
         model_name=release.full_name,
         eval_results=results or None,
     )
-
-
-def _hub_license(terms: str) -> dict[str, str]:
-    """Return the Hub's fields for a licence: it knows Apache-2.0 by a short name, and any other as text."""
-    return {"license": "apache-2.0"} if terms == _OWN_LICENSE else {"license": "other", "license_name": terms}
 
 
 def _what(release: Release) -> str:
