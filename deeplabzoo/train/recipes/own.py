@@ -70,7 +70,7 @@ def deeplabv3plus_mobilenetv2_voc() -> Recipe:
     aims at the mean of the classes' IoU, of which cross-entropy knows nothing, and the Coral model itself, shown each picture
     at two scales and mirrored, holds back what the labels of so few pictures would unlearn.
 
-    Whole pictures, not crops: the image pooling branch sees what it will see. Short, since longer was worse (docs/reproduce.md).
+    Whole pictures, not crops: the image pooling branch sees what it will see. Longer was worse (docs/reproduce.md).
 
     Cost: 5 minutes of updates on one shared core.  Expect: 72.76 mIoU on the 173-image subset of VOC val.
     Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data ROOT --out runs/voc
