@@ -106,6 +106,23 @@ def test_logits_are_those_of_transformers(name: str, output_stride: int, tmp_pat
         require_same_logits(*both(net, theirs, height, width))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((MOBILENET, {"depth_multiplier": width}) for width in (0.35, 0.5, 0.75, 1.4)),
+        *((MOBILEVIT_V2, {"width_multiplier": width}) for width in (0.5, 0.75, 1.25, 1.75, 2.0)),
+    ],
+    ids=str,
+)
+def test_every_width_gives_the_logits_of_transformers(name: str, change: Mapping[str, Any], tmp_path: Path) -> None:
+    """Widths that nobody publishes a DeepLab of are still what people train."""
+    theirs = original(name, **change)
+    net = ours(theirs, beside(theirs, tmp_path))
+    for height, width in ((64, 320), (127, 95)):
+        require_same_logits(*both(net, theirs, height, width))
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
