@@ -25,6 +25,7 @@ ALLOWED = {
 }
 LOWER = set(ALLOWED)
 PUBLISHING = {"publishing", "publish"}
+BENCHMARKING = {"benchmarking", "benchmark"}
 LIBRARY = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).with_suffix("").parts[0] in LOWER)
 
 
@@ -54,7 +55,11 @@ def test_lower_layers_never_import_upper_ones(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).with_suffix("").parts[0] not in {"train"} | PUBLISHING),
+    sorted(
+        p
+        for p in PACKAGE.rglob("*.py")
+        if p.relative_to(PACKAGE).with_suffix("").parts[0] not in {"train"} | PUBLISHING | BENCHMARKING
+    ),
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_nothing_imports_the_trainer(file: Path) -> None:
@@ -70,6 +75,16 @@ def test_nothing_imports_the_trainer(file: Path) -> None:
 def test_nothing_imports_publishing(file: Path) -> None:
     """It reads finished runs, so it stands above the trainer; only its own command knows it."""
     assert not {name for name in imported_modules(file) if name.startswith("deeplabzoo.publish")}
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).with_suffix("").parts[0] not in BENCHMARKING),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_nothing_imports_benchmarking(file: Path) -> None:
+    """It compares everything with other libraries, so it stands above all; only its own command knows it."""
+    assert not {name for name in imported_modules(file) if name.startswith("deeplabzoo.benchmark")}
 
 
 def test_the_check_sees_the_package() -> None:

@@ -1,0 +1,91 @@
+"""Times of several sides that take turns, A B A B …: the only fair way on a machine whose speed drifts."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from deeplabzoo.errors import UsageError
+
+_SETTLE_S = 0.02
+"""Before each turn: worker threads of the side before (OpenMP, ONNX Runtime) spin for a while, which must not be paid here."""
+_TURN_S = 0.1
+"""A side whose call is shorter is called until its turn is as long as this; the turn's time is the mean of its calls."""
+_CALLS_AT_MOST = 1000
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], object]], pairs: int, *, device: torch.device | None = None, name: str = "measure"
+) -> dict[str, list[float]]:
+    """Return milliseconds a call, one figure a turn, for every side: each round calls each side once, in the order given.
+
+    A turn is one call that does not count, then calls that do; on a GPU they are timed by events once the queue is empty. Every
+    side was called once before the first turn, so that nobody pays start-up. Raises UsageError for less than one pair.
+    """
+    if pairs < 1:
+        raise UsageError(f"--pairs must be at least 1, not {pairs}.")
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    with tqdm(total=len(sides) * (pairs + 1), desc=name, unit="turn", leave=False, disable=None) as progress:
+        for side, call in sides.items():
+            progress.set_postfix_str(f"start {side}")
+            call()
+            progress.update()
+        for _ in range(pairs):
+            for side, call in sides.items():
+                progress.set_postfix_str(side)
+                times[side].append(_turn(call, device))
+                progress.update()
+    return times
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Let denormals be zero in this thread, and in worker threads that start inside: call it before the first parallel work.
+
+    Untrained weights make denormals, and whoever meets more of them would be slowed down many times over.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def every_thread_flushes() -> bool:
+    """Whether torch's worker threads let denormals be zero, found by computing with them in all of them."""
+    tiny = torch.full((1 << 22,), 1e-39)
+    return not bool((tiny * 1.0).any())
+
+
+def _turn(call: Callable[[], object], device: torch.device | None) -> float:
+    time.sleep(_SETTLE_S)
+    call()
+    if device is not None and device.type == "cuda":
+        return _on_gpu(call, device)
+    begun = time.perf_counter()
+    call()
+    once = time.perf_counter() - begun
+    more = min(_CALLS_AT_MOST, int(_TURN_S / max(once, 1e-9)))
+    begun_again = time.perf_counter()
+    for _ in range(more):
+        call()
+    seconds = once + (time.perf_counter() - begun_again)
+    return 1000 * seconds / (1 + more)
+
+
+def _on_gpu(call: Callable[[], object], device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    calls = 1
+    while True:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        milliseconds = float(begin.elapsed_time(end))
+        if milliseconds >= 1000 * _TURN_S or calls >= _CALLS_AT_MOST:
+            return milliseconds / calls
+        calls = min(_CALLS_AT_MOST, max(2 * calls, int(calls * 1000 * _TURN_S / max(milliseconds, 1e-3))))
