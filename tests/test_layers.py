@@ -10,6 +10,7 @@ PLAIN_DATA = {
     "deeplabzoo.errors",
     "deeplabzoo.say",
     "deeplabzoo.output",
+    "deeplabzoo.jit",
     "deeplabzoo.models.config",
     "deeplabzoo.data.classes",
     "deeplabzoo.data.palettes",

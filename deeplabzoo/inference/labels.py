@@ -1,15 +1,20 @@
-"""From the head's small logits to the photo's own pixels: one upsampling, as logits or, in bands, as labels.
+"""From the head's small logits to the photo's own pixels: one upsampling, as logits or, without them, as labels.
 
 A photo reaches the network resized, possibly mirrored, and padded at the bottom and right. `Grid` remembers that, and the
 way back undoes it: upsample to the network's input as the network itself would, drop the padding, mirror back, and resize
 to the photo if it was resized before.
 
-Bilinear interpolation is separable, so the rows are done first, on the small map, and the columns last. Any band of rows can
-therefore be computed alone, and because each output value is made by the same operations on the same numbers, labels made in
-bands equal the argmax of the whole logits exactly. A photo of 24 megapixels and 21 classes would need 2 GB of logits; its
-labels need 16 MB at a time.
+Labels need no full-size logits. One upsampling is fused with the arg-max: cells whose four corners agree are filled, and only
+the others are interpolated (`cells`, compiled; `boundaries`, by torch alone). Two upsamplings in a row, logits that are not
+finite, and confidence, for which every class counts, are made in bands of rows: interpolation is separable, so the rows are
+done first, on the small map, and any band of them can be computed alone. A photo of 24 megapixels and 21 classes would need
+2 GB of logits; its labels need 16 MB at a time.
+
+Labels equal the arg-max of torch's interpolation but for pixels where two classes lie within rounding of each other (a few
+units in the last place of the largest logit). Equal logits go to the first class; NaN counts as largest, as in torch.argmax.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from deeplabzoo import jit
 from deeplabzoo.data.images import Labels
+from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.bilinear import axis, lerp_rows
+from deeplabzoo.inference.boundaries import labels_by_boundary
 
 BAND_VALUES = 2**22
 """Upsampled logits held at once while labels are made (float32: 16 MB, which allocators reuse without asking the system)."""
@@ -40,20 +49,42 @@ def upsampled_logits(low_1CHW: torch.Tensor, grid: Grid) -> torch.Tensor:
     return _columns(_rows(low_1CHW.float(), grid), grid)
 
 
-def labels_in_bands(low_1CHW: torch.Tensor, grid: Grid, *, band_values: int = BAND_VALUES) -> Labels:
+def labels_on_grid(low_1CHW: torch.Tensor, grid: Grid) -> Labels:
     """Return the class with the largest logit for every pixel of the photo (the first of equal ones), H x W.
 
-    uint8, or uint16 above 256 classes. Memory is bounded by `band_values` whatever the photo's size.
+    uint8, or uint16 above 256 classes.
     """
-    height, width = grid.original_hw
-    classes = low_1CHW.shape[1]
-    rows_1CHW = _rows(low_1CHW.float(), grid)
-    labels_HW = np.empty((height, width), np.uint8 if classes <= 256 else np.uint16)
-    step = max(1, band_values // (classes * max(width, grid.padded_hw[1])))
-    for top in range(0, height, step):
-        band_1CHW = _columns(rows_1CHW[:, :, top : top + step], grid)
-        labels_HW[top : top + step] = band_1CHW.max(dim=1).indices[0].cpu().numpy()
-    return labels_HW
+    return _as_array(_labels(low_1CHW, grid)[0])
+
+
+def confidence_on_grid(low_1CHW: torch.Tensor, grid: Grid) -> tuple[Labels, np.ndarray[tuple[int, int], np.dtype[np.float32]]]:
+    """Return the labels and the probability of each, float32 H x W: the softmax of the photo-sized logits at that class."""
+    labels_1HW, confidence_1HW = _with_confidence(low_1CHW, grid)
+    return _as_array(labels_1HW[0]), confidence_1HW[0].cpu().numpy()
+
+
+def labels_of(low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners: bool) -> torch.Tensor:
+    """Return the arg-max of the logits interpolated to `size_hw`, B x H x W, on their device, without those logits.
+
+    uint8, or int32 above 256 classes (torch can do next to nothing with uint16). Any float type and memory layout; the size
+    may be smaller than the logits' own. Raises UsageError for a tensor of another rank or a size below 1.
+    """
+    return _labels(low_BCHW, _plain(low_BCHW, size_hw, align_corners))
+
+
+def labels_and_confidence_of(
+    low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `labels_of` does and the softmax probability of each label, float32 B x H x W.
+
+    The probability needs every class at every pixel, so this takes as long as plain upsampling, at a bounded memory.
+    """
+    return _with_confidence(low_BCHW, _plain(low_BCHW, size_hw, align_corners))
+
+
+def labels_in_bands(low_1CHW: torch.Tensor, grid: Grid, *, band_values: int = BAND_VALUES) -> Labels:
+    """Return what `labels_on_grid` does, as exactly the arg-max of `upsampled_logits`, `band_values` of them held at once."""
+    return _as_array(_banded(low_1CHW.float(), grid, band_values))
 
 
 @dataclass(frozen=True)
@@ -75,25 +106,78 @@ def class_areas(labels_HW: Labels, classes: Sequence[str]) -> list[ClassArea]:
     return [ClassArea(index, classes[index], int(counts[index]), int(counts[index]) / labels_HW.size) for index in found]
 
 
+def _plain(low_BCHW: torch.Tensor, size_hw: tuple[int, int], align_corners: bool) -> Grid:
+    if low_BCHW.ndim != 4 or min(low_BCHW.shape[1:]) < 1 or min(size_hw) < 1:
+        raise UsageError(
+            f"Labels are made from logits of shape B x classes x h x w at a size of at least 1 x 1, not from "
+            f"{tuple(low_BCHW.shape)} at {tuple(size_hw)}."
+        )
+    size = (int(size_hw[0]), int(size_hw[1]))
+    return Grid(size, size, size, align_corners)
+
+
+def _labels(low_BCHW: torch.Tensor, grid: Grid) -> torch.Tensor:
+    low_BCHW = low_BCHW.detach().float()
+    labels_BHW = _empty((low_BCHW.shape[0], *grid.original_hw), low_BCHW)
+    if grid.valid_hw == grid.original_hw and _fused(low_BCHW, grid, labels_BHW):
+        return labels_BHW.flip(2) if grid.flipped else labels_BHW
+    for low_CHW, labels_HW in zip(low_BCHW, labels_BHW, strict=True):
+        labels_HW.copy_(_banded(low_CHW[None], grid, BAND_VALUES))
+    return labels_BHW
+
+
+def _banded(low_1CHW: torch.Tensor, grid: Grid, band_values: int) -> torch.Tensor:
+    rows_1CHW = _rows(low_1CHW, grid)
+    labels_HW = _empty(grid.original_hw, low_1CHW)
+    for top, bottom in _bands(low_1CHW.shape[1], grid, band_values):
+        labels_HW[top:bottom] = _columns(rows_1CHW[:, :, top:bottom], grid).max(dim=1).indices[0]
+    return labels_HW
+
+
+def _fused(low_BCHW: torch.Tensor, grid: Grid, labels_BHW: torch.Tensor) -> bool:
+    """Write the labels, not yet mirrored back; return False if they cannot be had this way."""
+    rows, columns = (
+        axis(small, padded, grid.align_corners).cut(valid)
+        for small, padded, valid in zip(low_BCHW.shape[2:], grid.padded_hw, grid.valid_hw, strict=True)
+    )
+    if low_BCHW.device.type == "cpu" and jit.available():
+        blocks = importlib.import_module("deeplabzoo.inference.blocks")
+        return bool(blocks.labels_by_block(low_BCHW, rows, columns, labels_BHW))
+    return labels_by_boundary(low_BCHW, rows, columns, labels_BHW, BAND_VALUES)
+
+
+def _with_confidence(low_BCHW: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    labels_BHW = _empty((low_BCHW.shape[0], *grid.original_hw), low_BCHW)
+    confidence_BHW = torch.empty(labels_BHW.shape, device=low_BCHW.device)
+    for low_CHW, labels_HW, confidence_HW in zip(low_BCHW.detach().float(), labels_BHW, confidence_BHW, strict=True):
+        rows_1CHW = _rows(low_CHW[None], grid)
+        for top, bottom in _bands(len(low_CHW), grid, BAND_VALUES):
+            band_CHW = _columns(rows_1CHW[:, :, top:bottom], grid)[0]
+            largest_HW, labels_HW[top:bottom] = band_CHW.max(dim=0)
+            confidence_HW[top:bottom] = band_CHW.sub_(largest_HW).exp_().sum(dim=0).reciprocal_()
+    return labels_BHW, confidence_BHW
+
+
+def _empty(shape: tuple[int, ...], low_BCHW: torch.Tensor) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.uint8 if low_BCHW.shape[1] <= 256 else torch.int32, device=low_BCHW.device)
+
+
+def _as_array(labels_HW: torch.Tensor) -> Labels:
+    array_HW: Labels = labels_HW.cpu().numpy()
+    return array_HW if array_HW.dtype == np.uint8 else array_HW.astype(np.uint16)
+
+
+def _bands(classes: int, grid: Grid, band_values: int) -> list[tuple[int, int]]:
+    """Ranges of rows of the photo whose logits are at most `band_values` numbers, or one row."""
+    height, width = grid.original_hw
+    step = max(1, band_values // (classes * max(width, grid.padded_hw[1])))
+    return [(top, min(top + step, height)) for top in range(0, height, step)]
+
+
 def _rows(low_1CHW: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Interpolate vertically: 1 x C x h x w -> 1 x C x H x w, still as narrow as the head's output."""
-    x = _lerp_rows(low_1CHW, grid.padded_hw[0], grid.align_corners)[:, :, : grid.valid_hw[0]]
-    return x if grid.valid_hw[0] == grid.original_hw[0] else _lerp_rows(x, grid.original_hw[0], align_corners=False)
-
-
-def _lerp_rows(x_1CHW: torch.Tensor, height: int, align_corners: bool) -> torch.Tensor:
-    source = x_1CHW.shape[2]
-    position = torch.arange(height, dtype=torch.float64)
-    if align_corners:
-        position *= (source - 1) / max(height - 1, 1)
-    else:
-        position = ((position + 0.5) * (source / height) - 0.5).clamp_(min=0)
-    above = position.long().clamp_(max=source - 1)
-    below = (above + 1).clamp_(max=source - 1)
-    weight_H1 = (position - above)[:, None].to(torch.float32).to(x_1CHW.device)
-    upper = x_1CHW.index_select(2, above.to(x_1CHW.device))
-    lower = x_1CHW.index_select(2, below.to(x_1CHW.device))
-    return upper.mul_(1 - weight_H1).add_(lower.mul_(weight_H1))
+    x = lerp_rows(low_1CHW, axis(low_1CHW.shape[2], grid.padded_hw[0], grid.align_corners).cut(grid.valid_hw[0]))
+    return x if grid.valid_hw[0] == grid.original_hw[0] else lerp_rows(x, axis(grid.valid_hw[0], grid.original_hw[0], False))
 
 
 def _columns(rows_1CHW: torch.Tensor, grid: Grid) -> torch.Tensor:

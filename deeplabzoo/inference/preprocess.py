@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import UsageError
-from deeplabzoo.inference.labels import Grid, labels_in_bands, upsampled_logits
+from deeplabzoo.inference.labels import Grid, labels_on_grid, upsampled_logits
 from deeplabzoo.models.config import Preprocessing
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def logits_at_original(net: "DeepLab", prepared: Prepared) -> torch.Tensor:
 def labels_at_original(net: "DeepLab", prepared: Prepared) -> Labels:
     """Return the label of every pixel of the photo, H x W: the argmax of `logits_at_original` without holding it whole."""
     low_1CHW, grid = _through(net, prepared)
-    return labels_in_bands(low_1CHW, grid)
+    return labels_on_grid(low_1CHW, grid)
 
 
 def image_probabilities(

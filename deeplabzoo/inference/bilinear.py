@@ -1,0 +1,54 @@
+"""Where bilinear interpolation reads: for every output row or column the two source ones, and their weights.
+
+The positions are computed in float32 with torch's own formula, so that the weights equal torch's bit by bit on the CPU. Rows
+are interpolated first, on the small map, and columns last; every path to labels does the same operations in this order.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One direction of an upsampling (or downsampling): output n lies between source `above[n]` and the one after it."""
+
+    source: int
+    above: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    """Weight of the later of the two, 0...1; beyond the last source place there is nothing, so its weight does not matter."""
+    starts: npt.NDArray[np.int32]
+    """Outputs `starts[i]` to `starts[i + 1]` have `above` equal to i."""
+
+    def cut(self, size: int) -> "Axis":
+        """Return the first `size` outputs."""
+        return Axis(self.source, self.above[:size], self.weights[:size], np.minimum(self.starts, np.int32(size)))
+
+
+@functools.lru_cache(maxsize=64)
+def axis(source: int, target: int, align_corners: bool) -> Axis:
+    """Return how `source` places are interpolated to `target` ones."""
+    output = np.arange(target, dtype=np.float32)
+    if align_corners:
+        position = output * (np.float32(source - 1) / np.float32(max(target - 1, 1)))
+    else:
+        position = np.maximum(
+            np.float32(source) / np.float32(target) * (output + np.float32(0.5)) - np.float32(0.5), np.float32(0)
+        )
+    above = np.minimum(position.astype(np.int32), np.int32(source - 1))
+    weights = np.clip(position - above.astype(np.float32), 0, 1).astype(np.float32)
+    return Axis(source, above, weights, np.searchsorted(above, np.arange(source + 1)).astype(np.int32))
+
+
+def lerp_rows(x_1CHW: torch.Tensor, rows: Axis) -> torch.Tensor:
+    """Interpolate vertically: 1 x C x h x w -> 1 x C x H x w."""
+    device = x_1CHW.device
+    above = torch.from_numpy(rows.above).long()
+    below = (above + 1).clamp_(max=rows.source - 1)
+    weight_H1 = torch.from_numpy(rows.weights)[:, None].to(device)
+    upper = x_1CHW.index_select(2, above.to(device))
+    lower = x_1CHW.index_select(2, below.to(device))
+    return upper.mul_(1 - weight_H1).add_(lower.mul_(weight_H1))

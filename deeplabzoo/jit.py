@@ -1,0 +1,63 @@
+"""Loops that no array library runs in one pass, compiled by numba where it is installed (extra `fast`).
+
+numba is imported on first use, about half a second; a loop is compiled once per machine, seconds, and read from disk in later
+processes. Compiled loops hold no Python lock, so that plain threads run them side by side: numba's own threads are not used,
+as one of their layers may not be entered from two threads at once.
+"""
+
+import functools
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from deeplabzoo.say import say
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+_importing = threading.RLock()
+
+
+def available() -> bool:
+    """Whether loops can be compiled here; that they cannot is said once."""
+    with _importing:
+        return _numba() is not None
+
+
+@functools.cache
+def _numba() -> Any:
+    try:
+        return importlib.import_module("numba")
+    except ImportError as error:  # missing, or at odds with the numpy that is there
+        reason = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == "numba" else f"fails ({error})"
+        say(f'numba {reason}; labels and scores are made without it, equal but slower (pip install "deeplabzoo[fast]").')
+        return None
+
+
+def compiled(loop: Loop) -> Loop:
+    """Compile a function of arrays and numbers on its first call, and keep the machine code on disk where a disk allows it."""
+    return _Compiled(loop)  # type: ignore[return-value]
+
+
+def inlined(loop: Loop) -> Loop:
+    """Compile a function that only compiled functions call."""
+    function: Loop = _numba().njit(nogil=True, error_model="numpy")(loop)
+    return function
+
+
+class _Compiled:
+    """A loop that is compiled in memory where its machine code cannot be kept: a read-only or full disk is no error."""
+
+    def __init__(self, loop: Callable[..., Any]) -> None:
+        self._loop = loop
+        try:
+            self._run = _numba().njit(nogil=True, error_model="numpy", cache=True)(loop)
+        except RuntimeError:  # numba found no folder to write to
+            self._run = inlined(loop)
+
+    def __call__(self, *values: Any) -> Any:
+        try:
+            return self._run(*values)
+        except OSError:  # of the cache: a loop over arrays opens no file
+            self._run = inlined(self._loop)
+            return self._run(*values)
