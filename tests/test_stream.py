@@ -70,7 +70,7 @@ def test_batches_do_not_depend_on_workers_or_start(workers: int) -> None:
         assert isinstance(expected, Batch)
         assert torch.equal(batch.image_BCHW, expected.image_BCHW)
         assert torch.equal(batch.labels_BHW, expected.labels_BHW)
-        assert (batch.image_BCHW.dtype, batch.labels_BHW.dtype) == (torch.uint8, torch.int64)
+        assert (batch.image_BCHW.dtype, batch.labels_BHW.dtype) == (torch.uint8, torch.uint8)
         assert batch.image_BCHW.shape == (4, 3, 24, 32)
 
 
@@ -132,4 +132,5 @@ def test_normalisation_is_that_of_inference() -> None:
     for order in ("RGB", "BGR"):
         preprocessing = Preprocessing(channel_order=order)  # type: ignore[arg-type]
         ours = normalised(torch.from_numpy(image).permute(2, 0, 1)[None], preprocessing)
-        torch.testing.assert_close(ours, prepare(image, preprocessing).tensor_1CHW)
+        torch.testing.assert_close(ours, prepare(image, preprocessing).tensor_1CHW, rtol=0, atol=1e-6)
+        assert ours.is_contiguous(memory_format=torch.channels_last)

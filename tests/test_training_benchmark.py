@@ -54,7 +54,7 @@ def test_both_sides_do_the_same_work(folder: Path) -> None:
     batch = next(iter(ours.batches(1)))
     assert isinstance(batch, Batch)
     image_BCHW = normalised(batch.image_BCHW, nets[0].preprocessing)
-    losses = [(ours.step(batch), theirs.step((image_BCHW, batch.labels_BHW))) for _ in range(2)]
+    losses = [(ours.step(batch), theirs.step((image_BCHW, batch.labels_BHW.long()))) for _ in range(2)]
     for our_loss, their_loss in losses:
         assert our_loss == pytest.approx(their_loss, rel=1e-3)
     assert losses[1][0] < losses[0][0]

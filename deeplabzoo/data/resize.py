@@ -1,0 +1,104 @@
+"""A window of the resized picture, without resizing the rest: bilinear with antialiasing, as Pillow does it.
+
+Pillow's box resize reads the same source pixels with the same weights as resizing the whole picture would. Here it runs in
+one of two ways that give the same pixels bit for bit: compiled by numba (the extra `fast`), or by Pillow itself.
+"""
+
+import functools
+import math
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deeplabzoo.data.images import Pixels
+from deeplabzoo.say import say
+
+_BITS = 22
+"""Of a weight's fraction: Pillow's 32 bits less 8 for the pixel and 2 for the sign and an overshoot (Resample.c)."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the source; fractions are meant."""
+Starts = npt.NDArray[np.int32]
+Weights = npt.NDArray[np.int32]
+
+
+@functools.cache
+def kernel() -> ModuleType | None:
+    """Return the compiled resize, or None, said once, where numba cannot be used; call it before workers fork."""
+    try:
+        from deeplabzoo.data import resize_kernel
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        say(
+            f"resize: numba cannot be used ({reason}), so Pillow resizes the training pictures: the same pixels, but slower "
+            '(pip install "deeplabzoo[fast]").'
+        )
+        return None
+    return resize_kernel
+
+
+def resize_into(
+    out_HWC: Pixels, image_HWC: Pixels, box: Box, kept_hw: tuple[int, int], *, flip: bool, fill: tuple[int, int, int]
+) -> None:
+    """Write the window `box`, resized to `kept_hw` and mirrored with `flip`, into the top left of `out_HWC`; `fill` beyond.
+
+    All are uint8 RGB; `out_HWC` is contiguous and at least as large as `kept_hw`.
+    """
+    (left, right), columns = _needed(box[0], box[2], kept_hw[1], image_HWC.shape[1])
+    (top, bottom), rows = _needed(box[1], box[3], kept_hw[0], image_HWC.shape[0])
+    part_HWC = image_HWC[rows, columns]
+    compiled = kernel()
+    if compiled is None:
+        place(out_HWC, _by_pillow(part_HWC, (left, top, right, bottom), kept_hw), flip=flip, fill=fill)
+        return
+    across, down = taps(part_HWC.shape[1], left, right, kept_hw[1]), taps(part_HWC.shape[0], top, bottom, kept_hw[0])
+    whole = image_HWC if image_HWC.flags.c_contiguous else np.ascontiguousarray(image_HWC)
+    compiled.resample_into(whole[rows], columns.start, *across, *down, flip, np.array(fill, np.uint8), out_HWC)
+
+
+def place(out_HWC: Pixels, pixels_HWC: Pixels, *, flip: bool, fill: tuple[int, int, int]) -> None:
+    """Write a picture, mirrored with `flip`, into the top left corner of `out_HWC`, and `fill` (RGB) beyond it."""
+    height, width = pixels_HWC.shape[:2]
+    out_HWC[:height, :width] = pixels_HWC[:, ::-1] if flip else pixels_HWC
+    out_HWC[height:] = fill
+    out_HWC[:height, width:] = fill
+
+
+def taps(size: int, start: float, stop: float, count: int) -> tuple[Starts, Weights]:
+    """Return first source pixel and fixed-point weights of `count` outputs that cover [start, stop) of a side of `size` pixels.
+
+    The weights are outputs x taps, in units of 2^-22, zero where an output has fewer taps; no tap lies outside the side.
+    """
+    step = float(np.float32(stop) - np.float32(start)) / count
+    reach = max(1.0, step)  # antialiasing: a smaller picture averages over what it leaves out
+    centre = start + (np.arange(count) + 0.5) * step
+    low = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
+    high = np.minimum((centre + reach + 0.5).astype(np.int64), size)
+    most = int((high - low).max())
+    low = np.minimum(low, size - most)  # the last outputs begin with weights of zero instead of ending with them
+    source = low[:, None] + np.arange(most)
+    weight = np.maximum(0.0, 1.0 - np.abs((source - centre[:, None] + 0.5) * (1.0 / reach)))
+    weight[source >= high[:, None]] = 0.0
+    weight /= functools.reduce(np.add, weight.T)[:, None]  # in Pillow's order: a sum of floats depends on it
+    return low.astype(np.int32), (0.5 + weight * (1 << _BITS)).astype(np.int32)
+
+
+def _needed(start: float, stop: float, count: int, size: int) -> tuple[tuple[float, float], slice]:
+    """Return the source pixels that a side of the window can touch, and the window's ends counted from the first of them.
+
+    The ends are float32, as in Pillow's interface; a whole number can be taken from them without rounding.
+    """
+    first, last = float(np.float32(start)), float(np.float32(stop))
+    reach = max(1.0, (last - first) / count) + 1
+    begin, end = max(0, math.floor(first - reach)), min(size, math.ceil(last + reach))
+    return (first - begin, last - begin), slice(begin, end)
+
+
+def _by_pillow(part_HWC: Pixels, box: Box, kept_hw: tuple[int, int]) -> Pixels:
+    """Resize columns first and then rows, in two calls: which comes first within one call depends on Pillow's version."""
+    (left, top, right, bottom), (height, width) = box, kept_hw
+    bilinear, rows = Image.Resampling.BILINEAR, part_HWC.shape[0]
+    across = Image.fromarray(part_HWC).resize((width, rows), bilinear, box=(left, 0, right, rows))
+    return np.asarray(across.resize((width, height), bilinear, box=(0, top, width, bottom)))
