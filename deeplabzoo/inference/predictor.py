@@ -4,23 +4,28 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from PIL import Image
 
-from deeplabzoo.data.images import ImageSource, Labels, Pixels, read_image
+from deeplabzoo.data.images import MAX_PIXELS, ImageSource, Labels, Pixels, read_image
 from deeplabzoo.errors import DeepLabZooError, UsageError, did_you_mean
 from deeplabzoo.inference.device import choose_device, evaluating
 from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for
 from deeplabzoo.inference.labels import ClassArea, class_areas
+from deeplabzoo.inference.large_image import ArrayRows, PixelRows
 from deeplabzoo.inference.overlay import Color, blend, with_legend
 from deeplabzoo.inference.preprocess import labels_at_original, prepare
+from deeplabzoo.inference.tile_plan import Tiling, tiling_for, tiling_of
+from deeplabzoo.inference.tiles import Band, labelled_bands
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.output import write_atomically
+from deeplabzoo.say import say
 
 ENGINES = ("auto", "torch")
 
@@ -115,14 +120,33 @@ class Predictor:
         predictor = Predictor(deeplabzoo.create("deeplabv3_mobilenetv2_voc", pretrained=True))
         predictor("cat.jpg").overlay().show()
 
-    Raises UsageError for an unknown engine or device, or a network that does not take three channels.
+    `tile` cuts pictures into overlapping tiles of that side, or (height, width), at their own resolution times `scale` instead
+    of resizing them as the weights' preprocessing says; "auto" cuts only where the network's input would exceed 2048 x 2048
+    pixels even so; None never cuts. `overlap` is what neighbours share, in pixels (default: a quarter of the tile). Pictures of
+    more than `max_pixels` are refused (default 256 million, for what has to be decoded whole).
+
+    Raises UsageError for an unknown engine or device, settings that make no sense, or a network that does not take three
+    channels.
     """
 
-    def __init__(self, net: DeepLab, device: str | torch.device = "auto", engine: str = "auto") -> None:
+    def __init__(
+        self,
+        net: DeepLab,
+        device: str | torch.device = "auto",
+        engine: str = "auto",
+        *,
+        tile: int | tuple[int, int] | Literal["auto"] | None = "auto",
+        overlap: int | None = None,
+        scale: float | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
         if engine not in ENGINES:
             raise UsageError(f"Unknown engine {engine!r}; expected one of {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}")
         if net.config.in_chans != 3:
             raise UsageError(f"The network takes {net.config.in_chans} channels; photos have 3, so it cannot be run on them.")
+        if max_pixels is not None and max_pixels < 4:
+            raise UsageError(f"max_pixels must be at least 4, not {max_pixels!r}.")
+        self.tiling, self.max_pixels = tiling_of(tile, overlap, scale), max_pixels
         self.device = choose_device(device, net)
         self.net = net.to(self.device)
 
@@ -140,18 +164,46 @@ class Predictor:
             return [self._one(photo) for photo in source]
         return self._one(source)
 
+    def tiling_for(self, hw: tuple[int, int]) -> Tiling | None:
+        """Return how a picture of this height and width is cut into tiles; None where it goes through the network whole."""
+        return tiling_for(hw, self.net.preprocessing, self.tiling)
+
+    def bands(self, picture: PixelRows, tiling: Tiling, *, first_row: int = 0) -> Iterator[Band]:
+        """Yield (first row, labels) of a picture cut into tiles, from `first_row` to its end, holding one row of tiles."""
+        net = self.net
+        with evaluating(net):
+            yield from labelled_bands(
+                lambda tile_1CHW: net.forward_low_resolution(tile_1CHW.to(self.device)),
+                picture,
+                net.preprocessing,
+                tiling,
+                align_corners=net.config.align_corners,
+                first_row=first_row,
+            )
+
     def _one(self, source: ImageSource) -> Result:
-        image_HWC = read_image(source)
+        image_HWC = read_image(source, max_pixels=self.max_pixels or MAX_PIXELS)
         start = time.perf_counter()
-        prepared = prepare(image_HWC, self.net.preprocessing)
+        tiling = self.tiling_for((image_HWC.shape[0], image_HWC.shape[1]))
         try:
-            with evaluating(self.net):
-                labels_HW = labels_at_original(self.net, prepared)
+            labels_HW = self._whole(image_HWC) if tiling is None else self._in_tiles(image_HWC, tiling)
         except torch.OutOfMemoryError:
-            height, width = prepared.tensor_1CHW.shape[2:]
+            height, width = image_HWC.shape[:2]
             raise DeepLabZooError(
-                f"The memory of {self.device} is too small for an input of {width} x {height} pixels; use device 'cpu', "
-                "or make the photo smaller."
+                f"The memory of {self.device} is too small for a photo of {width} x {height} pixels; use device 'cpu', "
+                "smaller tiles (tile=512), or a smaller photo."
             ) from None
         seconds = time.perf_counter() - start
         return Result(image_HWC, labels_HW, self.net.classes, self.net.palette, seconds)
+
+    def _whole(self, image_HWC: Pixels) -> Labels:
+        prepared = prepare(image_HWC, self.net.preprocessing)
+        with evaluating(self.net):
+            return labels_at_original(self.net, prepared)
+
+    def _in_tiles(self, image_HWC: Pixels, tiling: Tiling) -> Labels:
+        if self.tiling == "auto":
+            height, width = image_HWC.shape[:2]
+            say(f"{width} x {height} pixels are cut into tiles of {tiling.tile[1]} x {tiling.tile[0]} (tile=None: never)")
+        bands = list(self.bands(ArrayRows(image_HWC), tiling))
+        return np.concatenate([labels_HW for _, labels_HW in bands])

@@ -1,0 +1,144 @@
+"""Windows of a TIFF file: only the tiles or strips that rows touch are read and decoded (tifffile, an extra)."""
+
+import contextlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from deeplabzoo.data.images import Pixels, read_image
+from deeplabzoo.errors import ImageError
+from deeplabzoo.say import say
+
+_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+_MOST_SEGMENT_BYTES = 2**28
+"""Decoded size of one tile or strip above which a file counts as not made for windows."""
+
+
+class TiffRows:
+    """The first picture of a TIFF file: tiled or in strips, BigTIFF too, 8 or 16 bits, grey, palette, RGB or with alpha.
+
+    Pixels are those that `read_image` gives. One row of tiles or strips stays decoded, since rows are asked for in order.
+    """
+
+    def __init__(self, path: Path, file: Any, page: Any) -> None:
+        self.path, self._file, self._page = path, file, page
+        self.hw: tuple[int, int] = (int(page.imagelength), int(page.imagewidth))
+        self._segment_hw = (int(page.tilelength or page.rowsperstrip), int(page.tilewidth or page.imagewidth))
+        self._decoded: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
+
+    @property
+    def segment_bytes(self) -> int:
+        """Decoded size of one tile or strip."""
+        rows, columns = min(self._segment_hw[0], self.hw[0]), self._segment_hw[1]
+        return rows * columns * int(self._page.samplesperpixel) * max(1, int(self._page.bitspersample) // 8)
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """Return rows `top` to `bottom` (without it) as uint8 RGB; raises ImageError where the file is damaged there."""
+        step = self._segment_hw[0]
+        out = np.empty((bottom - top, self.hw[1], 3), np.uint8)
+        for segment_row in range(top // step, -(-bottom // step)):
+            first = segment_row * step
+            decoded_HWC = self._segment_row(segment_row)
+            begin, end = max(top, first), min(bottom, first + len(decoded_HWC))
+            out[begin - top : end - top] = self._as_rgb(decoded_HWC[begin - first : end - first])
+        return out
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _segment_row(self, segment_row: int) -> np.ndarray[Any, Any]:
+        """Return a row of tiles, or a strip, as stored: rows x width x samples."""
+        if segment_row in self._decoded:
+            return self._decoded[segment_row]
+        height, width = self.hw
+        rows, columns = self._segment_hw
+        across = -(-width // columns)
+        samples = int(self._page.samplesperpixel)
+        out = np.zeros((min(rows, height - segment_row * rows), width, samples), self._page.dtype)
+        for column in range(across):
+            values = self._segment(segment_row * across + column)
+            if values is not None:
+                left = column * columns
+                values_HWC = values[0, : len(out), : width - left]
+                out[: values_HWC.shape[0], left : left + values_HWC.shape[1]] = values_HWC
+        self._decoded.clear()
+        self._decoded[segment_row] = out
+        return out
+
+    def _segment(self, index: int) -> Any:
+        page, handle = self._page, self._file.filehandle
+        try:
+            offset, count = page.dataoffsets[index], page.databytecounts[index]
+            if not count:
+                return None  # a sparse file leaves out what is empty
+            handle.seek(offset)
+            data = handle.read(count)
+            if len(data) < count:
+                raise ValueError(f"{len(data)} of {count} bytes are there")
+            return page.decode(data, index, jpegtables=page.jpegtables)[0]
+        except Exception as error:  # damaged data ends in whatever the decoder raises
+            raise ImageError(f"'{self.path}' is damaged or cut short ({' '.join(str(error).split())}).") from None
+
+    def _as_rgb(self, values_HWC: np.ndarray[Any, Any]) -> Pixels:
+        page = self._page
+        if page.photometric.name == "PALETTE":
+            values_HWC = np.moveaxis(page.colormap, 0, -1)[values_HWC[..., 0]]
+        elif page.photometric.name == "MINISWHITE":
+            values_HWC = np.iinfo(values_HWC.dtype).max - values_HWC
+        doubled = np.repeat(values_HWC, 2, axis=0) if len(values_HWC) == 1 else values_HWC  # one row alone is no picture
+        return read_image(doubled)[: len(values_HWC)]
+
+
+def opened_tiff(path: Path) -> TiffRows | None:
+    """Return the windows of a TIFF file; None for another kind of file, or one that cannot be read so (said in one line)."""
+    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+        return None
+    try:
+        import tifffile
+    except ImportError:
+        say(f"{path.name} is decoded whole: windows of a TIFF need tifffile (pip install 'deeplabzoo[large]')")
+        return None
+    try:
+        file = tifffile.TiffFile(path)
+        page = file.pages.first
+        obstacle = _obstacle(page)
+    except Exception as error:  # damaged headers end in whatever the parser raises
+        say(f"{path.name} is not read in windows: {' '.join(str(error).split())}")
+        return None
+    windows = TiffRows(path, file, page) if not obstacle else None
+    if windows is not None and windows.segment_bytes > _MOST_SEGMENT_BYTES:
+        obstacle = f"one {'tile' if page.is_tiled else 'strip'} of it holds {windows.segment_bytes / 1e6:.0f} MB"
+    if not obstacle:
+        return windows
+    with contextlib.suppress(OSError):
+        file.close()
+    say(f"{path.name} is decoded whole: {obstacle}")
+    return None
+
+
+def _obstacle(page: Any) -> str:
+    """Return why a page cannot be read in windows as it should look, in words; empty where it can."""
+    samples, photometric = int(page.samplesperpixel), page.photometric.name
+    orientation = page.tags.get("Orientation")
+    if orientation is not None and int(orientation.value) not in (0, 1):
+        return "it is stored turned"
+    if photometric not in ("RGB", "MINISBLACK", "MINISWHITE", "PALETTE"):
+        return f"its colours are {photometric}"
+    if str(page.dtype) not in ("uint8", "uint16"):
+        return f"its values are {page.dtype}"
+    if samples not in (1, 2, 3, 4) or (samples > 1 and int(page.planarconfig) != 1):
+        return f"its {samples} channels are not stored pixel by pixel"
+    if page.imagedepth != 1:
+        return "it is a volume"
+    if page.decode.__name__.startswith("decode_raise"):  # how tifffile keeps a reason for later
+        return f"tifffile decodes {page.compression.name} with the package imagecodecs alone"
+    return ""
