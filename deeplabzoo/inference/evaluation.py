@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.inference.device import choose_device, evaluating
 from deeplabzoo.inference.preprocess import image_probabilities, labels_at_original, prepare
+from deeplabzoo.inference.read_ahead import OneBehind, read_ahead
 from deeplabzoo.inference.report import Protocol, Report, hardware, image_list_sha256, tensors_sha256
 from deeplabzoo.metrics import ConfusionMatrix
 from deeplabzoo.models.encoder_table import short_name
@@ -59,9 +60,9 @@ def evaluate(
     matrix = ConfusionMatrix(len(data.classes), data.ignore_index)
     started = time.perf_counter()
     with _on_device(net, device) as chosen, _at_stride(net, output_stride), evaluating(net):
-        for index in tqdm(range(count), desc="evaluate", unit="image", disable=None if progress else True):
-            sample = data[index]
-            matrix.update(_predicted(net, sample.image, scales, flip), sample.labels)
+        with closing(read_ahead(data, range(count))) as samples, OneBehind(matrix.update) as counted:
+            for sample in tqdm(samples, total=count, desc="evaluate", unit="image", disable=None if progress else True):
+                counted(_predicted(net, sample.image, scales, flip), sample.labels)
         seconds = time.perf_counter() - started
         if not matrix.counts.any():
             raise DataError(f"All pixels of these {count} pictures are void ({data.ignore_index}); there is nothing to score.")
