@@ -11,16 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from deeplabzoo import benchmark
+from deeplabzoo.benchmarking import training_reference, training_step, training_table
+from deeplabzoo.benchmarking.photos import write_photos
+from deeplabzoo.benchmarking.training_memory import memory_of
+from deeplabzoo.benchmarking.training_settings import Settings
+from deeplabzoo.benchmarking.training_sides import open_side, write_networks
+from deeplabzoo.errors import UsageError
+from deeplabzoo.train.stream import Batch, normalised
+from deeplabzoo.zoo.table import replace_block
+
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("torchvision", reason="the benchmark compares with torchvision")
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import training_sides, training_step, training_table  # noqa: E402
-from benchmarks.photos import write_photos  # noqa: E402
-from benchmarks.training_memory import memory_of  # noqa: E402
-from benchmarks.training_sides import Settings, open_side, write_networks  # noqa: E402
-from deeplabzoo.train.stream import Batch, normalised  # noqa: E402
-from deeplabzoo.zoo.table import replace_block  # noqa: E402
 
 TINY = Settings(batch=2, crop=65)
 TINY_WORDS = "--batch 2 --crop 65 --rounds 2 --steps 1 --warmup 1 --memory-steps 1 --photos 4 --longest 120 --threads 1"
@@ -35,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def without_dropout(side: Any) -> nn.Module:
     """The network inside a side, with nothing left to chance."""
-    net: nn.Module = side._net if isinstance(side, training_sides._Torchvision) else side._trainer.net
+    net: nn.Module = side._net if isinstance(side, training_reference.Torchvision) else side._trainer.net
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -96,9 +98,9 @@ def test_memory_is_measured_in_processes_of_their_own(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_runs_as_documented(tmp_path: Path) -> None:
-    """`python -m benchmarks.training_step` in a checkout, in a process of its own."""
+    """`python -m deeplabzoo.benchmark --train` in a checkout, in a process of its own."""
     words = [*TINY_WORDS.split(), "--sides", "torchvision", "ours", "--json", str(tmp_path / "record.json")]
-    subprocess.run([sys.executable, "-m", "benchmarks.training_step", *words], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "deeplabzoo.benchmark", "--train", *words], cwd=ROOT, check=True)
     sides = json.loads((tmp_path / "record.json").read_text())["sides"]
     assert all(side["memory"]["peak_bytes"] > side["memory"]["before_bytes"] > 1e8 for side in sides.values())
 
@@ -111,14 +113,14 @@ def test_the_command_writes_a_record_and_its_table(
     memory = {"kind": "resident, whole process", "before_bytes": 1_000_000, "peak_bytes": 2_000_000, "steps": 1}
     monkeypatch.setattr(training_step, "memory_of", lambda *words, **options: memory)
     file = tmp_path / "record.json"
-    assert training_step.main([*TINY_WORDS.split(), "--sides", "torchvision", "ours", "--json", str(file)]) == 0
+    assert benchmark.main(["--train", *TINY_WORDS.split(), "--sides", "torchvision", "ours", "--json", str(file)]) == 0
     record = json.loads(file.read_text())
     assert set(record["sides"]) == {"ours", "torchvision"}
     assert record["threads"] == 1
     assert {"torch", "torchvision", "timm", "python", "deeplabzoo"} <= set(record["versions"])
     assert record["date"]
     assert record["hardware"]["cpu"]
-    assert record["command"].startswith("python -m benchmarks.training_step --batch 2")
+    assert record["command"].startswith("python -m deeplabzoo.benchmark --train --batch 2")
     for side in record["sides"].values():
         assert side["images"] == 2 * 1 * 2
         assert [turn["pictures"] for turn in side["turns"]] == [2, 2]
@@ -135,13 +137,15 @@ def test_the_command_writes_a_record_and_its_table(
 def test_the_document_holds_what_the_records_say() -> None:
     """No number is typed (house rule 4): writing the tables again changes nothing."""
     document = ROOT / "benchmarks" / "README.md"
-    assert replace_block(document, training_table.records_table(), training_table.BLOCK) == document.read_text(encoding="utf-8")
+    assert replace_block(
+        document, training_table.records_table(ROOT / "benchmarks" / "training"), training_table.BLOCK
+    ) == document.read_text(encoding="utf-8")
 
 
 def test_wrong_calls_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured for a call that cannot be meant; what is no record is named."""
-    assert training_step.main(["--rounds", "0"]) == 2
+    assert benchmark.main(["--train", "--rounds", "0"]) == 2
     assert "--rounds must be at least 1" in capsys.readouterr().err
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(training_table.UsageError, match="not a record"):
+    with pytest.raises(UsageError, match="not a record"):
         training_table.records_table(tmp_path)

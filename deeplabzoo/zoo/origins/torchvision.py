@@ -27,7 +27,7 @@ _MOBILENET_STEM, _RESNET_STEM = "backbone.0.0.weight", "backbone.conv1.weight"
 _ASPP, _CLASSIFIER, _AUXILIARY = "classifier.0.convs.0.0.weight", "classifier.4.weight", "aux_classifier.4.weight"
 _RATES = (12, 24, 36)
 _MOBILENET = "mobilenetv3_large_100"
-_BUILDERS = {
+BUILDERS = {
     "resnet50": "deeplabv3_resnet50",
     "resnet101": "deeplabv3_resnet101",
     _MOBILENET: "deeplabv3_mobilenet_v3_large",
@@ -97,9 +97,9 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Converted:
 def export(net: DeepLab) -> Exported:
     """Return the network under torchvision's names; raises WeightsError where its builders make another network."""
     config = net.config
-    builder = _BUILDERS.get(config.encoder)
+    builder = BUILDERS.get(config.encoder)
     if builder is None:
-        raise WeightsError(f"{ORIGIN} has no DeepLab on {config.encoder}; it has {', '.join(_BUILDERS)}.")
+        raise WeightsError(f"{ORIGIN} has no DeepLab on {config.encoder}; it has {', '.join(BUILDERS)}.")
     if config.in_chans != 3:
         raise WeightsError(f"{ORIGIN}'s networks take 3 channels, and this one takes {config.in_chans}.")
     keeps_auxiliary = config.aux_head and config.encoder != _MOBILENET

@@ -1,22 +1,13 @@
-"""`python -m benchmarks.training_table --write benchmarks/README.md`: the recorded training benchmarks as tables.
-
-Every number in them comes from a record in benchmarks/training; a test holds the document to the records.
-"""
+"""The recorded training benchmarks as tables: every number in them comes from a record, and a test holds it so."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training_memory import ROOT
-from benchmarks.training_sides import SIDES
-from deeplabzoo.cli import Parser, run
+from deeplabzoo.benchmarking.training_settings import SIDES
 from deeplabzoo.errors import UsageError
-from deeplabzoo.output import write_atomically
-from deeplabzoo.zoo.table import replace_block
 
-RECORDS = ROOT / "benchmarks" / "training"
 BLOCK = "training-table"
 _HEADER = (
     "side",
@@ -29,7 +20,7 @@ _HEADER = (
 )
 
 
-def records_table(folder: Path = RECORDS) -> str:
+def records_table(folder: Path) -> str:
     """Return the tables of all records of a folder, in the order of their names; raises UsageError for what is no record."""
     files = sorted(folder.glob("*.json"))
     try:
@@ -85,27 +76,3 @@ def _count(number: int, noun: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def table_command(argv: Sequence[str] | None = None) -> int:
-    """Print the tables, or write them into the marked block of documents."""
-    parser = Parser("training_table", "The recorded training benchmarks as Markdown.")
-    parser.prog = "python -m benchmarks.training_table"
-    parser.add_argument("--write", type=Path, nargs="+", metavar="DOCUMENT", help="documents with the block `training-table`")
-    args = parser.parse_args(argv)
-    table = records_table()
-    if not args.write:
-        print(table)
-        return 0
-    for document, text in {document: replace_block(document, table, BLOCK) for document in args.write}.items():
-        write_atomically(document, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run(table_command, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

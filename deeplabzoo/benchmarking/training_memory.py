@@ -1,6 +1,6 @@
 """Peak memory of training on one side of the benchmark, in a process of its own that does nothing else.
 
-`python -m benchmarks.training_memory FOLDER SIDE STEPS THREADS SETTINGS` is called by training_step, and prints JSON.
+`python -m deeplabzoo.benchmarking.training_memory FOLDER SIDE STEPS THREADS SETTINGS` is that process, and prints JSON.
 """
 
 import dataclasses
@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training_sides import Settings, SideName, open_side
+from deeplabzoo.benchmarking.training_settings import Settings, SideName
+from deeplabzoo.benchmarking.training_sides import open_side
 from deeplabzoo.errors import TrainingError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def memory_of(side: SideName, folder: Path, settings: Settings, *, steps: int, threads: int) -> dict[str, Any]:
@@ -23,8 +22,17 @@ def memory_of(side: SideName, folder: Path, settings: Settings, *, steps: int, t
     On a GPU these are what torch allocated there, on a CPU the resident memory of the process. Raises TrainingError.
     """
     given = json.dumps(dataclasses.asdict(settings))
-    words = [sys.executable, "-m", "benchmarks.training_memory", str(folder), side, str(steps), str(threads), given]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "deeplabzoo.benchmarking.training_memory",
+        str(folder),
+        side,
+        str(steps),
+        str(threads),
+        given,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise TrainingError(f"Memory of {side} could not be measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}.")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

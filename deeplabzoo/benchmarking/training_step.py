@@ -1,4 +1,4 @@
-"""`python -m benchmarks.training_step --json FILE`: a training step of ours against torchvision's reference recipe.
+"""`python -m deeplabzoo.benchmark --train --json FILE`: a training step of ours against torchvision's reference recipe.
 
 Both sides train the same network from the same weights on the same photos (made from a seed, in VOC's layout) at the same
 batch, crop, scales and number of workers. They take turns (A B A B …) in one process; each turn begins with steps that do not
@@ -8,32 +8,26 @@ own.
 
 import argparse
 import contextlib
-import datetime
 import json
-import platform
 import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-import timm
 import torch
 
-import deeplabzoo
-from benchmarks.photos import write_photos
-from benchmarks.training_memory import ROOT, memory_of
-from benchmarks.training_sides import MODEL, SIDES, THEIR_MODEL, Settings, Side, SideName, open_side, write_networks
-from deeplabzoo.cli import Parser, run
+from deeplabzoo.benchmarking.photos import write_photos
+from deeplabzoo.benchmarking.record import conditions
+from deeplabzoo.benchmarking.training_memory import memory_of
+from deeplabzoo.benchmarking.training_settings import MODELS, SIDES, Settings, Side, SideName
+from deeplabzoo.benchmarking.training_sides import open_side, write_networks
+from deeplabzoo.benchmarking.training_table import record_table
+from deeplabzoo.cli import Parser
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.device import choose_device
-from deeplabzoo.inference.report import hardware
 from deeplabzoo.output import ensure_folder, write_atomically
 from deeplabzoo.say import say
 
@@ -61,8 +55,8 @@ def measure(settings: Settings, sides: Sequence[SideName], args: argparse.Namesp
             say(f"round {number + 1} of {args.rounds}, images per second: {speeds}")
     return {
         "benchmark": "training_step",
-        "model": MODEL,
-        "torchvision_model": THEIR_MODEL,
+        "model": settings.model,
+        "torchvision_model": MODELS[settings.model],
         "same_network": same,
         "settings": {
             "device": settings.device,
@@ -81,11 +75,7 @@ def measure(settings: Settings, sides: Sequence[SideName], args: argparse.Namesp
         },
         "sides": {name: {**_summary(turns[name]), "memory": memory[name], "turns": turns[name]} for name in sides},
         "against_torchvision": _ratios(turns),
-        "threads": threads,
-        "versions": _versions(),
-        "hardware": hardware(device),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        **conditions(device),
     }
 
 
@@ -161,25 +151,6 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _versions() -> dict[str, str]:
-    import torchvision
-
-    modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "pillow": PIL, "deeplabzoo": deeplabzoo}
-    return {"python": platform.python_version(), **{name: str(module.__version__) for name, module in modules.items()}}
-
-
-def _commit() -> str | None:
-    """Return the commit of this checkout, with a mark where tracked files differ from it; None outside a repository."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def _sides(wanted: Sequence[SideName] | None, device: torch.device) -> list[SideName]:
     """Return the sides to measure: those wanted, else all that this machine is made for."""
     try:
@@ -192,11 +163,8 @@ def _sides(wanted: Sequence[SideName] | None, device: torch.device) -> list[Side
     return [name for name in SIDES if (name in wanted if wanted else name != "ours_bf16" or native)]
 
 
-def benchmark_command(argv: Sequence[str] | None = None) -> int:
+def training_command(words: Sequence[str]) -> int:
     """Parse the command line, measure, print the table, write the record."""
-    from benchmarks.training_table import record_table
-
-    words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     for name in ("batch", "crop", "photos", "rounds", "steps", "warmup", "memory_steps", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -208,9 +176,11 @@ def benchmark_command(argv: Sequence[str] | None = None) -> int:
     torch.set_flush_denormal(True)  # untrained weights make denormals, which would slow down whoever meets more of them
     if args.threads:
         torch.set_num_threads(args.threads)
-    settings = Settings(device=args.device, batch=args.batch, crop=args.crop, workers=args.workers, seed=args.seed)
+    settings = Settings(
+        model=args.model, device=args.device, batch=args.batch, crop=args.crop, workers=args.workers, seed=args.seed
+    )
     record = measure(settings, _sides(args.sides, choose_device(args.device)), args)
-    record["command"] = shlex.join(["python", "-m", "benchmarks.training_step", *words])
+    record["command"] = shlex.join(["python", "-m", "deeplabzoo.benchmark", "--train", *words])
     print(record_table(record))
     if args.json is not None:
         text = json.dumps(record, indent=2) + "\n"
@@ -218,14 +188,10 @@ def benchmark_command(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return run(benchmark_command, argv)
-
-
 def _parser() -> Parser:
-    parser = Parser("training_step", "Images per second and peak memory of training, against torchvision's reference recipe.")
-    parser.prog = "python -m benchmarks.training_step"
+    parser = Parser("benchmark", "Images per second and peak memory of training, against torchvision's reference recipe.")
+    parser.prog = "python -m deeplabzoo.benchmark --train"
+    parser.add_argument("model", nargs="?", choices=tuple(MODELS), default=next(iter(MODELS)), help="default: the first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step (default 8)")
     parser.add_argument("--crop", type=int, default=321, help="side of the crop in pixels (default 321)")
@@ -241,7 +207,3 @@ def _parser() -> Parser:
     parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), help="default: all; ours_bf16 where the device computes it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there (benchmarks/training/NAME.json)")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
