@@ -132,5 +132,5 @@ def test_normalisation_is_that_of_inference() -> None:
     for order in ("RGB", "BGR"):
         preprocessing = Preprocessing(channel_order=order)  # type: ignore[arg-type]
         ours = normalised(torch.from_numpy(image).permute(2, 0, 1)[None], preprocessing)
-        torch.testing.assert_close(ours, prepare(image, preprocessing).tensor_1CHW, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, prepare(image, preprocessing).tensor_1CHW, rtol=0, atol=0)
         assert ours.is_contiguous(memory_format=torch.channels_last)
