@@ -14,9 +14,12 @@ from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.output import ensure_folder
 
 if TYPE_CHECKING:
+    from deeplabzoo.inference.large_predict import LargeResult
     from deeplabzoo.inference.predictor import Predictor, Result
 
 DEFAULT_MODEL = "deeplabv3plus_mobilenetv2_voc"
+TILE = 768
+"""Side of a tile in pixels where `--tile` stands alone."""
 
 _SUFFIX_IN_FOLDER: dict[Kind, str] = {"overlay": "_overlay.png", "labels": "_labels.png", "json": ".json"}
 
@@ -31,6 +34,7 @@ examples:
   python -m deeplabzoo.predict cat.jpg --out cat_overlay.png
   python -m deeplabzoo.predict photos --recursive --out results --labels --json
   python -m deeplabzoo.predict cat.jpg --out areas.json --weights mine.safetensors
+  python -m deeplabzoo.predict survey.tif --out labels.tif --labels --tile 1024
 """
 
 
@@ -59,7 +63,7 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     jobs = _one_job(sources, out, kinds) if one_file else [_job(source, out, kinds) for source in sources]
     _check_files(jobs)
 
-    predictor, facts = _predictor(args.model, args.weights, args.device)
+    predictor, facts = _predictor(args)
     failed = _work(jobs, predictor, facts, alpha=args.alpha, legend=not args.no_legend)
     if failed:
         if len(jobs) == 1:
@@ -90,6 +94,22 @@ def _parser() -> Parser:
     parser.add_argument("--alpha", type=float, default=0.5, help="weight of the colours in the overlay, 0...1 (default 0.5)")
     parser.add_argument("--no-legend", action="store_true", help="leave the legend out: the overlay has the photo's size")
     parser.add_argument("--recursive", action="store_true", help="search the folders below a folder, too, and keep them")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        nargs="?",
+        const=TILE,
+        metavar="SIDE",
+        help=f"cut photos into overlapping tiles at their own resolution (SIDE in pixels, {TILE} unless given) instead of "
+        "resizing them as the weights say; any size, see docs/large_images.md",
+    )
+    parser.add_argument(
+        "--overlap", type=int, metavar="N", help="with --tile: pixels that neighbours share (a quarter of SIDE)"
+    )
+    parser.add_argument(
+        "--scale", type=float, metavar="S", help="with --tile: resize the photo by this factor first (default 1)"
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="largest photo that is read (default 256 million pixels)")
     add_device_option(parser)
     return parser
 
@@ -131,15 +151,23 @@ def _check_files(jobs: list[_Job]) -> None:
         ensure_folder(folder)
 
 
-def _predictor(model: str | None, weights: str | None, device: str) -> tuple["Predictor", dict[str, Any]]:
+def _predictor(args: Any) -> tuple["Predictor", dict[str, Any]]:
     """Return the predictor, and the facts about it for the JSON; a weights file without a model says itself what it is."""
+    model, weights = args.model, args.weights
     if model is None and weights is not None and Path(weights).is_file():
         model, weights = weights, None
     net = named_network(model or DEFAULT_MODEL, weights)
 
     from deeplabzoo.inference.predictor import Predictor  # after the names are known to be right: torch takes seconds
 
-    predictor = Predictor(net, device)
+    predictor = Predictor(
+        net,
+        args.device,
+        tile="auto" if args.tile is None else args.tile,
+        overlap=args.overlap,
+        scale=args.scale,
+        max_pixels=args.max_pixels,
+    )
     source = net.weights_source
     name = source.get("name") or f"{net.config.architecture}_{short_name(net.config.encoder)}"
     return predictor, {"model": name, "weights": source, "device": str(predictor.device)}
@@ -151,22 +179,29 @@ def _work(
     """Label the photos and write their files; returns those that could not be read, with the reason."""
     from tqdm import tqdm
 
+    from deeplabzoo.inference.large_predict import goes_from_file_to_file, predict_to_files
+
     failed: list[tuple[Source, str]] = []
     for job in tqdm(jobs, unit="photo", disable=None if len(jobs) > 1 else True, dynamic_ncols=True):
+        about = {"image": str(job.source.path), **facts}
+        result: Result | LargeResult
         try:
-            result = predictor(job.source.path)
+            if goes_from_file_to_file(predictor, job.source.path):
+                result = predict_to_files(predictor, job.source.path, job.files, alpha=alpha, legend=legend, facts=about)
+            else:
+                result = photo = predictor(job.source.path)
+                for kind, file in job.files.items():
+                    photo.save(file, kind, alpha=alpha, legend=legend, facts=about)
         except ImageError as error:
             failed.append((job.source, str(error)))
             if len(jobs) > 1:
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
-        for kind, file in job.files.items():
-            result.save(file, kind, alpha=alpha, legend=legend, facts={"image": str(job.source.path), **facts})
         tqdm.write(_summary(job, result))
     return failed
 
 
-def _summary(job: _Job, result: "Result") -> str:
+def _summary(job: _Job, result: "Result | LargeResult") -> str:
     from deeplabzoo.inference.overlay import percent
 
     found = result.found()

@@ -61,6 +61,15 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         return _to_rgb(image, f"'{path}'", max_pixels)
 
 
+def declared_hw(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return height and width that an image file's header declares, before it is turned upright; None where it is none."""
+    try:
+        with _opened(_existing_file(path)) as image:
+            return image.height, image.width
+    except ImageError:
+        return None
+
+
 def read_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Labels:
     """Return the label numbers of a mask file, height x width, uint8 (uint16 for a 16-bit file), as they stand there.
 
@@ -138,7 +147,7 @@ def _decoded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise ImageError(
             f"{name} declares {width} x {height} pixels, more than the limit of {max_pixels}; "
-            "make it smaller, or call read_image with a larger max_pixels if you trust it."
+            "make it smaller, or set a larger max_pixels (predict --max-pixels) if you trust it."
         )
     try:
         frames = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: a photo with a depth map behind it

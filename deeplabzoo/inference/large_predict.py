@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from deeplabzoo.data.images import Labels
+from deeplabzoo.data.images import Labels, declared_hw
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.formats import Kind, kind_for
 from deeplabzoo.inference.label_file import require_label_suffix, write_labels
@@ -64,6 +64,15 @@ class LargeResult:
             "continued_from": self.continued_from,
             "seconds": round(self.seconds, 4),
         }
+
+
+def goes_from_file_to_file(predictor: Predictor, source: str | Path) -> bool:
+    """Whether the command labels a picture without holding it: it is cut into tiles and has more than `HELD_PIXELS`.
+
+    Read from the header alone; what has none that can be read is left to the ordinary way, which says what is wrong.
+    """
+    hw = declared_hw(Path(source))
+    return hw is not None and hw[0] * hw[1] > HELD_PIXELS and predictor.tiling_for(hw) is not None
 
 
 def predict_to_files(
