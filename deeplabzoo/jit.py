@@ -34,6 +34,7 @@ def _numba() -> Any:
         return None
 
 
+@functools.cache
 def compiled(loop: Loop) -> Loop:
     """Compile a function of arrays and numbers on its first call, and keep the machine code on disk where a disk allows it."""
     return _Compiled(loop)  # type: ignore[return-value]

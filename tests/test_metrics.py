@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torchmetrics.functional import classification as oracle
 
+from deeplabzoo import jit, metrics
 from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.metrics import OTHER_MIOU_RULES, ConfusionMatrix, Scores
 
@@ -207,3 +208,76 @@ def test_the_other_rules_equal_ours_where_no_class_is_missing(maps: tuple[np.nda
     for name, rule in OTHER_MIOU_RULES.items():
         if name != "pooled":
             assert rule(matrix.counts) == pytest.approx(matrix.scores().miou)
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to count bytes."""
+    if request.param == "numpy":
+        monkeypatch.setattr(jit, "available", lambda: False)
+    else:
+        assert jit.available(), "the test extra contains numba"
+    return request.param
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.lists(st.integers(0, 14), min_size=1, max_size=3),
+    classes=st.integers(1, 256),
+    ignore_index=st.sampled_from([None, 0, 255, -1, 300]),
+    run=st.sampled_from([1, 5, 30]),
+    chunk=st.sampled_from([100, 777, 2**30]),
+    layout=st.sampled_from(["plain", "transposed", "strided", "read-only", "odd address"]),
+    seed=st.integers(0, 99),
+)
+def test_bytes_are_counted_like_any_other_numbers(way, shape, classes, ignore_index, run, chunk, layout, seed) -> None:
+    """One pass over eight pixels at a time sees every pixel once: any shape, memory, number of classes, lengths of runs."""
+    rng = np.random.default_rng(seed)
+
+    def labels() -> np.ndarray:
+        array = np.repeat(rng.integers(0, classes, np.prod(shape, dtype=int) // run + 1), run)
+        array = array[: np.prod(shape, dtype=int)].reshape(shape).astype(np.uint8)
+        if layout == "transposed":
+            return array.T
+        if layout == "strided":
+            return np.repeat(array, 2, axis=-1)[..., ::2]
+        if layout == "odd address":
+            return np.concatenate([[0], array.ravel()]).astype(np.uint8)[1:].reshape(shape)
+        array.flags.writeable = layout != "read-only"
+        return array
+
+    predicted, true = labels(), labels()
+    if ignore_index == 255:
+        true = np.where(rng.random(true.shape) < 0.2, 255, true).astype(np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "PAIRS_AT_ONCE", chunk)
+        fast = ConfusionMatrix(classes, ignore_index)
+        fast.update(predicted, true)
+    plain = ConfusionMatrix(classes, ignore_index)
+    plain.update(predicted.astype(np.int64), true.astype(np.int64))
+    np.testing.assert_array_equal(fast.counts, plain.counts)
+    assert fast.counts.dtype == np.int64
+
+
+def test_bytes_outside_the_classes_are_named(way: str) -> None:
+    """The very sentences of other numbers; void pixels may hold any prediction; nothing is counted by halves."""
+    matrix = ConfusionMatrix(3)
+    true, predicted = np.zeros((4, 9), np.uint8), np.zeros((4, 9), np.uint8)
+    true[1, 2], predicted[1, 2] = 255, 200
+    matrix.update(predicted, true)
+    assert matrix.counts.sum() == 35
+    true[2, 3] = 7
+    with pytest.raises(DataError, match=r"from 0 to 7, expected 0\.\.2 or 255"):
+        matrix.update(predicted, true)
+    true[2, 3], predicted[3, 8] = 2, 3
+    with pytest.raises(UsageError, match=r"from 0 to 3, expected 0\.\.2"):
+        matrix.update(predicted, true)
+    with pytest.raises(DataError, match=r"from 0 to 255, expected 0\.\.2\."):
+        ConfusionMatrix(3, ignore_index=None).update(np.zeros_like(true), true)
+    assert matrix.counts.sum() == 35
+
+
+def test_a_picture_of_one_colour_does_not_overflow(way: str) -> None:
+    """All pixels in one cell of one table: more than 16 bits hold, counted exactly."""
+    one = np.full((1000, 1001), 18, np.uint8)
+    assert counted(one, one, 19).counts[18, 18] == 1_001_000
