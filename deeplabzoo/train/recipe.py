@@ -152,6 +152,10 @@ class Recipe:
     """Refuse operations of the GPU whose result depends on timing."""
     device: str = "auto"
     workers: int = 2
+    cache: Literal["none", "memory", "disk"] = "none"
+    """Keep pictures decoded: in memory that the workers share, or in the cache folder on disk for later runs, too."""
+    cache_gb: float = 4.0
+    """At most this much, in units of 10^9 bytes, for training and val pictures together."""
     save_every: int = 500
     """Steps between two states to resume from; one is also saved at every evaluation."""
     evaluations: int = 10
@@ -179,6 +183,7 @@ class Recipe:
             raise UsageError(f"Recipe '{self.name}' needs either steps or epochs, not {self.steps!r} and {self.epochs!r}.")
         positive = {"steps": self.steps, "epochs": self.epochs, "batch": self.batch, "accumulate": self.accumulate}
         positive |= {"save_every": self.save_every, "evaluations": self.evaluations, "log_every": self.log_every}
+        positive |= {"cache_gb": self.cache_gb}
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value!r}.")
@@ -254,5 +259,7 @@ class Recipe:
         return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if key not in INDIFFERENT and mine[key] != theirs[key]]
 
 
-INDIFFERENT = frozenset({"device", "workers", "save_every", "log_every", "pictures", "tensorboard", "wandb", "allow_change"})
+INDIFFERENT = frozenset(
+    {"device", "workers", "cache", "cache_gb", "save_every", "log_every", "pictures", "tensorboard", "wandb", "allow_change"}
+)
 """Fields that change how a run goes but not what it learns."""

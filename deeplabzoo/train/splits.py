@@ -8,6 +8,7 @@ import torch
 
 from deeplabzoo.data.base import SegmentationData, open_data
 from deeplabzoo.data.classes import CLASS_LISTS
+from deeplabzoo.data.decoded_cache import DiskCache, MemoryCache
 from deeplabzoo.data.scan import LabelCounts, scan_labels
 from deeplabzoo.data.shapes import Shapes
 from deeplabzoo.errors import DataError, UsageError
@@ -15,6 +16,7 @@ from deeplabzoo.say import say
 from deeplabzoo.train.class_weights import class_weights
 from deeplabzoo.train.distributed import Processes
 from deeplabzoo.train.recipe import Recipe
+from deeplabzoo.zoo.hub import cache_folder
 
 _SHAPES = (64, 80)
 _SHAPES_COUNT = {"train": 512, "val": 64}
@@ -39,7 +41,8 @@ def open_splits(recipe: Recipe, root: Path | None) -> Splits:
     """Open the recipe's splits; a test split that is not there is said and left out. Raises UsageError and DataError."""
     if recipe.data == "shapes":
         size = _SHAPES
-        train, val = (Shapes(split, size, _SHAPES_COUNT[split]) for split in ("train", "val"))
+        drawn = (Shapes(split, size, _SHAPES_COUNT[split]) for split in ("train", "val"))
+        train, val = _kept(recipe, *drawn)
         return Splits(train, val, None, None)
     if root is None:
         raise UsageError(f"Recipe '{recipe.name}' needs --data, the folder that holds '{recipe.data}'.")
@@ -54,7 +57,21 @@ def open_splits(recipe: Recipe, root: Path | None) -> Splits:
     both = set(first.names) & set(second.names)
     if both and recipe.train_split != recipe.val_split:
         raise DataError(f"{len(both)} pictures are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
-    return Splits(first, second, test, root)
+    train, val = _kept(recipe, first, second)
+    return Splits(train, val, test, root)
+
+
+def _kept(recipe: Recipe, *splits: SegmentationData) -> list[SegmentationData]:
+    """Wrap splits into the recipe's cache of decoded pictures, sharing its bytes out by their numbers of pictures."""
+    if recipe.cache == "none":
+        return list(splits)
+    pictures = sum(map(len, splits))
+    limits = [max(1, int(recipe.cache_gb * 1e9 * len(data) / max(1, pictures))) for data in splits]
+    if recipe.cache == "memory":
+        return [MemoryCache(data, limit) for data, limit in zip(splits, limits, strict=True)]
+    folder = cache_folder() / "decoded"
+    places = (folder / f"{data.name}_{data.split}" for data in splits)
+    return [DiskCache(data, place, limit) for data, place, limit in zip(splits, places, limits, strict=True)]
 
 
 def class_weights_of(recipe: Recipe, data: Splits, processes: Processes) -> list[float] | None:
