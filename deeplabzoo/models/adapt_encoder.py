@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame
-from timm.models._features import FeatureInfo
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from timm.models.resnet import BasicBlock
-from timm.models.xception_aligned import SeparableConv2d, XceptionModule
 from torch import nn
 
 from deeplabzoo.errors import UsageError
@@ -123,29 +121,6 @@ def keep_local_convs_dense(encoder: nn.Module) -> None:
         if isinstance(conv, nn.Conv2d):
             reach = conv.kernel_size[0] // 2
             conv.dilation, conv.padding = (1, 1), (reach, reach)
-
-
-class ActivatedSeparableConv2d(SeparableConv2d):
-    """A separable convolution of an Xception that does the ReLU before it itself, on a copy."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Activate and convolve."""
-        convolved: torch.Tensor = super().forward(F.relu(x))  # type: ignore[no-untyped-call]
-        return convolved
-
-
-def yield_low_level_unactivated(encoder: nn.Module) -> None:
-    """Let the stride-4 feature of an Xception be the map before the ReLU that timm takes it after; all else stays.
-
-    Raises UsageError for other encoders.
-    """
-    stacks = [block.stack for block in encoder.modules() if isinstance(block, XceptionModule)]
-    if not stacks or not isinstance(encoder.feature_info, FeatureInfo):
-        raise UsageError("decoder_low_level_activated=False has no meaning for an encoder other than Xception; leave it True.")
-    taps = [info["module"] for info in encoder.feature_info.get_dicts() if info["reduction"] == 4]
-    stack = stacks[int(taps[-1].split(".")[1])]
-    stack.act3.__class__ = nn.Identity  # the same module, which timm's features are hooked to; only its forward differs
-    stack.conv3.__class__ = ActivatedSeparableConv2d
 
 
 def keep_later_convs_dense(encoder: nn.Module, dilated: Literal["first_convs", "first_blocks"]) -> None:

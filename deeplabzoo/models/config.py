@@ -87,6 +87,9 @@ class DeepLabConfig(_Plain):
     """Concatenation order in the decoder: low-level projection before the ASPP output, or after (default)."""
     decoder_low_level_activated: bool = True
     """In Xception the decoder reads the stride-4 map after its ReLU, as timm yields it, or before (TensorFlow, SegmenTron)."""
+    decoder_low_level_expanded: bool = False
+    """In MobileNetV2 the decoder reads what the last stride-4 block projects, 144 channels, instead of the 24 that it makes of
+    them (TensorFlow)."""
     align_corners: bool = False
     """How features and logits are upsampled; False as torch's default, True as the TensorFlow models."""
     encoder_padding: Literal["symmetric", "same"] = "symmetric"

@@ -27,11 +27,11 @@ from deeplabzoo.models.adapt_encoder import (
     pad_even_kernels_behind,
     set_norm_eps,
     use_group_norm,
-    yield_low_level_unactivated,
 )
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.drn import DRN54
 from deeplabzoo.models.encoder_table import EncoderFacts, require_stride
+from deeplabzoo.models.low_level_map import yield_low_level_expanded, yield_low_level_unactivated
 
 _MEASURED_AT = 256
 """Side of the image that features are measured with: a multiple of every stride, window and patch in use."""
@@ -93,6 +93,8 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
         keep_later_convs_dense(encoder, config.encoder_dilates)
     if not config.decoder_low_level_activated:
         yield_low_level_unactivated(encoder)
+    if config.decoder_low_level_expanded:
+        yield_low_level_expanded(encoder)
     if config.multi_grid is not None:
         dilate_blocks(encoder, config.multi_grid, config.output_stride, halved=config.multi_grid_halved)
     if config.norm == "group":

@@ -1,8 +1,9 @@
 """Foreign checkpoint formats, one module each: it recognises its files by their content and converts them into our terms.
 
-There are two kinds. A whole file format (TensorFlow Lite) reads its files itself. A layout is a way to name the tensors of a
-PyTorch or safetensors file, which is read safely once, whoever wrote it, and recognised by its tensor names. A new one is a
-module with `ORIGIN`, `recognise` and `convert`, named in `FORMATS` or `LAYOUTS` below; no two may recognise the same names.
+There are two kinds. A whole file format (TensorFlow's graphs, TensorFlow Lite) reads its files itself. A layout is a way to
+name the tensors of a PyTorch or safetensors file, which is read safely once, whoever wrote it, and recognised by its tensor
+names. A new one is a module with `ORIGIN`, `recognise` and `convert`, named in `FORMATS` or `LAYOUTS` below; no two may
+recognise the same names.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from deeplabzoo.zoo.origins import (
     mmseg,
     segmentron,
     smp,
+    tf_graph,
     tflite,
     torchvision,
     transformers,
@@ -57,7 +59,7 @@ class Layout(Protocol):
         """
 
 
-FORMATS: tuple[Format, ...] = (tflite,)
+FORMATS: tuple[Format, ...] = (tflite, tf_graph)
 LAYOUTS: tuple[Layout, ...] = (torchvision, smp, transformers, vainf, ml_cvnets, jfzhang95, mmseg, segmentron, detectron2)
 
 
