@@ -48,7 +48,7 @@ def draw_chart(record: Record, path: Path) -> None:
     axes.set_xlabel("times as fast as the peer, or as small (above 1: ours is better); whiskers are quartiles")
     where = record.hardware.get("gpu") or f"{record.hardware['cpu']}, {record.threads} thread{'s' * (record.threads != 1)}"
     axes.set_title(f"deeplabzoo against its peers, same weights\n{where}, torch {record.versions['torch']}, {record.date[:10]}")
-    axes.legend(title="ours against", fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(fontsize=8, loc="outside lower center")
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
     write_atomically(path, lambda file: file.write(picture.getvalue()))

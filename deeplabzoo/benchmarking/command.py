@@ -13,7 +13,6 @@ from deeplabzoo.benchmarking.chart import draw_chart
 from deeplabzoo.benchmarking.compare import Plan, compare, peers_of
 from deeplabzoo.benchmarking.libraries import library
 from deeplabzoo.benchmarking.machine import gemm_peaks
-from deeplabzoo.benchmarking.memory import compare_memory
 from deeplabzoo.benchmarking.options import comparison_parser
 from deeplabzoo.benchmarking.record import Record, Row, conditions
 from deeplabzoo.benchmarking.sides import LIBRARY_OF, OURS, PLAIN, require_peer
@@ -58,10 +57,7 @@ def _measurements(args: argparse.Namespace, plan: Plan) -> Iterator[list[Row]]:
         subject = open_subject(name, plan.seed)
         own = dataclasses.replace(plan, peers=peers_of(subject, plan.peers))
         for size, batch in itertools.product(plan.sizes, plan.batches):
-            if plan.pairs:
-                yield compare(subject, own, size, batch)
-            if args.memory:
-                yield compare_memory(name, own, size, batch)
+            yield compare(subject, own, size, batch)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -80,6 +76,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         threads=args.threads,
         pairs=args.pairs,
         seed=args.seed,
+        memory=args.memory,
         peer_precision=args.peer_precision,
         peaks=gemm_peaks(device, args.threads),
     )

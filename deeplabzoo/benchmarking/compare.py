@@ -1,18 +1,24 @@
 """One network, one input: every side of ours and every peer in turns, after proof that they answer alike."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import itertools
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deeplabzoo.benchmarking.machine import gflop_of
 from deeplabzoo.benchmarking.random_weights import made_pictures
-from deeplabzoo.benchmarking.record import Row
-from deeplabzoo.benchmarking.sides import TASKS, Side, Task, open_side
+from deeplabzoo.benchmarking.record import Row, Spread
+from deeplabzoo.benchmarking.sides import TASKS, Task
 from deeplabzoo.benchmarking.subjects import Subject
-from deeplabzoo.benchmarking.turns import in_turns
+from deeplabzoo.benchmarking.turns import alternate
+from deeplabzoo.benchmarking.worker import Worker
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.say import say
 from deeplabzoo.zoo.exporting import LIBRARIES
@@ -35,6 +41,8 @@ class Plan:
     threads: int
     pairs: int
     seed: int
+    memory: bool = False
+    """Also the peak above the loaded network."""
     peer_precision: str = "fp32"
     peaks: dict[str, float]
     """GEMM peak in GFLOP/s by number of threads."""
@@ -61,62 +69,84 @@ def compare(subject: Subject, plan: Plan, size: tuple[int, int], batch: int) -> 
 
     Raises UsageError, before anything is timed, where a side cannot be had or where float32 sides label differently.
     """
-    net = subject.net
-    image_BCHW = made_pictures(batch, size, plan.seed, net.config.in_chans).to(plan.device)
     names = (*plan.ours, *plan.peers)
-    sides = {name: open_side(name, net, image_BCHW, threads=plan.threads, peer_precision=plan.peer_precision) for name in names}
-    agreements = _agreements(subject, plan, sides, image_BCHW)
-    gflop = gflop_of(net, image_BCHW)
-    rows = []
-    for task in plan.tasks:
-        calls = {name: side.call(task, image_BCHW) for name, side in sides.items()}
-        title = f"{subject.name} {size[0]}x{size[1]} batch {batch} {TASKS[task]}"
-        times = in_turns(calls, plan.pairs, device=plan.device, name=title)
-        for own in plan.ours:
-            for peer in plan.peers or (None,):
+    channels = subject.net.config.in_chans
+    gflop = gflop_of(subject.net, made_pictures(batch, size, plan.seed, channels))
+    with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place, contextlib.ExitStack() as stack:
+        weights = Path(place) / "weights.safetensors"
+        subject.net.save(weights)
+        given = {
+            "weights": str(weights),
+            "size": size,
+            "batch": batch,
+            "threads": plan.threads,
+            "device": str(plan.device),
+            "seed": plan.seed,
+            "peer_precision": plan.peer_precision,
+            "memory": plan.memory,
+        }
+        workers = {name: stack.enter_context(Worker({**given, "side": name})) for name in names}
+        agreements = _agreements(subject, plan, workers)
+        shared: dict[str, Any] = {
+            "name": subject.name,
+            "size": size,
+            "batch": batch,
+            "threads": plan.threads,
+            "note": subject.weights,
+        }
+        rows = []
+        for task in plan.tasks if plan.pairs else ():
+            title = f"{subject.name} {size[0]}x{size[1]} batch {batch} {TASKS[task]}"
+            turns = {name: functools.partial(worker.turn, task) for name, worker in workers.items()}
+            times = alternate(turns, plan.pairs, name=title)
+            for own, peer in itertools.product(plan.ours, plan.peers or (None,)):
                 row = Row.paired(
                     times[own],
                     times[peer] if peer else None,
-                    name=subject.name,
                     task=TASKS[task],
-                    side=sides[own].title,
-                    peer=sides[peer].title if peer else None,
-                    size=size,
-                    batch=batch,
-                    threads=plan.threads,
+                    side=workers[own].facts["title"],
+                    peer=workers[peer].facts["title"] if peer else None,
                     agreement=agreements[own, peer] if peer else None,
-                    figures=_figures(times[own], batch, gflop, plan),
-                    note=subject.weights,
+                    figures=_figures(times[own], batch, gflop, plan) | {"start_s": workers[own].facts["start_s"]},
+                    **shared,
                 )
                 rows.append(row)
-    return rows
+        if plan.memory:
+            facts = {name: worker.facts for name, worker in workers.items()}
+            pairs = itertools.product(plan.ours, plan.peers or (None,))
+            rows += [Row(**_memory(facts[own], facts[peer] if peer else None), **shared) for own, peer in pairs]
+        return rows
 
 
-def _agreements(
-    subject: Subject, plan: Plan, sides: dict[str, Side], image_BCHW: torch.Tensor
-) -> dict[tuple[str, str | None], float]:
-    labels = {name: _array(side.labels(image_BCHW)) for name, side in sides.items()}
+def _memory(ours: Mapping[str, Any], peer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a row says of two sides' memory; the ratio is the peer's peak over ours."""
+    figures = {name: ours[name] for name in ("peak_mb", "loaded_mb")}
+    values: dict[str, Any] = {"task": "peak memory, image -> labels", "side": ours["title"], "figures": figures}
+    if peer is None:
+        return values
+    figures |= {f"peer_{name}": peer[name] for name in ("peak_mb", "loaded_mb")}
+    ratio = Spread.of([peer["peak_mb"] / ours["peak_mb"]]) if ours["peak_mb"] else None
+    return values | {"peer": peer["title"], "ratio": ratio}
+
+
+def _agreements(subject: Subject, plan: Plan, workers: Mapping[str, Worker]) -> dict[tuple[str, str | None], float]:
+    labels = {name: worker.labels() for name, worker in workers.items()} if plan.peers else {}
     found: dict[tuple[str, str | None], float] = {}
-    for own in plan.ours:
-        for peer in plan.peers:
-            share = float((labels[own] == labels[peer]).mean())
-            if share < _LEAST_AGREEMENT and own.endswith(":fp32") and plan.peer_precision == "fp32":
-                raise UsageError(
-                    f"{subject.name}: {sides[own].title} and {sides[peer].title} label only {100 * share:.2f} % of the pixels "
-                    "alike, so they are not the same network, and were not timed."
-                )
-            found[own, peer] = share
+    for own, peer in itertools.product(plan.ours, plan.peers):
+        share = float((labels[own] == labels[peer]).mean())
+        if share < _LEAST_AGREEMENT and own.endswith(":fp32") and plan.peer_precision == "fp32":
+            raise UsageError(
+                f"{subject.name}: {workers[own].facts['title']} and {workers[peer].facts['title']} label only "
+                f"{100 * share:.2f} % of the pixels alike, so they are not the same network, and were not timed."
+            )
+        found[own, peer] = share
     return found
 
 
 def _figures(ours_ms: Sequence[float], batch: int, gflop: float, plan: Plan) -> dict[str, float]:
     """Return what follows from the median time; `gflop` is of the whole batch."""
-    seconds = float(np.median(ours_ms)) / 1000
+    seconds = statistics.median(ours_ms) / 1000
     speed = gflop / seconds
     figures = {"images_per_s": batch / seconds, "gflop": gflop, "gflop_per_s": speed}
     peak = plan.peaks.get(str(plan.threads))
     return figures | ({"share_of_gemm_peak": speed / peak} if peak else {})
-
-
-def _array(labels_BHW: Any) -> Any:
-    return labels_BHW.cpu().numpy() if isinstance(labels_BHW, torch.Tensor) else labels_BHW
