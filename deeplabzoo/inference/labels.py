@@ -32,6 +32,12 @@ BAND_VALUES = 2**22
 """Upsampled logits held at once while labels are made (float32: 16 MB, which allocators reuse without asking the system)."""
 
 
+COMPILE_AFTER_PIXELS = 2**24
+"""Labels made by torch in this process before numba is loaded: it takes longer than a few photos do (64 at 513 x 513)."""
+
+_made_by_torch = 0
+
+
 @dataclass(frozen=True)
 class Grid:
     """Where the network's output lies in the photo; sizes are (height, width) in pixels."""
@@ -80,6 +86,15 @@ def labels_and_confidence_of(
     The probability needs every class at every pixel, so this takes as long as plain upsampling, at a bounded memory.
     """
     return _with_confidence(low_BCHW, _plain(low_BCHW, size_hw, align_corners))
+
+
+def compile_labels() -> bool:
+    """Load the compiled loops now, as for a long run, and return whether there are any; seconds once a machine, then less."""
+    global _made_by_torch
+    _made_by_torch = COMPILE_AFTER_PIXELS
+    if jit.available():
+        labels_of(torch.zeros(1, 2, 2, 2), (3, 3), align_corners=False)
+    return jit.available()
 
 
 def labels_in_bands(low_1CHW: torch.Tensor, grid: Grid, *, band_values: int = BAND_VALUES) -> Labels:
@@ -140,10 +155,18 @@ def _fused(low_BCHW: torch.Tensor, grid: Grid, labels_BHW: torch.Tensor) -> bool
         axis(small, padded, grid.align_corners).cut(valid)
         for small, padded, valid in zip(low_BCHW.shape[2:], grid.padded_hw, grid.valid_hw, strict=True)
     )
-    if low_BCHW.device.type == "cpu" and jit.available():
+    if low_BCHW.device.type == "cpu" and _worth_compiling(labels_BHW.numel()) and jit.available():
         blocks = importlib.import_module("deeplabzoo.inference.blocks")
         return bool(blocks.labels_by_block(low_BCHW, rows, columns, labels_BHW))
     return labels_by_boundary(low_BCHW, rows, columns, labels_BHW, BAND_VALUES)
+
+
+def _worth_compiling(pixels: int) -> bool:
+    global _made_by_torch
+    if _made_by_torch >= COMPILE_AFTER_PIXELS:
+        return True
+    _made_by_torch += pixels
+    return False
 
 
 def _with_confidence(low_BCHW: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
