@@ -4,6 +4,7 @@ Names in a state dict: `encoder.<timm's own names>`, `head.â€¦` and `aux_head.â€
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -101,6 +102,11 @@ class DeepLab(nn.Module):
         return self.config.output_stride
 
     @property
+    def device(self) -> torch.device:
+        """Where the network's tensors are."""
+        return next(self.parameters()).device
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names; label i is `classes[i]`."""
         return self._classes
@@ -130,6 +136,15 @@ class DeepLab(nn.Module):
     def predict_labels(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the most likely class of every pixel: int64, B x H x W."""
         return self._upsample(self.forward_low_resolution(image_BCHW), image_BCHW).argmax(dim=1)
+
+    def optimize(self, engine: str = "torch", *, precision: str = "fp32", size: tuple[int, int] | None = None) -> Any:
+        """Return this network, as it is now, as an OptimizedDeepLab: a faster form for inference alone, equal up to rounding.
+
+        `engine` is torch, compiled, onnxruntime, openvino, or auto, which measures; see `deeplabzoo.inference.engine.optimize`
+        for `precision`, `size` and the errors. Training or changing the network afterwards does not change what is returned.
+        """
+        engines = importlib.import_module("deeplabzoo.inference.engine")  # a higher layer: known only when it is asked for
+        return engines.optimize(self, engine, precision=precision, size=size)
 
     def set_output_stride(self, output_stride: int) -> None:
         """Run the same weights at another output stride: encoder and ASPP are re-dilated together (DeepLabV3, section 4.1).
@@ -181,13 +196,7 @@ class DeepLab(nn.Module):
         save_checkpoint(self, path, extra=self.weights_source if extra is None else extra, dtype=dtype)
 
     def _encode(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        channels = self.config.in_chans
-        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != channels:
-            raise UsageError(
-                f"This network expects a batch of images of shape B x {channels} x H x W, not {tuple(image_BCHW.shape)}."
-            )
-        if not image_BCHW.is_floating_point():
-            raise UsageError(f"This network expects a normalised float image, not {image_BCHW.dtype}; see `net.preprocessing`.")
+        require_image(self.config, image_BCHW)
         return list(self.encoder(image_BCHW))
 
     def _run_head(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -215,6 +224,17 @@ class DeepLab(nn.Module):
             )
         self._classes: tuple[str, ...] = names
         self._palette: Palette = colours  # type: ignore[assignment]
+
+
+def require_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:
+    """Raise UsageError for an image of another rank, channel count or kind than a network of this configuration takes."""
+    channels = config.in_chans
+    if image_BCHW.ndim != 4 or image_BCHW.shape[1] != channels:
+        raise UsageError(
+            f"This network expects a batch of images of shape B x {channels} x H x W, not {tuple(image_BCHW.shape)}."
+        )
+    if not image_BCHW.is_floating_point():
+        raise UsageError(f"This network expects a normalised float image, not {image_BCHW.dtype}; see `net.preprocessing`.")
 
 
 def _expected_shapes(cls: type[DeepLab], config: DeepLabConfig) -> dict[str, torch.Size]:

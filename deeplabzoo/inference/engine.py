@@ -1,0 +1,114 @@
+"""`net.optimize()`: the same weights and the same answer in a form for inference alone, run by an engine chosen by name."""
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from deeplabzoo.errors import UsageError, did_you_mean
+from deeplabzoo.inference.labels import labels_of
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.deeplab import DeepLab, Palette, require_image
+
+if TYPE_CHECKING:
+    from deeplabzoo.inference.calibration import CalibrationImages
+
+ENGINES = ("torch", "compiled", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+_HOME = {"torch": "torch_engine", "compiled": "compiled", "onnxruntime": "onnx_runtime", "openvino": "openvino"}
+
+
+class OptimizedDeepLab:
+    """A network as it was when it was optimised, ready to run: later changes of the network do not reach it.
+
+    It answers as the network does in eval mode, without gradients.
+    """
+
+    def __init__(self, net: DeepLab, forward: Callable[[torch.Tensor], torch.Tensor], engine: str, precision: str) -> None:
+        self.net = net
+        """The network that it was made of, as it is now."""
+        self.config: DeepLabConfig = net.config
+        self.classes: tuple[str, ...] = net.classes
+        self.palette: Palette = net.palette
+        self.preprocessing: Preprocessing = net.preprocessing
+        self.weights_source: dict[str, Any] = dict(net.weights_source)
+        self.device = net.device
+        self.engine, self.precision = engine, precision
+        self._forward = forward
+        self._state = state_of(net)
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits."""
+        return self.config.num_classes
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels per cell of the encoder's last feature: 8, 16 or 32."""
+        return self.config.output_stride
+
+    @property
+    def current(self) -> bool:
+        """Whether the network still has the tensors and the configuration that this form was made of."""
+        return self._state == state_of(self.net)
+
+    def __call__(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits B x num_classes x H x W at the image's own size; raises UsageError as the network does."""
+        low_BCHW = self.forward_low_resolution(image_BCHW)
+        size = image_BCHW.shape[-2:]
+        return F.interpolate(low_BCHW, size=size, mode="bilinear", align_corners=self.config.align_corners)
+
+    def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits at the head's own size, in channels_last memory."""
+        require_image(self.config, image_BCHW)
+        return self._forward(image_BCHW)
+
+    def predict_labels(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the most likely class of every pixel, B x H x W, without holding full-size logits: uint8 up to 256 classes."""
+        low_BCHW = self.forward_low_resolution(image_BCHW)
+        height, width = image_BCHW.shape[-2:]
+        return labels_of(low_BCHW, (height, width), align_corners=self.config.align_corners)
+
+
+def optimize(
+    net: DeepLab,
+    engine: str = "torch",
+    *,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    calibration: "CalibrationImages | None" = None,
+) -> OptimizedDeepLab:
+    """Return the network in its inference form, run by `engine`: torch, compiled, onnxruntime, openvino, or auto.
+
+    `auto` times the installed engines on one image of `size` (height, width; default: the weights' own) unless it did so
+    before on this machine, and takes the fastest; it never takes `compiled`. `precision` is what the engine computes in, never
+    changed silently: fp32, bf16, fp16 or int8, which needs `calibration`, real photos.
+
+    Raises UsageError for unknown names and for a precision that the engine or the hardware has not, DeepLabZooError where an
+    engine's library is missing.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"Unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}.{did_you_mean(precision, PRECISIONS)}"
+        )
+    if engine == "auto":
+        engine = importlib.import_module("deeplabzoo.inference.engine_choice").fastest_engine(net, size, precision)
+    if engine not in ENGINES:
+        names = (*ENGINES, "auto")
+        raise UsageError(f"Unknown engine {engine!r}; expected one of {', '.join(names)}.{did_you_mean(engine, names)}")
+    if net.device.type != "cpu" and engine in ("onnxruntime", "openvino"):
+        raise UsageError(f"The engine '{engine}' runs on the CPU, and the network is on {net.device}; use engine='torch'.")
+    build = importlib.import_module(f"deeplabzoo.inference.engines.{_HOME[engine]}").build
+    options: dict[str, Any] = {"size": size} if engine == "compiled" else {}
+    if engine in ("onnxruntime", "openvino"):
+        options = {"calibration": calibration}
+    return OptimizedDeepLab(net, build(net, precision, **options), engine, precision)
+
+
+def state_of(net: DeepLab) -> tuple[Any, ...]:
+    """Return what changes whenever a tensor of the network is written, replaced or moved, or its configuration changes."""
+    tensors = [*net.parameters(), *net.buffers()]
+    return (net.config, *((id(one), 0 if one.is_inference() else one._version, one.device) for one in tensors))

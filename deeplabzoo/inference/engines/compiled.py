@@ -1,0 +1,51 @@
+"""The inference form compiled by torch's Inductor with its weights frozen in: for many pictures of few sizes.
+
+Compiling takes from seconds to minutes and a C++ compiler; Inductor keeps what it compiled in its own cache on disk. A second
+size is compiled once more, with sizes left open, and said.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from deeplabzoo.errors import DeepLabZooError
+from deeplabzoo.inference.engines.torch_engine import require_precision, runner
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.inference_form import inference_form
+from deeplabzoo.say import say
+
+
+def build(
+    net: DeepLab, precision: str = "fp32", *, size: tuple[int, int] | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what `torch_engine.build` does, compiled for one image of `size` (default: the weights' own) before it returns.
+
+    Raises UsageError as that does, and DeepLabZooError where the compiler fails, with its first line.
+    """
+    started = time.perf_counter()
+    device = next(net.parameters()).device
+    dtype = require_precision("compiled", precision, device)
+    with torch.inference_mode():
+        form = inference_form(net).to(dtype)
+    # A form of its own with options of its own: dynamo would otherwise hand out a graph that it compiled without freezing.
+    compiled = torch.compile(form, options={"freezing": True})
+    forward = runner(compiled, device, dtype)
+    height, width = size or net.preprocessing.size
+    try:
+        forward(torch.zeros(1, net.config.in_chans, height, width))
+    except Exception as error:  # the compiler stack raises errors of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DeepLabZooError(f"The network could not be compiled ({reason}); use engine='torch'.") from error
+    say(f"engine compiled, {precision}: ready for {width} x {height} after {time.perf_counter() - started:.0f} s")
+    seen = {(1, height, width)}
+
+    def saying(image_BCHW: torch.Tensor) -> torch.Tensor:
+        batch, _, *sides = image_BCHW.shape
+        if (batch, *sides) not in seen:
+            if len(seen) == 1:
+                say(f"engine compiled: {batch} x {sides[1]} x {sides[0]} is another size; compiling once more for any size.")
+            seen.add((batch, sides[0], sides[1]))
+        return forward(image_BCHW)
+
+    return saying

@@ -1,0 +1,54 @@
+"""The same network for inference alone: norms folded, channels_last throughout, heads that concatenate nothing.
+
+Exact up to rounding: every step is an identity of real numbers, done once in float64, and what it changes in float32 is as
+much as plain float32 is from the truth anyway (tests/test_inference_form.py). Norms that depend on the image (group and
+layer norm) cannot be folded and stay.
+"""
+
+import torch
+from torch import nn
+
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.fast_head import FastV3Head, FastV3PlusHead
+from deeplabzoo.models.folding import fold_norms, fold_plain_convolutions, shared_copy
+from deeplabzoo.models.heads import V3Head
+
+_OBSERVED_HW = (65, 97)
+"""Size of the image that the encoder is watched with: odd sides that differ, and cells enough at stride 32."""
+
+
+class InferenceForm(nn.Module):
+    """A network's encoder and head as `inference_form` rebuilt them; holds no reference to the network itself."""
+
+    def __init__(self, encoder: nn.Module, head: FastV3Head | FastV3PlusHead, high: int, low_level: int) -> None:
+        """`high` and `low_level` are the places of the head's inputs among the encoder's features."""
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.high, self.low_level = high, low_level
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Map a normalised image to logits at the head's own size, in channels_last memory."""
+        features = list(self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last)))
+        high = features[self.high]
+        logits: torch.Tensor = (
+            self.head(high) if isinstance(self.head, FastV3Head) else self.head(high, features[self.low_level])
+        )
+        return logits.contiguous(memory_format=torch.channels_last)
+
+
+def inference_form(net: DeepLab) -> InferenceForm:
+    """Return the inference form of a network as it is now; the network stays as it is, and shares what tensors it can.
+
+    Call it under `torch.inference_mode()` or `torch.no_grad()`: it has no gradients to give. What could not be folded is said
+    in one line. Takes one forward pass over a small image.
+    """
+    encoder = shared_copy(net.encoder)
+    parameter = next(net.parameters())
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, net.config.in_chans, *_OBSERVED_HW, generator=generator).to(parameter)
+    with torch.no_grad():
+        fold_norms(encoder, image)
+        fold_plain_convolutions(encoder)
+        head = FastV3Head(net.head) if isinstance(net.head, V3Head) else FastV3PlusHead(net.head)
+    plan = net.feature_plan
+    return InferenceForm(encoder, head, plan.last, plan.low_level).requires_grad_(False).eval()
