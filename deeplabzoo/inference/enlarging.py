@@ -90,16 +90,17 @@ def _labels_at_own_size(part_1Chw: torch.Tensor, top: int, enlarging: Enlarging,
 
 
 def _interpolated(part_1Chw: torch.Tensor, rows: _Positions, columns: _Positions) -> Labels:
-    rows_CHw = _lerp(part_1Chw[0], rows, dim=1)
+    rows_CHw = lerp(part_1Chw[0], rows, dim=1)
     labels_HW = np.empty((len(rows), len(columns)), np.uint8 if part_1Chw.shape[1] <= 256 else np.uint16)
     step = max(1, BAND_VALUES // (rows_CHw.shape[0] * len(rows)))
     for left in range(0, len(columns), step):
-        logits_CHW = _lerp(rows_CHw, columns[left : left + step], dim=2)
+        logits_CHW = lerp(rows_CHw, columns[left : left + step], dim=2)
         labels_HW[:, left : left + step] = logits_CHW.max(dim=0).indices.numpy()
     return labels_HW
 
 
-def _lerp(x: torch.Tensor, positions: _Positions, dim: int) -> torch.Tensor:
+def lerp(x: torch.Tensor, positions: _Positions, dim: int) -> torch.Tensor:
+    """Return C x h x w interpolated linearly at `positions` (in cells, from 0 on) along dimension 1 or 2."""
     before = torch.from_numpy(positions.astype(np.int64)).clamp_(max=x.shape[dim] - 1)
     after = (before + 1).clamp_(max=x.shape[dim] - 1)
     weight = (torch.from_numpy(positions) - before).float()

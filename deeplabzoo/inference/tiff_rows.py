@@ -1,9 +1,10 @@
 """Windows of a TIFF file: only the tiles or strips that rows touch are read and decoded (tifffile, an extra)."""
 
 import contextlib
+import weakref
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class TiffRows:
 
     def __init__(self, path: Path, file: Any, page: Any) -> None:
         self.path, self._file, self._page = path, file, page
+        self.close = weakref.finalize(self, file.close)
+        """Close the file; so does the end of this object."""
         self.hw: tuple[int, int] = (int(page.imagelength), int(page.imagewidth))
         self._segment_hw = (int(page.tilelength or page.rowsperstrip), int(page.tilewidth or page.imagewidth))
         self._decoded: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
@@ -44,16 +47,6 @@ class TiffRows:
             begin, end = max(top, first), min(bottom, first + len(decoded_HWC))
             out[begin - top : end - top] = self._as_rgb(decoded_HWC[begin - first : end - first])
         return out
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _segment_row(self, segment_row: int) -> np.ndarray[Any, Any]:
         """Return a row of tiles, or a strip, as stored: rows x width x samples."""

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import UsageError
-from deeplabzoo.inference.enlarging import Enlarging, labels_of_rows
+from deeplabzoo.inference.enlarging import Enlarging, labels_of_rows, lerp
 from deeplabzoo.inference.large_image import PixelRows, ScaledRows
 from deeplabzoo.inference.preprocess import prepare
-from deeplabzoo.inference.tile_plan import UNIT, Axis, Tiling, tile_axes
+from deeplabzoo.inference.tile_plan import UNIT, Axis, Tiling, has_cells_on_corners, tile_axes
 from deeplabzoo.models.config import Preprocessing
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -44,7 +44,8 @@ def labelled_bands(
     Held at once: one row of tiles as pixels and as low-resolution logits, one tile's activations, one band of labels.
     """
     network_hw = tiling.network_hw(picture.hw, preprocessing)
-    rows, columns = tile_axes(network_hw, tiling, aligned=align_corners)
+    aligned = has_cells_on_corners(preprocessing, align_corners)
+    rows, columns = tile_axes(network_hw, tiling, aligned=aligned)
     pixels = ScaledRows(picture, network_hw)
     blend: _Blend | None = None
     enlarging: Enlarging | None = None
@@ -57,10 +58,12 @@ def labelled_bands(
             window_HWC = band_HWC[:, left : left + columns.tile]
             low_Chw = forward(_tile_tensor(window_HWC, preprocessing, (rows.tile, columns.tile)))[0].float().cpu()
             if blend is None:
-                cell = _cell_of(low_Chw, rows.tile, align_corners)
+                cell = _cell_of(low_Chw, rows.tile, aligned)
                 blend = _Blend(rows, columns, cell, low_Chw.shape[0], index)
                 grid_hw = (rows.total_cells(cell), columns.total_cells(cell))
-                enlarging = Enlarging(grid_hw, cell, network_hw, picture.hw, align_corners)
+                enlarging = Enlarging(grid_hw, cell, network_hw, picture.hw, aligned)
+            if align_corners and not aligned:
+                low_Chw = _centred(low_Chw, cell)
             blend.add(low_Chw, index, place)
             on_tile()
         assert blend is not None
@@ -111,8 +114,8 @@ def _ends_before(rows: Axis, index: int, first_row: int, height: int) -> bool:
     return rows.starts[index] + rows.tile <= wanted
 
 
-def _cell_of(low_Chw: torch.Tensor, tile: int, align_corners: bool) -> int:
-    extra = int(align_corners)
+def _cell_of(low_Chw: torch.Tensor, tile: int, aligned: bool) -> int:
+    extra = int(aligned)
     cell, rest = divmod(tile - extra, low_Chw.shape[1] - extra)
     if rest or UNIT % cell:
         raise UsageError(
@@ -120,6 +123,18 @@ def _cell_of(low_Chw: torch.Tensor, tile: int, align_corners: bool) -> int:
             "use tile=None."
         )
     return cell
+
+
+def _centred(low_Chw: torch.Tensor, cell: int) -> torch.Tensor:
+    """Move cells that the network spread from the first to the last pixel of its tile to the middle of the pixels of each.
+
+    Only there do the cells of neighbouring tiles meet on one grid.
+    """
+    for dim in (1, 2):
+        count = low_Chw.shape[dim]
+        centres = (np.arange(count) + 0.5) * cell - 0.5
+        low_Chw = lerp(low_Chw, centres * ((count - 1) / (count * cell - 1)), dim)
+    return low_Chw
 
 
 def _tile_tensor(window_HWC: Pixels, preprocessing: Preprocessing, tile_hw: tuple[int, int]) -> torch.Tensor:
