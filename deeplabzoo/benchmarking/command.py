@@ -15,7 +15,7 @@ from deeplabzoo.benchmarking.libraries import library
 from deeplabzoo.benchmarking.machine import gemm_peaks
 from deeplabzoo.benchmarking.options import comparison_parser
 from deeplabzoo.benchmarking.record import Record, Row, conditions
-from deeplabzoo.benchmarking.sides import LIBRARY_OF, OURS, PLAIN, require_peer
+from deeplabzoo.benchmarking.sides import LIBRARY_OF, OURS, PLAIN, require_ours, require_peer
 from deeplabzoo.benchmarking.subjects import open_subject
 from deeplabzoo.benchmarking.table import text_table
 from deeplabzoo.benchmarking.turns import denormals_flushed, every_thread_flushes
@@ -36,6 +36,8 @@ def comparison_command(words: Sequence[str]) -> int:
     with denormals_flushed():
         torch.set_num_threads(args.threads)
         plan = _plan(args)
+        for own in plan.ours:
+            require_ours(own)
         record = _empty_record(args, plan, words)
         target = _target(args.json, record)
         for found in _measurements(args, plan):

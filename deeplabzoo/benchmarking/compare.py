@@ -15,7 +15,7 @@ import torch
 from deeplabzoo.benchmarking.machine import gflop_of
 from deeplabzoo.benchmarking.random_weights import made_pictures
 from deeplabzoo.benchmarking.record import Row, Spread
-from deeplabzoo.benchmarking.sides import TASKS, Task
+from deeplabzoo.benchmarking.sides import TASKS, Task, require_size
 from deeplabzoo.benchmarking.subjects import Subject
 from deeplabzoo.benchmarking.turns import alternate
 from deeplabzoo.benchmarking.worker import Worker
@@ -69,6 +69,8 @@ def compare(subject: Subject, plan: Plan, size: tuple[int, int], batch: int) -> 
 
     Raises UsageError, before anything is timed, where a side cannot be had or where float32 sides label differently.
     """
+    for whom in plan.peers:
+        require_size(whom, subject.net, size)
     names = (*plan.ours, *plan.peers)
     channels = subject.net.config.in_chans
     gflop = gflop_of(subject.net, made_pictures(batch, size, plan.seed, channels))

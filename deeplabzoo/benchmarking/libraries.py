@@ -60,7 +60,7 @@ def counterpart(net: DeepLab, peer: str) -> nn.Module:
             return loaded.eval()
         classes = library("transformers")
         (name,) = exported.settings["config.json"]["architectures"]
-        return _OfTransformers(getattr(classes, name).from_pretrained(str(folder))).eval()
+        return _OfTransformers(getattr(classes, name).from_pretrained(str(folder)), net.config.align_corners).eval()
 
 
 def natural_counterpart(net: DeepLab) -> tuple[str, nn.Module]:
@@ -102,12 +102,14 @@ class _OfTorchvision(nn.Module):
 
 
 class _OfTransformers(nn.Module):
-    """Its networks stop at low resolution; enlarged as its image processors' `post_process_semantic_segmentation` does."""
+    """Its networks stop at low resolution; enlarged as its image processors do, with corners where the weights want them."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, align_corners: bool) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.align_corners = net, align_corners
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         logits_BChw = self.net(image_BCHW).logits
-        return nn.functional.interpolate(logits_BChw, size=image_BCHW.shape[-2:], mode="bilinear", align_corners=False)
+        return nn.functional.interpolate(
+            logits_BChw, size=image_BCHW.shape[-2:], mode="bilinear", align_corners=self.align_corners
+        )

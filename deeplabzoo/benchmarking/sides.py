@@ -1,7 +1,6 @@
 """The sides of a comparison, opened by a short name: `torch:fp32` and the like for ours, a library's name for a peer."""
 
 import contextlib
-import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ import torch
 from deeplabzoo.benchmarking.libraries import counterpart, library, natural_counterpart
 from deeplabzoo.benchmarking.runtimes import RUNTIMES, write_onnx
 from deeplabzoo.errors import UnknownNameError, UsageError, did_you_mean
+from deeplabzoo.inference.engine import ENGINES, PRECISIONS, optimize
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.zoo.exporting import LIBRARIES
 
@@ -55,7 +55,6 @@ def open_side(name: str, net: DeepLab, image_BCHW: torch.Tensor, *, threads: int
         engine, precision = name.split(":")
         return _ours(net, engine, precision, image_BCHW.device)
     require_peer(name)
-    _require_size(name, net, image_BCHW)
     if name in RUNTIMES:
         return _runtime(name, net, image_BCHW, threads)
     if name == OURS:
@@ -70,6 +69,16 @@ def open_side(name: str, net: DeepLab, image_BCHW: torch.Tensor, *, threads: int
     return _torch_side(f"{name}, eager{version}", theirs, labels, _autocast(peer_precision, image_BCHW.device))
 
 
+def require_ours(name: str) -> None:
+    """Raise UnknownNameError, or UsageError, for an `ENGINE:PRECISION` that is none of ours."""
+    engine, _, precision = name.partition(":")
+    for what, value, known in (("engine", engine, (PLAIN, *ENGINES, "auto")), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise UnknownNameError(f"Unknown {what} {value!r}; expected of {', '.join(known)}.{did_you_mean(value, known)}")
+    if engine == PLAIN and precision != "fp32":
+        raise UsageError(f"The engine 'plain' is the network as it was loaded, in fp32; it has no {precision}.")
+
+
 def require_peer(name: str) -> None:
     """Raise UnknownNameError, with the nearest name, for a peer that this benchmark does not know."""
     if name not in PEERS:
@@ -79,10 +88,8 @@ def require_peer(name: str) -> None:
 def _ours(net: DeepLab, engine: str, precision: str, device: torch.device) -> Side:
     net.to(device)
     if engine == PLAIN:
-        if precision != "fp32":
-            raise UsageError(f"The engine 'plain' is the network as it was loaded, in fp32; it has no {precision}.")
         return _torch_side("plain fp32", net, net.predict_labels, contextlib.nullcontext)
-    fast = importlib.import_module("deeplabzoo.inference.engine").optimize(net, engine, precision=precision)
+    fast = optimize(net, engine, precision=precision)
     return _torch_side(f"{engine} {precision}", fast, fast.predict_labels, contextlib.nullcontext)
 
 
@@ -112,8 +119,9 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractCont
     return lambda: torch.autocast(device.type, _DTYPES[precision])
 
 
-def _require_size(name: str, net: DeepLab, image_BCHW: torch.Tensor) -> None:
-    height, width = image_BCHW.shape[-2:]
+def require_size(name: str, net: DeepLab, size: tuple[int, int]) -> None:
+    """Raise UsageError where a peer does not take pictures of this height and width."""
+    height, width = size
     stride = max(net.output_stride, 16) if net.config.architecture == "deeplabv3plus" else net.output_stride
     of_smp = name == "smp" or (name in RUNTIMES and natural_counterpart(net)[0] == "smp")
     if of_smp and (height % stride or width % stride):

@@ -86,6 +86,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
+            self._process.wait()  # it writes why after it closed its end
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["no word"])[-1]
             raise UsageError(f"The process of {self._name} ended early: {last}")
