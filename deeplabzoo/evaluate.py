@@ -62,6 +62,8 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
         limit=args.limit,
         device=args.device,
         model=args.model,
+        engine=args.engine,
+        precision=args.precision,
     )
     report = dataclasses.replace(report, command=shlex.join(["python", "-m", "deeplabzoo.evaluate", *words]))
     print(report.table())
@@ -92,6 +94,8 @@ def _parser() -> Parser:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures; the report says so")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     add_device_option(parser)
+    parser.add_argument("--engine", default="torch", help="torch (default), compiled, onnxruntime, openvino or auto (measures)")
+    parser.add_argument("--precision", default="fp32", help="fp32 (default), bf16, fp16 or int8, where engine and hardware can")
     return parser
 
 

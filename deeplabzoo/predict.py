@@ -111,6 +111,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest photo that is read (default 256 million pixels)")
     add_device_option(parser)
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        help="auto (default: what was measured fastest before, else torch), torch, compiled, onnxruntime or openvino",
+    )
+    parser.add_argument("--precision", default="fp32", help="fp32 (default), bf16, fp16 or int8, where engine and hardware can")
     return parser
 
 
@@ -163,6 +169,8 @@ def _predictor(args: Any) -> tuple["Predictor", dict[str, Any]]:
     predictor = Predictor(
         net,
         args.device,
+        args.engine,
+        precision=args.precision,
         tile="auto" if args.tile is None else args.tile,
         overlap=args.overlap,
         scale=args.scale,

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.say import say
+
+if TYPE_CHECKING:
+    from deeplabzoo.inference.engine import OptimizedDeepLab
 
 
 def choose_device(device: str | torch.device, net: torch.nn.Module | None = None) -> torch.device:
@@ -47,11 +51,17 @@ def _checked(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def device_of(net: "torch.nn.Module | OptimizedDeepLab") -> torch.device:
+    """Return where a network takes its input: an optimised one knows, another has its tensors there."""
+    return next(net.parameters()).device if isinstance(net, torch.nn.Module) else net.device
+
+
 @contextmanager
-def evaluating(net: torch.nn.Module) -> Iterator[None]:
+def evaluating(net: "torch.nn.Module | OptimizedDeepLab") -> Iterator[None]:
     """Eval mode and inference mode inside the block; afterwards every module has the training flag that it had before."""
-    flags = [(module, module.training) for module in net.modules()]
-    net.eval()
+    flags = [(module, module.training) for module in net.modules()] if isinstance(net, torch.nn.Module) else []
+    for module, _ in flags:
+        module.training = False
     try:
         with torch.inference_mode():
             yield

@@ -90,15 +90,13 @@ def optimize(
     Raises UsageError for unknown names and for a precision that the engine or the hardware has not, DeepLabZooError where an
     engine's library is missing.
     """
-    if precision not in PRECISIONS:
+    require_names(engine, precision)
+    if not has_form(net):
         raise UsageError(
-            f"Unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}.{did_you_mean(precision, PRECISIONS)}"
+            f"{type(net).__name__} computes its logits in its own way, so it has no inference form; run it as it is."
         )
     if engine == "auto":
         engine = importlib.import_module("deeplabzoo.inference.engine_choice").fastest_engine(net, size, precision)
-    if engine not in ENGINES:
-        names = (*ENGINES, "auto")
-        raise UsageError(f"Unknown engine {engine!r}; expected one of {', '.join(names)}.{did_you_mean(engine, names)}")
     if net.device.type != "cpu" and engine in ("onnxruntime", "openvino"):
         raise UsageError(f"The engine '{engine}' runs on the CPU, and the network is on {net.device}; use engine='torch'.")
     build = importlib.import_module(f"deeplabzoo.inference.engines.{_HOME[engine]}").build
@@ -106,6 +104,19 @@ def optimize(
     if engine in ("onnxruntime", "openvino"):
         options = {"calibration": calibration}
     return OptimizedDeepLab(net, build(net, precision, **options), engine, precision)
+
+
+def has_form(net: object) -> bool:
+    """Whether a network computes what DeepLab does: a class that answers in its own way has no inference form."""
+    answers = getattr(net, "forward_low_resolution", None)
+    return isinstance(net, DeepLab) and getattr(answers, "__func__", None) is DeepLab.forward_low_resolution
+
+
+def require_names(engine: str, precision: str) -> None:
+    """Raise UsageError, with the nearest name, for an engine or a precision that does not exist."""
+    for what, name, known in (("engine", engine, ("auto", *ENGINES)), ("precision", precision, PRECISIONS)):
+        if name not in known:
+            raise UsageError(f"Unknown {what} {name!r}; expected one of {', '.join(known)}.{did_you_mean(name, known)}")
 
 
 def state_of(net: DeepLab) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deeplabzoo.errors import DeepLabZooError
-from deeplabzoo.inference.engine import OptimizedDeepLab, optimize
+from deeplabzoo.inference.engine import OptimizedDeepLab, has_form, optimize
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.output import ensure_folder, write_atomically
 from deeplabzoo.say import say
@@ -130,3 +130,27 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+class FreshForm:
+    """A network's inference form that follows the network: made at the first use, and again after its weights changed.
+
+    `auto` means the engine of an earlier measurement, else torch: whoever labels one photo waits for no measurement. A network
+    that answers in its own way runs as it is.
+    """
+
+    def __init__(self, net: DeepLab, engine: str, precision: str) -> None:
+        self.net, self.precision = net, precision
+        self.engine = engine
+        self._made: OptimizedDeepLab | None = None
+
+    def current(self) -> DeepLab | OptimizedDeepLab:
+        """Return the form of the network as it is now."""
+        if not has_form(self.net):
+            return self.net
+        if self._made is None or not self._made.current:
+            engine = self.engine
+            if engine == "auto":
+                engine = cached_engine(self.net, None, self.precision) or "torch"
+            self._made = optimize(self.net, engine, precision=self.precision)
+        return self._made

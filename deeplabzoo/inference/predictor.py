@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from deeplabzoo.data.images import MAX_PIXELS, ImageSource, Labels, Pixels, read_image
-from deeplabzoo.errors import DeepLabZooError, UsageError, did_you_mean
+from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.inference.device import choose_device, evaluating
+from deeplabzoo.inference.engine import OptimizedDeepLab, require_names
+from deeplabzoo.inference.engine_choice import FreshForm
 from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for
 from deeplabzoo.inference.labels import ClassArea, class_areas
 from deeplabzoo.inference.large_image import ArrayRows, PixelRows
@@ -26,8 +28,6 @@ from deeplabzoo.inference.tiles import Band, labelled_bands
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.output import write_atomically
 from deeplabzoo.say import say
-
-ENGINES = ("auto", "torch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +114,10 @@ class Result:
 class Predictor:
     """Runs a network on photos: preprocessing, network, and labels at the photo's own size.
 
-    The network is moved to the device chosen. It runs in eval mode during a call and has its own training flags back after
-    it. Lists are worked through photo by photo, so a photo's labels do not depend on what stands beside it in the list.
+    The network is moved to the device chosen, and runs in its inference form, by `engine` and in `precision` as
+    `DeepLab.optimize` takes them; "auto" takes the engine that an earlier measurement chose (`measure_engines`), else torch.
+    When its weights have changed since the last call, the form is made anew; an OptimizedDeepLab is run as it is. Lists are
+    worked through photo by photo, so a photo's labels do not depend on what stands beside it in the list.
 
         predictor = Predictor(deeplabzoo.create("deeplabv3_mobilenetv2_voc", pretrained=True))
         predictor("cat.jpg").overlay().show()
@@ -131,24 +133,29 @@ class Predictor:
 
     def __init__(
         self,
-        net: DeepLab,
+        net: DeepLab | OptimizedDeepLab,
         device: str | torch.device = "auto",
         engine: str = "auto",
         *,
+        precision: str = "fp32",
         tile: int | tuple[int, int] | Literal["auto"] | None = "auto",
         overlap: int | None = None,
         scale: float | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        if engine not in ENGINES:
-            raise UsageError(f"Unknown engine {engine!r}; expected one of {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}")
+        require_names(engine, precision)
         if net.config.in_chans != 3:
             raise UsageError(f"The network takes {net.config.in_chans} channels; photos have 3, so it cannot be run on them.")
         if max_pixels is not None and max_pixels < 4:
             raise UsageError(f"max_pixels must be at least 4, not {max_pixels!r}.")
         self.tiling, self.max_pixels = tiling_of(tile, overlap, scale), max_pixels
-        self.device = choose_device(device, net)
-        self.net = net.to(self.device)
+        if isinstance(net, OptimizedDeepLab):
+            self.device, self.net = net.device, net.net
+            self._form: FreshForm | OptimizedDeepLab = net
+        else:
+            self.device = choose_device(device, net)
+            self.net = net.to(self.device)
+            self._form = FreshForm(self.net, engine, precision)
 
     @overload
     def __call__(self, source: ImageSource) -> Result: ...
@@ -170,7 +177,7 @@ class Predictor:
 
     def bands(self, picture: PixelRows, tiling: Tiling, *, first_row: int = 0) -> Iterator[Band]:
         """Yield (first row, labels) of a picture cut into tiles, from `first_row` to its end, holding one row of tiles."""
-        net = self.net
+        net = self._ready()
         with evaluating(net):
             yield from labelled_bands(
                 lambda tile_1CHW: net.forward_low_resolution(tile_1CHW.to(self.device)),
@@ -197,9 +204,13 @@ class Predictor:
         return Result(image_HWC, labels_HW, self.net.classes, self.net.palette, seconds)
 
     def _whole(self, image_HWC: Pixels) -> Labels:
-        prepared = prepare(image_HWC, self.net.preprocessing)
-        with evaluating(self.net):
-            return labels_at_original(self.net, prepared)
+        net = self._ready()
+        prepared = prepare(image_HWC, net.preprocessing)
+        with evaluating(net):
+            return labels_at_original(net, prepared)
+
+    def _ready(self) -> DeepLab | OptimizedDeepLab:
+        return self._form.current() if isinstance(self._form, FreshForm) else self._form
 
     def _in_tiles(self, image_HWC: Pixels, tiling: Tiling) -> Labels:
         if self.tiling == "auto":

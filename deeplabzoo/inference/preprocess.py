@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.device import device_of
 from deeplabzoo.inference.labels import Grid, labels_on_grid, upsampled_logits
 from deeplabzoo.models.config import Preprocessing
 
 if TYPE_CHECKING:
+    from deeplabzoo.inference.engine import OptimizedDeepLab
     from deeplabzoo.models.deeplab import DeepLab
 
 SMALLEST_INPUT = 33
@@ -77,7 +79,7 @@ def resized_hw(hw: tuple[int, int], preprocessing: Preprocessing, scale: float =
     return max(1, round(height)), max(1, round(width))
 
 
-def logits_at_original(net: "DeepLab", prepared: Prepared) -> torch.Tensor:
+def logits_at_original(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> torch.Tensor:
     """Return float32 logits at the photo's own size, 1 x classes x H x W, on the network's device.
 
     The caller has put the network into eval mode (`device.evaluating` does).
@@ -86,14 +88,14 @@ def logits_at_original(net: "DeepLab", prepared: Prepared) -> torch.Tensor:
     return upsampled_logits(low_1CHW, grid)
 
 
-def labels_at_original(net: "DeepLab", prepared: Prepared) -> Labels:
+def labels_at_original(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> Labels:
     """Return the label of every pixel of the photo, H x W: the argmax of `logits_at_original` without holding it whole."""
     low_1CHW, grid = _through(net, prepared)
     return labels_on_grid(low_1CHW, grid)
 
 
 def image_probabilities(
-    net: "DeepLab", image_HWC: Pixels, scales: Sequence[float] = (1.0,), flip: bool = False
+    net: "DeepLab | OptimizedDeepLab", image_HWC: Pixels, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> torch.Tensor:
     """Return class probabilities at the photo's own size, averaged over `scales` and, with `flip`, over the mirrored photo.
 
@@ -111,10 +113,9 @@ def image_probabilities(
     return total_1CHW.div_(len(scales) * (2 if flip else 1))
 
 
-def _through(net: "DeepLab", prepared: Prepared) -> tuple[torch.Tensor, Grid]:
-    device = next(net.parameters()).device
+def _through(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> tuple[torch.Tensor, Grid]:
     with torch.inference_mode():
-        low_1CHW = net.forward_low_resolution(prepared.tensor_1CHW.to(device))
+        low_1CHW = net.forward_low_resolution(prepared.tensor_1CHW.to(device_of(net)))
     padded_hw = (prepared.tensor_1CHW.shape[2], prepared.tensor_1CHW.shape[3])
     grid = Grid(padded_hw, prepared.valid_hw, prepared.original_hw, net.config.align_corners, prepared.flipped)
     return low_1CHW, grid
