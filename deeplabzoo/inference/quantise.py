@@ -39,7 +39,7 @@ def quantised_graph(net: DeepLab, graph: Path, images: CalibrationImages | None)
             raise UsageError(f"'{saved}' is not an int8 graph of this network and these versions; calibrate again.")
         return saved
     calibration = Calibration(net, images)
-    path = graph.with_name(f"{graph.stem}-int8-{_fingerprint(calibration)}.onnx")
+    path = graph.with_name(f"{graph.stem}-int8-{fingerprint(calibration)}.onnx")
     if not path.is_file():
         model = quantised_bytes(graph.read_bytes(), calibration, {"graph": graph.stem})
         write_atomically(path, lambda file: file.write(model))
@@ -120,7 +120,8 @@ def _facts(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def _fingerprint(calibration: Calibration) -> str:
+def fingerprint(calibration: Calibration) -> str:
+    """Return a name for a recipe and its photos: the same for the same prepared pixels."""
     digest = hashlib.sha256(str(_RECIPE).encode())
     for image in calibration:
         digest.update(str(image.shape).encode() + image.tobytes())

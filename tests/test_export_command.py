@@ -1,0 +1,173 @@
+"""`python -m deeplabzoo.export`: a file that gives the network's answers, described inside, or no file at all."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import deeplabzoo
+from deeplabzoo import export as command
+from deeplabzoo.inference.engines.openvino import compiled_runner
+from deeplabzoo.inference.preprocess import prepare
+from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.zoo.manifest import BundledSource, released
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = ROOT / "docs" / "images"
+PERSON = "deeplabv3plus_mobilenetv2_person"
+BUNDLED = [row.full_name for row in released() if isinstance(row.source, BundledSource)]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    config = DeepLabConfig(architecture="deeplabv3plus", encoder="mobilenetv2_050", num_classes=3, head_channels=32)
+    path = tmp_path / "small.safetensors"
+    DeepLab(config).eval().save(path)
+    return str(path)
+
+
+def facts_of(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def labelled_folder(root: Path, side: int = 96) -> Path:
+    """Two photos with masks that the person network itself drew."""
+    predictor = deeplabzoo.Predictor(deeplabzoo.create(PERSON, pretrained=True), device="cpu")
+    for part in ("images", "masks"):
+        (root / "val" / part).mkdir(parents=True)
+    for name in ("astronaut.jpg", "cat.jpg"):
+        picture = Image.open(PHOTOS / name).convert("RGB").resize((side, side))
+        picture.save(root / "val" / "images" / f"{name[:3]}.png")
+        Image.fromarray(predictor(picture).labels).save(root / "val" / "masks" / f"{name[:3]}.png")
+    return root
+
+
+def test_a_model_becomes_a_file_that_is_measured_and_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proof, mIoU beside the original's on real photos, and both kept in the file with licence, classes and preprocessing."""
+    root, out = labelled_folder(tmp_path / "data"), tmp_path / "person.onnx"
+    words = [PERSON, "--format", "onnx", "--out", str(out), "--check", "folder:2", "--root", str(root)]
+    assert command.main(words) == 0
+    said = capsys.readouterr().out
+    assert "100.000 % of labels equal on 2 photos" in said
+    assert re.search(r"mIoU 100\.00 exported, 100\.00 original, \+0\.00 points on the first 2 of folder val", said)
+    facts = facts_of(out)
+    assert json.loads(facts["check"])["miou_exported"] == pytest.approx(100)
+    assert json.loads(facts["classes"]) == ["background", "person"]
+    assert json.loads(facts["source"])["tag"] == "v1"
+    assert facts["licence"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "person.onnx"]
+
+
+@pytest.mark.parametrize("output", ["argmax", "uint8"])
+def test_openvino_labels_of_one_size(checkpoint: str, tmp_path: Path, output: str) -> None:
+    """The .xml and its .bin, for one size, labels straight from the file."""
+    out = tmp_path / "small.xml"
+    assert command.main([checkpoint, "--format", "openvino", "--output", output, "--size", "65", "97", "--out", str(out)]) == 0
+    image = torch.randn(1, 3, 65, 97)
+    labels = compiled_runner(out)(image.numpy())
+    assert labels.dtype == {"argmax": np.int32, "uint8": np.uint8}[output]
+    expected = deeplabzoo.load(checkpoint).predict_labels(image).numpy()
+    assert (labels == expected).mean() > 0.99
+    assert out.with_suffix(".bin").is_file()
+
+
+@pytest.mark.slow
+def test_torch_export_round_trip(checkpoint: str, tmp_path: Path) -> None:
+    """A .pt2 that torch alone runs, with the description in its extra file."""
+    out = tmp_path / "small.pt2"
+    assert command.main([checkpoint, "--format", "torch-export", "--out", str(out)]) == 0
+    extra = {"deeplabzoo.json": ""}
+    program = torch.export.load(out, extra_files=extra)
+    assert json.loads(json.loads(extra["deeplabzoo.json"])["config"])["encoder"] == "mobilenetv2_050"
+    image = torch.randn(3, 3, 81, 45)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(image), deeplabzoo.load(checkpoint)(image), atol=1e-4, rtol=1e-4)
+
+
+def test_int8_file_labels_the_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calibrated on a folder, compared on its photos, marked as int8."""
+    photos = labelled_folder(tmp_path / "data", 160) / "val" / "images"
+    out = tmp_path / "person8.onnx"
+    assert command.main([PERSON, "--format", "onnx", "--int8", "--calibrate", str(photos), "--out", str(out)]) == 0
+    assert "int8" in capsys.readouterr().out
+    assert facts_of(out)["precision"] == "int8"
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An exporter that upsampled with the wrong corners would be found; an older file stays as it was."""
+    out = tmp_path / "small.onnx"
+    out.write_bytes(b"older")
+    real = command_runner()
+    monkeypatch.setattr("deeplabzoo.exporting.exporter.runner", lambda kind, path: lambda image: real(kind, path)(image) + 1)
+    assert command.main([checkpoint, "--format", "onnx", "--out", str(out)]) == 1
+    assert "does not give the network's answers on random images" in capsys.readouterr().err
+    assert out.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "small.safetensors"]
+
+
+def command_runner():  # type: ignore[no-untyped-def]
+    from deeplabzoo.exporting.formats import runner
+
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--format", "coreml", "--out", "x.mlpackage"], "'coreml' is not offered: coremltools"),
+        (["--format", "onx", "--out", "x.onnx"], "Unknown format 'onx'.*Did you mean 'onnx'"),
+        (["--format", "onnx", "--out", "x.xml"], r"must end in \.onnx"),
+        (["--format", "onnx", "--out", "no/such/x.onnx"], "does not exist"),
+        (["--format", "onnx", "--out", "x.onnx", "--int8"], "--int8 and --calibrate DIR go together"),
+        (["--format", "torch-export", "--out", "x.pt2", "--int8", "--calibrate", "."], "--int8 is for the formats"),
+        (["--format", "onnx", "--out", "x.onnx", "--check", "voc"], "--check needs --root"),
+        (["--format", "onnx", "--out", "x.onnx", "--check", "voc", "--root", "."], "must be a data set and a number"),
+        (["--format", "onnx", "--out", "x.onnx", "--size", "8", "8"], "at least 33 x 33"),
+    ],
+)
+def test_wrong_calls_get_a_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any network is loaded, with a status that is not 0."""
+    monkeypatch.chdir(tmp_path)
+    assert command.main([PERSON, *words]) in (1, 2)
+    assert re.search(f"^error: .*{sentence}", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_documents_script_runs_with_onnxruntime_and_numpy_alone(tmp_path: Path) -> None:
+    """The script of docs/export.md labels the README's photo as the package does, in a process that imports no torch."""
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    script = re.search(r"```python\n(# labels\.py\n.*?)```", page, re.DOTALL)
+    assert script
+    assert command.main([PERSON, "--format", "onnx", "--out", str(tmp_path / "model.onnx")]) == 0
+    picture = Image.open(PHOTOS / "astronaut.jpg").convert("RGB").resize((192, 160))
+    picture.save(tmp_path / "photo.png")
+    program = script[1] + "\nimport sys\nassert not {'torch', 'deeplabzoo', 'timm'} & set(sys.modules)\n"
+    (tmp_path / "labels.py").write_text(program)
+    subprocess.run([sys.executable, "labels.py", "model.onnx", "photo.png", "labels.png"], cwd=tmp_path, check=True)
+    net = deeplabzoo.create(PERSON, pretrained=True)
+    expected = deeplabzoo.Predictor(net, device="cpu")(picture).labels
+    assert prepare(np.asarray(picture), net.preprocessing).valid_hw == (160, 192)
+    assert (np.asarray(Image.open(tmp_path / "labels.png")) == expected).mean() > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("model", BUNDLED)
+def test_every_bundled_model_exports(model: str, kind: str, tmp_path: Path) -> None:
+    """Parity is asserted by the command itself."""
+    out = tmp_path / f"model{'.onnx' if kind == 'onnx' else '.xml'}"
+    assert command.main([model, "--format", kind, "--output", "uint8", "--out", str(out)]) == 0
