@@ -269,7 +269,7 @@ def test_networks_that_differ_are_not_timed(of_torchvision: Path, monkeypatch: p
 def test_a_side_that_cannot_start_is_one_sentence(tmp_path: Path) -> None:
     """What goes wrong in the other process is told here, whether it was said or it died."""
     given = {"side": "plain:fp32", "weights": str(tmp_path / "none.safetensors"), "size": [64, 64], "batch": 1, "threads": 1}
-    rest = {"device": "cpu", "seed": 0, "peer_precision": "fp32", "memory": False}
+    rest = {"device": "cpu", "seed": 0, "peer_precision": "fp32", "memory": False, "calibration": None}
     with pytest.raises(UsageError, match="There is no weights file"), Worker(given | rest):
         pass
     with pytest.raises(UsageError, match="ended early: KeyError: 'device'"), Worker(given):
@@ -282,6 +282,7 @@ def test_a_side_that_cannot_start_is_one_sentence(tmp_path: Path) -> None:
         ("", "name a MODEL"),
         ("deeplabv3_resnet18 --peers torchvison", "Unknown peer 'torchvison'.* Did you mean 'torchvision'"),
         ("deeplabv3_resnet18 --peers torchvision", "No peer of torchvision has a counterpart of deeplabv3_resnet18"),
+        ("--labels photo.jpg", "--labels needs a MODEL"),
         ("deeplabv3_resnet18 --size 16 16", "--size 16 is too small"),
         ("deeplabv3_resnet18 --size 64", "heights and widths in pairs"),
         ("deeplabv3_resnet18 --pairs 0", "--pairs 0 measures no times"),

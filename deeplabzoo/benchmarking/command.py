@@ -11,6 +11,7 @@ import torch
 
 from deeplabzoo.benchmarking.chart import draw_chart
 from deeplabzoo.benchmarking.compare import Plan, compare, peers_of
+from deeplabzoo.benchmarking.jobs import confusion_alone, data_alone, labels_alone
 from deeplabzoo.benchmarking.libraries import library
 from deeplabzoo.benchmarking.machine import gemm_peaks
 from deeplabzoo.benchmarking.options import comparison_parser
@@ -54,7 +55,14 @@ def comparison_command(words: Sequence[str]) -> int:
 
 
 def _measurements(args: argparse.Namespace, plan: Plan) -> Iterator[list[Row]]:
-    """Yield rows, model after model; each network is let go before the next is made."""
+    """Yield rows, job after job and model after model; each network is let go before the next is made."""
+    if args.data:
+        yield data_alone(args.data, plan.pairs, plan.seed)
+    if args.confusion:
+        yield confusion_alone(args.confusion, plan.pairs)
+    if args.labels:
+        yield from labels_alone(args.models, args.labels, plan.sizes, plan.pairs)
+        return
     for name in args.models:
         subject = open_subject(name, plan.seed)
         own = dataclasses.replace(plan, peers=peers_of(subject, plan.peers))
@@ -78,6 +86,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         threads=args.threads,
         pairs=args.pairs,
         seed=args.seed,
+        calibration=args.calibrate,
         memory=args.memory,
         peer_precision=args.peer_precision,
         peaks=gemm_peaks(device, args.threads),
@@ -86,7 +95,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise UsageError or UnknownNameError for a call that cannot be meant, or that lacks a library."""
-    if not args.models:
+    if not (args.models or args.data or args.confusion):
         raise UsageError("Nothing to measure: name a MODEL; see `python -m deeplabzoo.benchmark --help`.")
     if len(args.size) % 2:
         raise UsageError(f"--size takes heights and widths in pairs, not {len(args.size)} numbers.")
@@ -95,7 +104,9 @@ def _check(args: argparse.Namespace) -> None:
     for name, value, least in (("batch", min(args.batch), 1), ("threads", args.threads, 1), ("pairs", args.pairs, 0)):
         if value < least:
             raise UsageError(f"--{name} must be at least {least}, not {value}.")
-    if args.pairs == 0 and not args.memory:
+    if args.labels and not args.models:
+        raise UsageError("--labels needs a MODEL whose logits are enlarged, with trained weights.")
+    if args.pairs == 0 and (args.labels or args.data or args.confusion or not args.memory):
         raise UsageError("--pairs 0 measures no times; ask for --memory, or for at least 1 pair.")
     for peer in _names(args.peers):
         require_peer(peer)

@@ -41,6 +41,8 @@ class Plan:
     threads: int
     pairs: int
     seed: int
+    calibration: Path | None = None
+    """Folder of photos, for int8."""
     memory: bool = False
     """Also the peak above the loaded network."""
     peer_precision: str = "fp32"
@@ -86,6 +88,7 @@ def compare(subject: Subject, plan: Plan, size: tuple[int, int], batch: int) -> 
             "seed": plan.seed,
             "peer_precision": plan.peer_precision,
             "memory": plan.memory,
+            "calibration": str(plan.calibration) if plan.calibration else None,
         }
         workers = {name: stack.enter_context(Worker({**given, "side": name})) for name in names}
         agreements = _agreements(subject, plan, workers)

@@ -24,6 +24,7 @@ _EXTRAS = {
     "openvino": "deeplabzoo[openvino]",
     "onnxscript": "deeplabzoo[export]",
     "matplotlib": "deeplabzoo[train]",
+    "torchmetrics": "torchmetrics",
 }
 
 

@@ -28,6 +28,7 @@ def comparison_parser() -> Parser:
     parser.add_argument(
         "--precision", nargs="+", default=["fp32"], help="of each engine: fp32, bf16, fp16, int8 (default fp32)"
     )
+    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos that int8 is fitted to")
     parser.add_argument("--peer-precision", default="fp32", help="fp32, or autocast to bf16 or fp16 (default fp32)")
     parser.add_argument(
         "--size", nargs="+", type=int, default=[513, 513], metavar="PIXELS", help="height width, in pairs (default 513 513)"
@@ -39,6 +40,13 @@ def comparison_parser() -> Parser:
     parser.add_argument("--pairs", type=int, default=7, help="turns of each side; 0 with --memory: no times (default 7)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, and of weights where none are at hand (default 0)")
     parser.add_argument("--memory", action="store_true", help="also peak memory, each side in a process of its own")
+    parser.add_argument(
+        "--labels", nargs="+", type=Path, metavar="PHOTO", help="upsampling and arg-max alone, MODELs' own logits"
+    )
+    parser.add_argument("--confusion", nargs="+", type=Path, metavar="MASK", help="counting label maps alone (label PNGs)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="pictures for training, against torchvision's transforms: VOC's folder, or `made`"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the record; auto: benchmarks/<date>_<hardware>_….json")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="write the ratios as a PNG")
     return parser

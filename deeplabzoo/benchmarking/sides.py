@@ -46,14 +46,22 @@ class Side:
         return lambda: function(image_BCHW)
 
 
-def open_side(name: str, net: DeepLab, image_BCHW: torch.Tensor, *, threads: int, peer_precision: str = "fp32") -> Side:
+def open_side(
+    name: str,
+    net: DeepLab,
+    image_BCHW: torch.Tensor,
+    *,
+    threads: int,
+    peer_precision: str = "fp32",
+    calibration: str | None = None,
+) -> Side:
     """Open a side by its name for images of one shape; raises UsageError where it cannot be had here.
 
     `ENGINE:PRECISION` is ours (`plain:fp32` is the network as loaded); else one of PEERS.
     """
     if ":" in name:
         engine, precision = name.split(":")
-        return _ours(net, engine, precision, image_BCHW.device)
+        return _ours(net, engine, precision, image_BCHW, calibration)
     require_peer(name)
     if name in RUNTIMES:
         return _runtime(name, net, image_BCHW, threads)
@@ -85,12 +93,13 @@ def require_peer(name: str) -> None:
         raise UnknownNameError(f"Unknown peer {name!r}; expected of {', '.join(PEERS)}.{did_you_mean(name, PEERS)}")
 
 
-def _ours(net: DeepLab, engine: str, precision: str, device: torch.device) -> Side:
-    net.to(device)
+def _ours(net: DeepLab, engine: str, precision: str, image_BCHW: torch.Tensor, calibration: str | None) -> Side:
+    net.to(image_BCHW.device)
     if engine == PLAIN:
         return _torch_side("plain fp32", net, net.predict_labels, contextlib.nullcontext)
-    fast = optimize(net, engine, precision=precision)
-    return _torch_side(f"{engine} {precision}", fast, fast.predict_labels, contextlib.nullcontext)
+    height, width = image_BCHW.shape[-2:]
+    fast = optimize(net, engine, precision=precision, size=(height, width), calibration=calibration)
+    return _torch_side(f"{fast.engine} {precision}", fast, fast.predict_labels, contextlib.nullcontext)
 
 
 def _torch_side(

@@ -36,7 +36,8 @@ _SMALL = 64
 class Worker:
     """The parent's end of a side: start it, ask it, end it (a context manager).
 
-    `given` holds `side`, `weights` (a file of ours), `size`, `batch`, `threads`, `device`, `seed`, `peer_precision`, `memory`.
+    `given` holds `side`, `weights` (a file of ours), `size`, `batch`, `threads`, `device`, `seed`, `peer_precision`, `memory`,
+    `calibration`.
     Raises UsageError, with the reason, where the side cannot be opened or its process is lost.
     """
 
@@ -111,7 +112,14 @@ def _opened(given: dict[str, Any]) -> tuple[Side, torch.Tensor, dict[str, Any]]:
     net = deeplabzoo.load(given["weights"])
     image_BCHW = made_pictures(given["batch"], tuple(given["size"]), given["seed"], net.config.in_chans).to(device)
     begun = time.perf_counter()
-    side = open_side(given["side"], net, image_BCHW, threads=given["threads"], peer_precision=given["peer_precision"])
+    side = open_side(
+        given["side"],
+        net,
+        image_BCHW,
+        threads=given["threads"],
+        peer_precision=given["peer_precision"],
+        calibration=given["calibration"],
+    )
     facts: dict[str, Any] = {"title": side.title, "every_thread_flushes": every_thread_flushes()}
     if given["memory"]:
         if given["side"] not in RUNTIMES:  # those take one shape alone
