@@ -2,7 +2,7 @@
 
 Weights per output channel, activations per tensor (uint8), ranges the mean over the photos of each photo's extremes. Depthwise
 convolutions stay in float32: they are a few per cent of the arithmetic, and their channels differ so much in range that in
-8 bits they cost several times as much accuracy as all other convolutions together (docs/export.md has the measurement).
+8 bits they cost more accuracy than all other convolutions together.
 """
 
 import hashlib

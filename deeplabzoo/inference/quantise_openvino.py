@@ -1,7 +1,7 @@
 """8-bit networks for OpenVINO, made by its own quantiser (NNCF), which corrects the bias that rounding leaves.
 
 ONNX Runtime's 8-bit file is not used here: OpenVINO 2026.4 gives wrong labels for it. Depthwise convolutions stay in float32
-for the reason given in `quantise`; with them in 8 bits the labels are wrong here, too (docs/export.md).
+for the reason given in `quantise`; with them in 8 bits the labels are wrong here, too.
 """
 
 import logging
