@@ -4,6 +4,7 @@ Metadata (all strings, JSON inside): `format` "deeplabzoo", `version`, `config`,
 `source`. Nothing is ever unpickled; a file that is damaged, truncated or lies about itself ends in one sentence.
 """
 
+import io
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab
 
 FORMAT, VERSION = "deeplabzoo", 1
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names of the types that networks hold."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
 
     Raises WeightsError, in one sentence, for a file that is missing, empty, damaged or not one of ours.
     """
-    metadata, tensors = read_safetensors(Path(path))
+    metadata, tensors = read_safetensors(Path(path), dtype=dtype)
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"'{path}' is a safetensors file but not one of deeplabzoo's: its metadata names no 'format'.")
     if metadata.get("version") != str(VERSION):
@@ -83,7 +97,7 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
             classes=tuple(str(name) for name in json.loads(metadata["classes"])),
             palette=tuple((int(red), int(green), int(blue)) for red, green, blue in json.loads(metadata["palette"])),
             preprocessing=Preprocessing.from_dict(json.loads(metadata["preprocessing"])),
-            state_dict={name: _stored(tensor, dtype) for name, tensor in tensors.items()},
+            state_dict=tensors,
             source=dict(json.loads(metadata.get("source", "{}"))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -128,17 +142,40 @@ def require_fit(config: DeepLabConfig, state_dict: Mapping[str, torch.Tensor], e
     raise WeightsError(f"The weights do not fit {network}: {', '.join(problems)}.{mixed_up}")
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Return metadata and tensors of any safetensors file; raises WeightsError where it is missing, empty or damaged."""
+def read_safetensors(path: Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return metadata and tensors of any safetensors file; raises WeightsError where it is missing, empty or damaged.
+
+    Each tensor is read into memory of its own, and floating ones are made `dtype` one by one, so that no second copy of the
+    weights is ever there. Views of the mapped file would save that one, too, but begin anywhere, and kernels round
+    differently on memory that is not aligned: a network would not come back bit for bit.
+    """
     if not path.is_file():
         raise WeightsError(f"There is no weights file '{path}'.")
     if path.stat().st_size == 0:
         raise WeightsError(f"'{path}' is empty; download or save it again.")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+            metadata = dict(file.metadata() or {})  # the library has checked the header against the file's length
+        with path.open("rb", buffering=0) as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+            facts = {name: about for name, about in header.items() if name != "__metadata__"}
+            return metadata, {name: _read_tensor(raw, 8 + length, about, dtype) for name, about in sorted(facts.items())}
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"'{path}' is not a whole safetensors file ({error}); download or save it again.") from error
+
+
+def _read_tensor(raw: io.FileIO, base: int, about: Mapping[str, Any], dtype: torch.dtype | None) -> torch.Tensor:
+    begin, end = about["data_offsets"]
+    tensor = torch.empty(about["shape"], dtype=_DTYPES[about["dtype"]])
+    if tensor.numel():
+        raw.seek(base + begin)
+        into = tensor.reshape(-1).view(torch.uint8).numpy().data
+        while into and (count := raw.readinto(into)):
+            into = into[count:]
+        if into:
+            raise ValueError(f"{len(into)} of {end - begin} bytes are missing")
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _with_sorted_header(whole: bytes) -> bytes:

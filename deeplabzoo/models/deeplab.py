@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,10 @@ from deeplabzoo.models.encoder_table import canonical_encoder, require_stride
 from deeplabzoo.models.encoders import build_encoder
 from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead
 from deeplabzoo.models.layers import Classifier
-from deeplabzoo.models.transplant import NoRandomNumbers, move_tensors
+from deeplabzoo.models.transplant import NoRandomNumbers, holds_more_than_its_state, move_tensors, take_tensors
 
 Palette = tuple[tuple[int, int, int], ...]
+_Net = TypeVar("_Net", bound="DeepLab")
 
 
 class TrainingOutput(NamedTuple):
@@ -83,12 +84,17 @@ class DeepLab(nn.Module):
         """Build the network that `config` describes with every tensor taken from `state_dict`, in float32, in eval mode.
 
         The fit is checked on shapes alone, before any memory is taken: a file that lies about its network costs nothing.
-        Raises WeightsError naming the tensors that are missing, left over or of another shape.
+        The network is built without memory, and the tensors become its own, without a copy where their type is right. Raises
+        WeightsError naming the tensors that are missing, left over or of another shape.
         """
-        require_fit(config, state_dict, _expected_shapes(cls, config))
-        with NoRandomNumbers():
-            net = cls(config, classes=classes, palette=palette, preprocessing=preprocessing)
-        net.load_state_dict(state_dict)
+        net = _without_memory(cls, config)
+        require_fit(config, state_dict, {name: tensor.shape for name, tensor in net.state_dict().items()})
+        if holds_more_than_its_state(net):
+            with NoRandomNumbers():
+                net = cls(config)
+        net.preprocessing = preprocessing or net.preprocessing
+        net._name_classes(classes, palette)
+        take_tensors(net, state_dict)
         return net.eval()
 
     @property
@@ -237,10 +243,10 @@ def require_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:
         raise UsageError(f"This network expects a normalised float image, not {image_BCHW.dtype}; see `net.preprocessing`.")
 
 
-def _expected_shapes(cls: type[DeepLab], config: DeepLabConfig) -> dict[str, torch.Size]:
+def _without_memory(cls: type[_Net], config: DeepLabConfig) -> _Net:
     try:
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+            return cls(config)
     except (RuntimeError, OverflowError) as error:
         raise WeightsError(f"The file's configuration describes no network that could exist: {config}.") from error
 

@@ -1,5 +1,6 @@
 """Give a freshly built module the tensors of another: without drawing numbers first, and without copying Parameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,30 @@ class NoRandomNumbers(TorchFunctionMode):
         if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def holds_more_than_its_state(module: nn.Module) -> bool:
+    """Whether a module has tensors that no state dict can give it: buffers outside it, or plain attributes."""
+    in_state = set(module.state_dict())
+    if any(name not in in_state for name, _ in module.named_buffers()):
+        return True
+    return any(isinstance(value, torch.Tensor) for part in module.modules() for value in vars(part).values())
+
+
+def take_tensors(net: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Make the tensors of `state_dict` those of `net`, without a copy where dtype and layout are right and none is shared.
+
+    Names and shapes have been found to fit. Parameters keep their requires_grad.
+    """
+    taken: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, like in net.state_dict().items():
+        tensor = state_dict[name].detach().to("cpu", like.dtype).contiguous()
+        if tensor.data_ptr() in seen:  # two names for one tensor would be trained as one
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        taken[name] = tensor
+    net.load_state_dict(taken, assign=True)
 
 
 def move_tensors(new: nn.Module, old: nn.Module) -> None:
