@@ -132,8 +132,8 @@ def _centred(low_Chw: torch.Tensor, cell: int) -> torch.Tensor:
     """
     for dim in (1, 2):
         count = low_Chw.shape[dim]
-        centres = (np.arange(count) + 0.5) * cell - 0.5
-        low_Chw = lerp(low_Chw, centres * ((count - 1) / (count * cell - 1)), dim)
+        centres = (np.arange(count, dtype=np.float64) + 0.5) * cell - 0.5
+        low_Chw = lerp(low_Chw, np.multiply(centres, (count - 1) / (count * cell - 1), dtype=np.float64), dim)
     return low_Chw
 
 
