@@ -95,6 +95,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise UsageError or UnknownNameError for a call that cannot be meant, or that lacks a library."""
+    if args.labels and not args.models:
+        raise UsageError("--labels needs a MODEL whose logits are enlarged, with trained weights.")
     if not (args.models or args.data or args.confusion):
         raise UsageError("Nothing to measure: name a MODEL; see `python -m deeplabzoo.benchmark --help`.")
     if len(args.size) % 2:
@@ -104,8 +106,6 @@ def _check(args: argparse.Namespace) -> None:
     for name, value, least in (("batch", min(args.batch), 1), ("threads", args.threads, 1), ("pairs", args.pairs, 0)):
         if value < least:
             raise UsageError(f"--{name} must be at least {least}, not {value}.")
-    if args.labels and not args.models:
-        raise UsageError("--labels needs a MODEL whose logits are enlarged, with trained weights.")
     if args.pairs == 0 and (args.labels or args.data or args.confusion or not args.memory):
         raise UsageError("--pairs 0 measures no times; ask for --memory, or for at least 1 pair.")
     for peer in _names(args.peers):
