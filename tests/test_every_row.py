@@ -8,6 +8,7 @@ import test_detectron2
 import test_ml_cvnets
 import test_mmseg
 import test_segmentron
+import test_tf_graph
 import test_torchvision
 import test_transformers
 
@@ -18,6 +19,7 @@ LAYOUT_TESTS: dict[str, Callable[..., None]] = {
     "ml_cvnets": test_ml_cvnets.test_rows_say_what_a_file_of_their_layout_says,
     "mmsegmentation": test_mmseg.test_a_file_of_the_rows_layout_is_complete,
     "segmentron": test_segmentron.test_rows_say_what_a_file_of_their_layout_says,
+    "tf_zoo": test_tf_graph.test_rows_say_what_a_file_of_their_layout_says,
     "torchvision": test_torchvision.test_logits_are_torchvisions,
     "transformers": test_transformers.test_rows_say_what_a_file_of_their_layout_says,
 }

@@ -61,6 +61,10 @@ class Network:
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     nodes: dict[str, bytes] = field(default_factory=dict)
     eps: float = 1e-3
+    meta: bool = False
+    """Shapes alone are computed, and a weight is one number repeated, so that the graph is small."""
+    rename: tuple[str, str] = ("", "")
+    """What the beginnings of names are replaced by in the graph."""
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -79,6 +83,9 @@ class Network:
         x.node = self.add("Cast", "Cast", x.node)
         x.node = self.add("mul", "Mul", self.const("mul/x", np.array(2 / 255, np.float32)), x.node)
         x.node = self.add("sub", "Sub", x.node, self.const("sub/y", np.array(1, np.float32)))
+        return self.enlarge(self.logits(x), self.size(x), "ResizeBilinear_2").values
+
+    def logits(self, x: Map) -> Map:
         self.eps = 1e-3
         low, x = self.mobilenet(x) if self.encoder == "mobilenetv2" else self.xception(x)
         self.eps = 1e-5
@@ -86,8 +93,21 @@ class Network:
         if self.decoder:
             x = self.refine(low, x)
         x = self.conv(x, "logits/semantic", self.num_classes, 1, act="", bias=True)
-        x = self.enlarge(x, tuple(x.values.shape[2:]), "ResizeBilinear_1")
-        return self.enlarge(x, tuple(image.shape[2:]), "ResizeBilinear_2").values
+        return self.enlarge(x, self.size(x), "ResizeBilinear_1")
+
+    def channels(self, x: Map) -> int:
+        return x.values.shape[1]
+
+    def size(self, x: Map) -> tuple[int, ...]:
+        return tuple(x.values.shape[2:])
+
+    def plus(self, x: Map, other: Map, name: str) -> Map:
+        return Map(x.values + other.values, self.add(name, "Add", x.node, other.node))
+
+    def pool(self, x: Map) -> Map:
+        size = self.size(x)
+        steps = {"ksize": (1, *size, 1), "strides": (1, *size, 1), "padding": "VALID"}
+        return Map(x.values.mean((2, 3), keepdim=True), self.add("AvgPool2D/AvgPool", "AvgPool", x.node, **steps))
 
     def mobilenet(self, x: Map) -> tuple[Map, Map]:
         def depth(channels: int) -> int:
@@ -99,7 +119,7 @@ class Network:
             scope = "MobilenetV2/expanded_conv" + (f"_{index}" if index else "")
             source, own = x, rate
             if index:
-                x = self.conv(x, f"{scope}/expand", 6 * x.values.shape[1], 1, act="Relu6")
+                x = self.conv(x, f"{scope}/expand", 6 * self.channels(x), 1, act="Relu6")
             if stride == self.output_stride:
                 step, rate = 1, rate * step
             stride *= step
@@ -107,8 +127,8 @@ class Network:
             if index == 2:
                 low = x
             x = self.conv(x, f"{scope}/project", depth(channels), 1, act="")
-            if step == 1 and source.values.shape[1] == x.values.shape[1]:
-                x = Map(x.values + source.values, self.add(f"{scope}/add", "Add", x.node, source.node))
+            if step == 1 and self.channels(source) == self.channels(x):
+                x = self.plus(x, source, f"{scope}/add")
         return low, x
 
     def xception(self, x: Map) -> tuple[Map, Map]:
@@ -133,15 +153,12 @@ class Network:
                 if step > 1:
                     source = self.conv(source, f"{scope}/shortcut", widths[2], 1, stride=now, act="")
                 if not last:
-                    x = Map(x.values + source.values, self.add(f"{scope}/add", "Add", x.node, source.node))
+                    x = self.plus(x, source, f"{scope}/add")
         return low, x
 
     def head(self, x: Map) -> Map:
-        size = tuple(x.values.shape[2:])
-        mean = x.values.mean((2, 3), keepdim=True)
-        steps = {"ksize": (1, *size, 1), "strides": (1, *size, 1), "padding": "VALID"}
-        pooled = Map(mean, self.add("AvgPool2D/AvgPool", "AvgPool", x.node, **steps))
-        branches = [self.enlarge(self.conv(pooled, "image_pooling", 256, 1), size, "ResizeBilinear")]
+        size = self.size(x)
+        branches = [self.enlarge(self.conv(self.pool(x), "image_pooling", 256, 1), size, "ResizeBilinear")]
         branches.append(self.conv(x, "aspp0", 256, 1))
         for index, rate in enumerate(self.rates, start=1):
             branches.append(self.conv3x3(x, f"aspp{index}", f"aspp{index}", rate))
@@ -149,7 +166,7 @@ class Network:
 
     def refine(self, low: Map, x: Map) -> Map:
         low = self.conv(low, "decoder/feature_projection0", 48, 1)
-        size = tuple(low.values.shape[2:])
+        size = self.size(low)
         both = [self.enlarge(x, size, "decoder/ResizeBilinear"), self.enlarge(low, size, "decoder/ResizeBilinear_1")]
         x = self.join(both, "decoder/concat")
         for index in (0, 1):
@@ -179,7 +196,7 @@ class Network:
         shape = (kernel, kernel, inputs, out or 1)
         name = f"{scope}/{'weights' if out else 'depthwise_weights'}"
         weight = self.weight(
-            name, torch.randn(shape, generator=self.generator) * math.sqrt(2 / (kernel**2 * (inputs if out else 1)))
+            name, self.random(*shape) * math.sqrt(2 / (kernel**2 * (inputs if out else 1)))
         )
         reach = (kernel - 1) * rate
         fixed = "xception" in scope and stride > 1
@@ -192,7 +209,7 @@ class Network:
         else:
             totals = [max((-(-size // stride) - 1) * stride + reach + 1 - size, 0) for size in values.shape[:1:-1]]
             values = F.pad(values, [part for total in totals for part in (total // 2, total - total // 2)])
-        kernels = torch.from_numpy(weight).permute(3, 2, 0, 1) if out else torch.from_numpy(weight).permute(2, 3, 0, 1)
+        kernels = weight.permute(3, 2, 0, 1) if out else weight.permute(2, 3, 0, 1)
         values = F.conv2d(values, kernels, stride=stride, dilation=rate, groups=1 if out else inputs)
         steps = {
             "strides": (1, stride, stride, 1),
@@ -211,9 +228,9 @@ class Network:
         if between:
             node = self.add(f"{scope}/BatchToSpaceND", "BatchToSpaceND", node, block, paddings)
         if bias:
-            added = self.weight(f"{scope}/biases", torch.randn(out, generator=self.generator))
+            added = self.weight(f"{scope}/biases", self.random(out))
             return Map(
-                values + torch.from_numpy(added)[:, None, None],
+                values + added[:, None, None],
                 self.add(f"{scope}/BiasAdd", "BiasAdd", node, f"{scope}/biases/read"),
             )
         found = Map(self.norm(values, scope), node)
@@ -225,15 +242,17 @@ class Network:
 
     def norm(self, values: torch.Tensor, scope: str) -> torch.Tensor:
         def uniform(low: float, high: float) -> torch.Tensor:
-            return torch.empty(values.shape[1]).uniform_(low, high, generator=self.generator)
+            return torch.empty(values.shape[1]).uniform_(low, high, generator=self.generator).to(values.device)
 
         gamma = self.weight(f"{scope}/BatchNorm/gamma", uniform(0.7, 1.3))
         beta = self.weight(f"{scope}/BatchNorm/beta", uniform(-0.3, 0.3))
         spread = values.std((0, 2, 3), correction=0)
         mean = self.weight(f"{scope}/BatchNorm/moving_mean", values.mean((0, 2, 3)) + spread * uniform(-0.2, 0.2))
         variance = self.weight(f"{scope}/BatchNorm/moving_variance", spread**2 * uniform(0.7, 1.4))
-        tensors = [torch.from_numpy(one) for one in (mean, variance, gamma, beta)]
-        return F.batch_norm(values, *tensors, eps=self.eps)
+        return F.batch_norm(values, mean, variance, gamma, beta, eps=self.eps)
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta") if self.meta else torch.randn(shape, generator=self.generator)
 
     def act(self, x: Map, kind: str, name: str) -> Map:
         values = x.values.clamp(0, 6) if kind == "Relu6" else x.values.relu()
@@ -248,16 +267,21 @@ class Network:
         axis = self.const(f"{name}/axis", np.array(3, np.int32))
         return Map(torch.cat([one.values for one in maps], 1), self.add(name, "ConcatV2", *(one.node for one in maps), axis))
 
-    def weight(self, name: str, fresh: torch.Tensor) -> np.ndarray:
+    def weight(self, name: str, fresh: torch.Tensor) -> torch.Tensor:
         """Return a variable, made of `fresh` on first use; the graph holds it as a constant behind an Identity."""
+        if self.meta:
+            held = write.tensor(np.full(tuple(fresh.shape), 0.5, np.float32), single=True)
+            self.add(f"{name}/read", "Identity", self.add(name, "Const", value=held))
+            return fresh.to("meta")
         values = self.weights.setdefault(name, fresh.numpy().astype(np.float32))
         self.add(f"{name}/read", "Identity", self.const(name, values))
-        return values
+        return torch.from_numpy(values)
 
     def const(self, name: str, values: np.ndarray) -> str:
         return self.add(name, "Const", value=write.tensor(values))
 
-    def add(self, name: str, op: str, *inputs: str, **attributes: object) -> str:
+    def add(self, name: str, op: str, *sources: str, **attributes: object) -> str:
+        name, *inputs = (one.replace(*self.rename) if self.rename[0] else one for one in (name, *sources))
         assert name not in self.nodes, name
         self.nodes[name] = write.node(name, op, inputs, **attributes)
         return name

@@ -80,6 +80,8 @@ class DeepLabConfig(_Plain):
     decoder_channels: int = 256
     decoder_low_level_channels: int = 48
     decoder_convs: int = 2
+    decoder_kernel: Literal[1, 3] = 3
+    """Kernel of the decoder's convolutions: 3 in the papers, 1 in keras-hub."""
     decoder_separable: bool = True
     decoder_refine_conv: bool = False
     """V3+ only: a 3x3 convolution between the ASPP projection and the decoder's upsampling (SMP: yes)."""
@@ -130,8 +132,11 @@ class DeepLabConfig(_Plain):
             rates = getattr(self, field)
             if rates is not None and not all(isinstance(rate, int) and rate >= 1 for rate in rates):
                 raise UsageError(f"{field} must be whole numbers of at least 1, not {rates!r}.")
-        if self.aspp_project_kernel not in (1, 3):
-            raise UsageError(f"aspp_project_kernel must be 1 or 3, not {self.aspp_project_kernel!r}.")
+        if self.aspp_project_kernel not in (1, 3) or self.decoder_kernel not in (1, 3):
+            kernels = f"{self.aspp_project_kernel!r} and {self.decoder_kernel!r}"
+            raise UsageError(f"aspp_project_kernel and decoder_kernel must be 1 or 3, not {kernels}.")
+        if self.decoder_kernel == 1 and self.decoder_separable:
+            raise UsageError("decoder_kernel=1 leaves nothing to separate; set decoder_separable=False with it.")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}.")
         if not (self.norm_eps > 0 and (self.encoder_norm_eps is None or self.encoder_norm_eps > 0)):

@@ -114,12 +114,16 @@ class V3PlusHead(nn.Module):
         super().__init__()
         self.aspp = ASPP(config, in_channels)
         channels, low, width = config.head_channels, config.decoder_low_level_channels, config.decoder_channels
-        separable = config.decoder_separable
+        separable, kernel = config.decoder_separable, config.decoder_kernel
         self.refine = _conv3x3(config, channels, channels, separable=separable) if config.decoder_refine_conv else nn.Identity()
         self.low_level = ConvNormAct(low_level_channels, low, 1, norm=config.norm, eps=config.norm_eps)
         widths = [channels + low] + config.decoder_convs * [width]
         pairs = itertools.pairwise(widths)
-        self.decoder = nn.Sequential(*(_conv3x3(config, a, b, separable=separable) for a, b in pairs))
+        if kernel == 1:
+            blocks = [ConvNormAct(a, b, 1, norm=config.norm, eps=config.norm_eps) for a, b in pairs]
+            self.decoder = nn.Sequential(*blocks)
+        else:
+            self.decoder = nn.Sequential(*(_conv3x3(config, a, b, separable=separable) for a, b in pairs))
         self.classifier = Classifier(widths[-1], config.num_classes)
         self.low_level_first = config.decoder_low_level_first
         self.align_corners = config.align_corners

@@ -1,8 +1,8 @@
 """Foreign checkpoint formats, one module each: it recognises its files by their content and converts them into our terms.
 
-There are two kinds. A whole file format (TensorFlow's graphs, TensorFlow Lite) reads its files itself. A layout is a way to
-name the tensors of a PyTorch or safetensors file, which is read safely once, whoever wrote it, and recognised by its tensor
-names. A new one is a module with `ORIGIN`, `recognise` and `convert`, named in `FORMATS` or `LAYOUTS` below; no two may
+There are two kinds. A whole file format (TensorFlow's graphs, TensorFlow Lite, HDF5) reads its files itself. A layout is a
+way to name the tensors of a PyTorch or safetensors file, which is read safely once, whoever wrote it, and recognised by its
+tensor names. A new one is a module with `ORIGIN`, `recognise` and `convert`, named in `FORMATS` or `LAYOUTS` below; no two may
 recognise the same names.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from deeplabzoo.zoo.origins import (
     detectron2,
     jfzhang95,
+    keras_hub,
     ml_cvnets,
     mmseg,
     segmentron,
@@ -59,7 +60,7 @@ class Layout(Protocol):
         """
 
 
-FORMATS: tuple[Format, ...] = (tflite, tf_graph)
+FORMATS: tuple[Format, ...] = (tflite, tf_graph, keras_hub)
 LAYOUTS: tuple[Layout, ...] = (torchvision, smp, transformers, vainf, ml_cvnets, jfzhang95, mmseg, segmentron, detectron2)
 
 

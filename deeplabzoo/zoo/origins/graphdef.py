@@ -16,6 +16,7 @@ FloatArray = NDArray[np.float32]
 # types.proto's DataType -> numpy layout of `tensor_content`, and the field of TensorProto with single values
 _DTYPES = {1: ("<f4", 5), 2: ("<f8", 6), 3: ("<i4", 7), 9: ("<i8", 10)}
 _MAX_RANK = 8
+_SPARE_VALUES = 1 << 20  # that small graphs may repeat single numbers to
 _MAX_IDENTITIES = 64
 
 
@@ -74,7 +75,7 @@ class GraphDef:
     def __init__(self, data: bytes) -> None:
         self.nodes: dict[str, Node] = {}
         self._meter = Meter()
-        self._budget = len(data) // 4 + (1 << 20)
+        self._budget = len(data) // 4 + _SPARE_VALUES
         """How many more values single numbers may still be repeated to: no more than the file itself could hold."""
         for field in fields(memoryview(data), self._meter):
             if field.number == 1:

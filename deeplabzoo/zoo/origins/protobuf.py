@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from deeplabzoo.errors import WeightsError
 
-MAX_FIELDS = 4_000_000
+MAX_FIELDS = 1_000_000
 """Fields read from one file at most; the graphs of published networks have some fifty thousands."""
 _MAX_VARINT_BYTES = 10
 

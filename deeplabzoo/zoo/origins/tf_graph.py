@@ -151,7 +151,7 @@ def _config(graph: GraphDef, head: Layers, encoder: Layers, name: str) -> DeepLa
         atrous_rates=None if rates == aspp_rates(stride) else rates,
         norm_eps=_eps(head),
         head_channels=head["head.aspp.project.conv"][0].output,
-        aspp_separable=None if has_decoder == all(layer.weight.shape[1] == 1 for layer in atrous) else not has_decoder,
+        aspp_separable=None if not atrous or has_decoder == (atrous[0].weight.shape[1] == 1) else not has_decoder,
         pooling_first=pooling_first(graph, head),
         pooling_window=window,
         refine_conv=has_decoder,
