@@ -2,7 +2,7 @@
 
 Exact up to rounding: every step is an identity of real numbers, done once in float64, and what it changes in float32 is as
 much as plain float32 is from the truth anyway (tests/test_inference_form.py). Norms that depend on the image (group and
-layer norm) cannot be folded and stay.
+layer norm) cannot be folded and stay; group norm runs on contiguous memory, where torch's kernel is more exact.
 """
 
 import torch
@@ -51,4 +51,13 @@ def inference_form(net: DeepLab) -> InferenceForm:
         fold_plain_convolutions(encoder)
         head = FastV3Head(net.head) if isinstance(net.head, V3Head) else FastV3PlusHead(net.head)
     plan = net.feature_plan
-    return InferenceForm(encoder, head, plan.last, plan.low_level).requires_grad_(False).eval()
+    form = InferenceForm(encoder, head, plan.last, plan.low_level).requires_grad_(False).eval()
+    for module in form.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(_contiguous)
+    return form
+
+
+def _contiguous(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Torch's group norm over channels_last memory rounds two to three times as much as over contiguous memory."""
+    return tuple(one.contiguous() for one in inputs)
