@@ -201,6 +201,38 @@ class DeepLab(nn.Module):
         """
         save_checkpoint(self, path, extra=self.weights_source if extra is None else extra, dtype=dtype)
 
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        reports: Sequence[Any] = (),
+        license: str | None = None,
+        photo: str | Path | None = None,
+    ) -> str:
+        """Put the network on the Hugging Face Hub and return the commit; `create("hf-hub:owner/repo")` reads it back.
+
+        The repository, made if it is not there, gets model.safetensors, a readable config.json and a model card. The card has
+        the figures of a released file whose tensors these are, and of `reports` that `deeplabzoo.evaluate` made of this very
+        network; `license` are the weights' terms, `photo` is a picture that may be shown. Without `token` that of
+        `hf auth login` counts. Raises UsageError for a wrong name or a report of other tensors, WeightsError for weights that
+        are no finite numbers, DownloadError where the network is switched off, OutputError where the Hub refuses.
+        """
+        pushing = importlib.import_module("deeplabzoo.publishing.push")  # a higher layer: known only when it is asked for
+        commit: str = pushing.push_to_hub(
+            self,
+            repo,
+            token=token,
+            private=private,
+            commit_message=commit_message,
+            reports=reports,
+            license=license,
+            photo=photo,
+        )
+        return commit
+
     def _encode(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
         require_image(self.config, image_BCHW)
         return list(self.encoder(image_BCHW))
@@ -248,7 +280,13 @@ def _without_memory(cls: type[_Net], config: DeepLabConfig) -> _Net:
         with torch.device("meta"):
             return cls(config)
     except (RuntimeError, OverflowError) as error:
-        raise WeightsError(f"The file's configuration describes no network that could exist: {config}.") from error
+        raise WeightsError(f"The file's configuration describes no network that could exist: {_in_words(config)}.") from error
+
+
+def _in_words(config: DeepLabConfig) -> str:
+    """Return the fields of a configuration that differ from their defaults; all of them would fill a page."""
+    fields = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
+    return ", ".join(f"{name}={value!r}" for name, (value, default) in fields.items() if value != default)
 
 
 def _preprocessing_of(encoder: nn.Module) -> Preprocessing:

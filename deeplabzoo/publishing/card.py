@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from huggingface_hub import EvalResult, ModelCardData
 
 from deeplabzoo.inference.report import Report
+from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.publishing.release import Release
 
@@ -35,43 +36,65 @@ def card(release: Release, *, curves: str | None, overlay: str | None) -> str:
 
 def _front_matter(release: Release) -> ModelCardData:
     results = [
-        EvalResult(
-            task_type="image-segmentation",
-            dataset_type=report.data,
-            dataset_name=f"{report.data} {report.split}{f' ({report.subset})' if report.subset else ''}",
-            dataset_split=report.split,
-            metric_type=kind,
-            metric_name=name,
-            metric_value=round(100 * value, 2),
-        )
+        eval_result(report.data, report.split, report.subset, kind, name, round(100 * value, 2))
         for report in release.reports
         for kind, name, value in (
             ("mean_iou", "mIoU (%)", report.miou),
             ("pixel_accuracy", "pixel accuracy (%)", report.pixel_accuracy),
         )
     ]
-    own = release.license.weights == _OWN_LICENSE  # the Hub knows it by a short name, any other as text
+    return front_matter(release.net, release.full_name, results, release.license.weights, [release.training.data])
+
+
+def eval_result(data: str, split: str, subset: str | None, kind: str, name: str, percent: float) -> EvalResult:
+    """Return one measured figure as the Hub's `model-index` has it; a part of a split is called one."""
+    return EvalResult(
+        task_type="image-segmentation",
+        dataset_type=data,
+        dataset_name=f"{data} {split}{f' ({subset})' if subset else ''}",
+        dataset_split=split,
+        metric_type=kind,
+        metric_name=name,
+        metric_value=percent,
+    )
+
+
+def front_matter(
+    net: DeepLab,
+    name: str,
+    results: list[EvalResult],
+    license: str | None,
+    datasets: list[str] | None = None,
+    widget: list[dict[str, str]] | None = None,
+) -> ModelCardData:
+    """Return what the Hub reads of a card; without a licence none is claimed."""
+    own = license == _OWN_LICENSE  # the Hub knows it by a short name, any other as text
     return ModelCardData(
         library_name="deeplabzoo",
         pipeline_tag="image-segmentation",
-        license="apache-2.0" if own else "other",
-        license_name=None if own else release.license.weights,
-        datasets=[release.training.data],
+        license="apache-2.0" if own else "other" if license else None,
+        license_name=None if own else license,
+        datasets=datasets,
         metrics=["mean_iou"],
-        tags=["semantic-segmentation", release.net.config.architecture],
-        model_name=release.full_name,
+        tags=["semantic-segmentation", net.config.architecture],
+        model_name=name,
         eval_results=results or None,
+        widget=widget,
     )
 
 
 def _what(release: Release) -> str:
-    config = release.net.config
+    return f"{network_in_words(release.net)}, {release.bytes / 1e6:.1f} MB, {release.training}."
+
+
+def network_in_words(net: DeepLab) -> str:
+    """Return which network it is, of which classes and how large."""
+    config = net.config
     title = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}[config.architecture]
-    millions = sum(parameter.numel() for parameter in release.net.parameters()) / 1e6
+    millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     return (
-        f"{title} on {short_name(config.encoder)} for {config.num_classes} classes ({', '.join(release.net.classes)}): "
-        f"{millions:.2f} M parameters, output stride {config.output_stride}, {release.bytes / 1e6:.1f} MB, "
-        f"{release.training}."
+        f"{title} on {short_name(config.encoder)} for {config.num_classes} classes ({', '.join(net.classes)}): "
+        f"{millions:.2f} M parameters, output stride {config.output_stride}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from deeplabzoo.errors import UsageError
 from deeplabzoo.models.checkpoint import FORMAT
 from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.publishing.measure import report_name
 from deeplabzoo.publishing.release import Release
 from deeplabzoo.zoo.manifest import WeightRow
@@ -76,10 +77,7 @@ def facts_of(release: Release) -> dict[str, Any]:
         "library_name": FORMAT,
         "name": release.full_name,
         "sha256": release.sha256,
-        "config": release.net.config.to_dict(),
-        "classes": list(release.net.classes),
-        "palette": [list(colour) for colour in release.net.palette],
-        "preprocessing": release.net.preprocessing.to_dict(),
+        **network_facts(release.net),
         "metrics": metrics_of(release),
         "license": dataclasses.asdict(release.license),
         "training": dataclasses.asdict(release.training),
@@ -87,6 +85,19 @@ def facts_of(release: Release) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _plain(facts)
     return plain
+
+
+def network_facts(net: DeepLab) -> dict[str, Any]:
+    """Return what config.json says of any network: its configuration, classes, colours and input."""
+    facts: dict[str, Any] = _plain(
+        {
+            "config": net.config.to_dict(),
+            "classes": net.classes,
+            "palette": net.palette,
+            "preprocessing": net.preprocessing.to_dict(),
+        }
+    )
+    return facts
 
 
 def _config(config: DeepLabConfig) -> dict[str, Any]:

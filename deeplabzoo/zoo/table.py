@@ -61,13 +61,14 @@ def _cells(row: WeightRow) -> list[str]:
         f"`{row.full_name}`{' (default)' if row.default else ''}",
         f"{row.config.num_classes} ({row.data})",
         "<br>".join(f"{metric.value:.2f} {metric.unit}" for metric in figures) or "none",
-        "<br>".join(_conditions(metric) for metric in figures) or row.verified,
+        "<br>".join(conditions(metric) for metric in figures) or row.verified,
         f"{row.bytes / 1e6:.1f} MB, {row.source.kind}" if row.bytes else f"{row.source.kind}, size not published",
         row.license.weights,
     ]
 
 
-def _conditions(metric: Metric) -> str:
+def conditions(metric: Metric) -> str:
+    """Return under which conditions a figure was found, in a line: who, when, on what, and how."""
     passes = "single scale" if len(metric.scales) == 1 else f"scales {', '.join(f'{scale:g}' for scale in metric.scales)}"
     stride = f"output stride {metric.output_stride}, " if metric.output_stride else ""
     when = f" {metric.date}" if metric.date else ""
