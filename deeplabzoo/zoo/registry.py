@@ -88,7 +88,7 @@ def find_weights(name: ModelName, tag: str | None = None) -> WeightRow:
             f"{name.untagged} has no weights tagged '{tag}'; its tags are {tags}. A file needs its full path."
         )
     trained = sorted({row.name for row in released()})
-    same_network = [one for one in trained if one.startswith(f"{replace(name, data=None, tag=None)}_")]
+    same_network = [one for one in trained if replace(parse_name(one), data=None) == replace(name, data=None, tag=None)]
     nearest = f" The same network has weights as {', '.join(same_network)}." if same_network else ""
     raise UnknownNameError(
         f"No weights are released for {name.untagged}; deeplabzoo.list_weights() lists those that are.{nearest}"
