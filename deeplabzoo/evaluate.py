@@ -13,9 +13,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from deeplabzoo.cli import Parser, add_device_option, named_network, run
-from deeplabzoo.data.base import DATA_NAMES
+from deeplabzoo.data.base import DATA_NAMES, open_data
 from deeplabzoo.errors import OutputError
 from deeplabzoo.output import ensure_folder, write_atomically
+from deeplabzoo.say import say
 
 if TYPE_CHECKING:
     from deeplabzoo.inference.report import Report
@@ -26,6 +27,7 @@ classes whose union is not empty (docs/metrics.md).
 
 example:
   python -m deeplabzoo.evaluate deeplabv3_mobilenetv2_voc --data voc --root ~/data --split val --json report.json
+  python -m deeplabzoo.evaluate mine.safetensors --data folder --root my_data --plots plots --palette safe
 """
 
 
@@ -47,15 +49,19 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     if args.json is not None:
         _require_writable(args.json)
+    if args.plots is not None:
+        _require_plots(args.plots)
     net = named_network(args.model, args.weights)
 
     from deeplabzoo.inference.evaluation import evaluate  # after the names are known to be right: torch takes seconds
+    from deeplabzoo.inference.plots import SHOWN, draw_plots
+    from deeplabzoo.inference.worst import WorstPictures
 
+    data = open_data(args.data, args.root, args.split, classes=net.classes)
+    worst = WorstPictures(SHOWN, len(data.classes), data.ignore_index) if args.plots is not None else None
     report = evaluate(
         net,
-        args.data,
-        args.root,
-        args.split,
+        data,
         scales=args.scales,
         flip=args.flip,
         output_stride=args.output_stride,
@@ -64,11 +70,15 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
         model=args.model,
         engine=args.engine,
         precision=args.precision,
+        seen=worst.see if worst else None,
     )
     report = dataclasses.replace(report, command=shlex.join(["python", "-m", "deeplabzoo.evaluate", *words]))
     print(report.table())
     if args.json is not None:
         write_atomically(args.json, lambda file: file.write(report.to_json().encode()))
+    if worst is not None:
+        for path in draw_plots(report, worst.ranked(), args.plots, data_palette=data.palette, palette=args.palette):
+            say(f"written: {path}")
     return 0
 
 
@@ -93,6 +103,15 @@ def _parser() -> Parser:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures; the report says so")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw the confusion matrix, IoU by class and the worst pictures there"
+    )
+    parser.add_argument(
+        "--palette",
+        choices=("data", "safe"),
+        default="data",
+        help="colours of the worst pictures: data, the data set's own (default); safe, for any colour vision",
+    )
     add_device_option(parser)
     parser.add_argument("--engine", default="torch", help="torch (default), compiled, onnxruntime, openvino or auto (measures)")
     parser.add_argument("--precision", default="fp32", help="fp32 (default), bf16, fp16 or int8, where engine and hardware can")
@@ -104,6 +123,15 @@ def _require_writable(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"The report cannot be written to '{path}': it is a folder; give a file name.")
     ensure_folder(path.parent)
+
+
+def _require_plots(folder: Path) -> None:
+    from deeplabzoo.inference.plots import require_matplotlib
+
+    require_matplotlib()
+    if folder.is_file():
+        raise OutputError(f"The plots cannot be written to '{folder}': it is a file; name a folder.")
+    ensure_folder(folder)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import torch
 from tqdm import tqdm
 
 import deeplabzoo
-from deeplabzoo.data.base import SegmentationData, open_data
+from deeplabzoo.data.base import Sample, SegmentationData, open_data
 from deeplabzoo.data.classes import subset_of
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import DataError, UsageError
@@ -44,6 +44,7 @@ def evaluate(
     model: str | None = None,
     engine: str | None = "torch",
     precision: str = "fp32",
+    seen: Callable[[Sample, Labels], object] | None = None,
 ) -> Report:
     """Score `net` on a split of a data set: a name (`voc`, `camvid`, `folder`) with its root, or an opened data set.
 
@@ -54,6 +55,8 @@ def evaluate(
     The network runs in its inference form, by `engine` and in `precision` as `DeepLab.optimize` takes them; None runs it as it
     is. The default differs from that by rounding alone: mIoU was equal to four decimals on real pictures. An OptimizedDeepLab
     brings its own engine, and stays at its own output stride.
+
+    `seen` is called with each sample and the labels predicted for it, at the size of its own labels.
 
     Raises UsageError for settings that make no sense or a network with another number of classes than the data, and whatever
     reading the data raises: DataError, ImageError.
@@ -75,7 +78,10 @@ def evaluate(
             runs = optimize(net, engine, precision=precision)
         with closing(read_ahead(data, range(count))) as samples, OneBehind(matrix.update) as counted:
             for sample in tqdm(samples, total=count, desc="evaluate", unit="image", disable=None if progress else True):
-                counted(_predicted(runs, sample.image, scales, flip), sample.labels)
+                predicted = _predicted(runs, sample.image, scales, flip)
+                if seen is not None:
+                    seen(sample, predicted)
+                counted(predicted, sample.labels)
         seconds = time.perf_counter() - started
         if not matrix.counts.any():
             raise DataError(f"All pixels of these {count} pictures are void ({data.ignore_index}); there is nothing to score.")
