@@ -10,7 +10,7 @@ from PIL import Image
 from deeplabzoo.data.class_file import ClassFile, read_class_file, read_colour_mask
 from deeplabzoo.data.classes import ClassList
 from deeplabzoo.data.images import Labels, read_mask
-from deeplabzoo.data.pairs import Pairs, codes_of, pair_folders, pair_listed
+from deeplabzoo.data.pairs import Pairs, codes_of, files_by_stem, pair_folders, pair_listed
 from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.data.splits import hold_out, read_list
 from deeplabzoo.errors import DataError
@@ -52,22 +52,40 @@ def _files(root: Path, split: str) -> tuple[dict[str, tuple[Path, Path]], Path]:
     home = root / split
     if (home / "images").is_dir() and (home / "masks").is_dir():
         return pair_folders(home / "images", home / "masks"), home / "masks"
-    splits = sorted(one.name for one in root.iterdir() if (one / "images").is_dir() and (one / "masks").is_dir())
     images, masks = root / "images", root / "masks"
     if images.is_dir() and masks.is_dir():
-        lists = {path.stem: path for path in sorted(root.glob("*.txt")) if path.name != "classes.txt"}
+        lists = _lists(root)
         if split in lists:
             return pair_listed(read_list(lists[split]), images, masks, lists[split]), masks
         files = pair_folders(images, masks)
         if split == WHOLE:
             return files, masks
-        by_fraction = ["train", "val"] if not lists and not splits and len(files) > 1 else []
-        if split in by_fraction:
+        if split in ("train", "val") and splits_in(root) == ["train", "val"]:
             return _fraction(files, root, split), masks
-        splits += [*lists, *by_fraction, WHOLE]
-    raise DataError(
-        f"There is no '{home / 'images'}' with '{home / 'masks'}' beside it; splits in '{root}': {', '.join(splits) or 'none'}."
-    )
+    choices = ", ".join(_choices(root)) or "none"
+    raise DataError(f"There is no '{home / 'images'}' with '{home / 'masks'}' beside it; splits in '{root}': {choices}.")
+
+
+def splits_in(root: Path) -> list[str]:
+    """Return the splits of a folder in the order train, val, then by name; those made by fraction where nothing names any."""
+    named = {one.name for one in root.iterdir() if _is_split(one)}
+    whole = _is_split(root)
+    named |= set(_lists(root)) if whole else set()
+    if not named and whole:
+        return ["train", "val"] if len(files_by_stem(root / "images")) > 1 else [WHOLE]
+    return sorted(named, key=lambda name: (name != "train", name != "val", name))
+
+
+def _is_split(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "masks").is_dir()
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(root.glob("*.txt")) if path.name != "classes.txt"}
+
+
+def _choices(root: Path) -> list[str]:
+    return list(dict.fromkeys([*splits_in(root), *([WHOLE] if _is_split(root) else [])]))
 
 
 def _fraction(files: dict[str, tuple[Path, Path]], root: Path, split: str) -> dict[str, tuple[Path, Path]]:
