@@ -6,33 +6,68 @@ status 1, a traceback.
 """
 
 import argparse
+import contextlib
+import contextvars
+import importlib
 import io
 import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import deeplabzoo
 from deeplabzoo.errors import DeepLabZooError, UnknownNameError, UsageError, did_you_mean
+from deeplabzoo.terminal import bold
 
 if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab
 
 COMMANDS: dict[str, str] = {
-    "predict": "label photos: palette PNG, overlay with a legend, JSON of areas",
-    "evaluate": "measure a model on a labelled data set: mIoU, per-class IoU, Dice",
-    "prepare": "download and lay out a training data set: VOC 2012, trainaug",
-    "train": "train a recipe on a data set, or go on with a run that was stopped",
-    "convert": "write a checkpoint of any known origin as a file of ours, and prove it",
-    "publish": "turn a finished run into a release: weights, figures, manifest row, model card",
-    "weights": "list, record and tabulate the published weights",
+    "list": "models or released weights by size, GFLOPs, mIoU",
+    "info": "everything about one model and its weights",
+    "predict": "label photos: palette PNG, overlay with legend, areas",
+    "evaluate": "mIoU, Dice and plots on a labelled data set",
+    "benchmark": "speed and memory against other libraries, same weights",
+    "prepare": "download and lay out training data: VOC 2012, trainaug",
+    "train": "train a recipe, or go on with a run that was stopped",
+    "convert": "a checkpoint of any known origin as one of ours, proved",
+    "export": "a model as ONNX, OpenVINO or torch.export, proved",
+    "publish": "a finished run as a release: weights, figures, card",
+    "weights": "list, check, record and tabulate the released files",
+    "completion": "a script for bash, zsh or fish that completes all this",
 }
-"""Every command, and what it does in one line."""
+"""Every command, and what it does in one line of a screen of 80 columns."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "look up": ("list", "info"),
+    "run": ("predict", "evaluate", "benchmark"),
+    "training": ("prepare", "train"),
+    "hand on": ("convert", "export", "publish", "weights"),
+}
+"""What the commands are for, as `--help` shows them; those that stand nowhere here come last."""
+
+STATUSES: dict[int, str] = {
+    0: "done",
+    1: "the work failed, and one sentence on stderr says why (`weights check`: a file is changed or gone)",
+    2: "the call was wrong, and one sentence on stderr says how; nothing was done",
+    130: "interrupted by Ctrl-C",
+}
+"""Exit status of every command."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
+
+
+_REVEALING = contextvars.ContextVar("_REVEALING", default=False)
+
+
+class _Revealed(BaseException):
+    """Carries a command's parser to `parser_of`, past every handler of the command itself."""
+
+    def __init__(self, parser: "Parser") -> None:
+        self.parser = parser
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +91,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse; raises UsageError on a wrong call, with the nearest option when one is misspelt."""
+        if _REVEALING.get():
+            raise _Revealed(self)
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
@@ -118,16 +155,49 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     return status
 
 
-def _table() -> str:
+def parser_of(command: str) -> Parser:
+    """Return the parser that a command would read its words with: what completion and docs/commands.md are written from."""
+    module = importlib.import_module(f"deeplabzoo.{command}")
+    if hasattr(module, "__path__"):  # a package is run by its __main__
+        module = importlib.import_module(f"deeplabzoo.{command}.__main__")
+    with _revealing():
+        try:
+            module.main([])
+        except _Revealed as found:
+            return found.parser
+    raise RuntimeError(f"deeplabzoo.{command} parses its words with something else than Parser")
+
+
+@contextlib.contextmanager
+def _revealing() -> Iterator[None]:
+    token = _REVEALING.set(True)
+    try:
+        yield
+    finally:
+        _REVEALING.reset(token)
+
+
+def _overview() -> str:
+    """Return every command in its group, on one screen of 80 x 24."""
+    grouped = {name for names in GROUPS.values() for name in names}
+    rest = tuple(name for name in COMMANDS if name not in grouped)
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
+    lines = []
+    for group, names in {**GROUPS, "shell" if rest == ("completion",) else "more": rest}.items():
+        listed = [name for name in names if name in COMMANDS]
+        for name in listed:
+            title = bold(f"{group:<8}") if name == listed[0] else " " * 8
+            lines.append(f"{title} {name:<{width}}  {COMMANDS[name]}")
     return "\n".join(
         [
             f"deeplabzoo {deeplabzoo.__version__}: DeepLabV3 and DeepLabV3+ for PyTorch",
             "",
-            "usage: deeplabzoo COMMAND ...   (the same as python -m deeplabzoo.COMMAND ...; COMMAND --help explains it)",
+            "usage: deeplabzoo COMMAND ...    (or python -m deeplabzoo.COMMAND ...)",
+            "       deeplabzoo COMMAND --help (options and examples)",
             "",
             *lines,
+            "",
+            "exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted",
         ]
     )
 
@@ -136,8 +206,10 @@ def _dispatch(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:
         raise UsageError(f"No command given; expected one of {', '.join(COMMANDS)} (`deeplabzoo --help` lists them).")
+    if words[0] == "help" and len(words) > 1:
+        words = [words[1], "--help"]
     if words[0] in ("-h", "--help", "help"):
-        print(_table())
+        print(_overview())
         return 0
     if words[0] in ("-V", "--version"):
         print(f"deeplabzoo {deeplabzoo.__version__}")

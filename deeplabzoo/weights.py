@@ -38,7 +38,7 @@ def weights_command(argv: Sequence[str] | None = None) -> int:
     if args.action == "list":
         _list(args.pattern, as_json=args.json)
     elif args.action == "check":
-        _check(args.pattern, download=args.download)
+        _check(args.pattern, download=args.download, as_json=args.json)
     elif args.action == "record":
         _record(args.reports)
     else:
@@ -64,6 +64,7 @@ def _parser() -> Parser:
     check.add_argument(
         "--download", action="store_true", help="fetch each file, verify it and build its network; the cache is used and kept"
     )
+    check.add_argument("--json", action="store_true", help="the answers as a JSON list when all have come")
     record = actions.add_parser(
         "record", description="Put evaluation reports' figures into the rows of the files they measured."
     )
@@ -80,14 +81,12 @@ def _parser() -> Parser:
 
 
 def _list(pattern: str, *, as_json: bool) -> None:
-    from deeplabzoo.zoo.manifest import weights_folder
+    from deeplabzoo.zoo.listing import plain_rows
     from deeplabzoo.zoo.registry import list_weights
 
     rows = list_weights(pattern)
     if as_json:
-        wanted = {row.full_name for row in rows}
-        plain = json.loads((weights_folder() / "manifest.json").read_text(encoding="utf-8"))["rows"]
-        print(json.dumps([one for one in plain if f"{one['name']}.{one['tag']}" in wanted], indent=2, ensure_ascii=False))
+        print(json.dumps(plain_rows(rows), indent=2, ensure_ascii=False))
         return
     if not rows:
         raise UsageError(f"No released weights match '{pattern}'; leave the pattern out to see all.")
@@ -95,8 +94,8 @@ def _list(pattern: str, *, as_json: bool) -> None:
         print(row)
 
 
-def _check(pattern: str, *, download: bool) -> None:
-    """Print a line a row as the answers come; raises DownloadError if any file is changed or cannot be had."""
+def _check(pattern: str, *, download: bool, as_json: bool) -> None:
+    """Print a line a row as the answers come, or all as JSON; raises DownloadError if any file is changed or cannot be had."""
     from deeplabzoo.zoo.checking import check, check_by_download
     from deeplabzoo.zoo.registry import list_weights
 
@@ -104,14 +103,20 @@ def _check(pattern: str, *, download: bool) -> None:
     if not rows:
         raise UsageError(f"No released weights match '{pattern}'; leave the pattern out to check all.")
     counts: Counter[str] = Counter()
+    answers = []
     for answer in check_by_download(rows) if download else check(rows):
-        print(answer, flush=True)
+        if not as_json:
+            print(answer, flush=True)
+        answers.append({"weights": answer.row.full_name, "status": answer.status, "detail": answer.detail})
         counts[answer.status] += 1
+    if as_json:
+        print(json.dumps(answers, indent=2, ensure_ascii=False))
     told = ", ".join(f"{counts[status]} {status}" for status in ("ok", "changed", "unreachable"))
     summary = f"{len(rows)} released files checked: {told}."
     if counts["ok"] < len(rows):
         raise DownloadError(summary)
-    print(summary)
+    if not as_json:
+        print(summary)
 
 
 def _record(reports: Sequence[Path]) -> None:

@@ -1,6 +1,9 @@
 """The console script and what all commands share: lists, refuses, and leaves in one way."""
 
+import contextlib
+import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import deeplabzoo
-from deeplabzoo import cli
+from deeplabzoo import cli, completion
 from deeplabzoo.cli import COMMANDS, Parser, main, run
+from deeplabzoo.commands_page import commands_page
 from deeplabzoo.errors import DeepLabZooError, UsageError, WeightsError
+from deeplabzoo.parsers import every_command
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
@@ -19,7 +24,118 @@ def test_every_command_is_listed_in_one_line(word: str, capsys: pytest.CaptureFi
     assert main([word]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, line in COMMANDS.items():
-        assert any(one.split()[:1] == [name] and one.endswith(line) for one in lines)
+        assert any(f" {name} " in one[8:] and one.endswith(f"  {line}") for one in lines)
+
+
+def test_the_overview_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    """24 lines of 80 columns; each command once, in its group; the exit statuses below."""
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    listed = [line[9:].split()[0] for line in lines[5:-2]]
+    assert sorted(listed) == sorted(COMMANDS)
+    assert [line[:8].strip() for line in lines[5:-2] if line[:8].strip()][:-1] == list(cli.GROUPS)
+    assert all(f"{status} " in lines[-1] for status in cli.STATUSES)
+
+
+def test_groups_name_commands_once() -> None:
+    grouped = [name for names in cli.GROUPS.values() for name in names]
+    assert len(grouped) == len(set(grouped))
+    assert "completion" not in grouped
+
+
+def test_help_of_a_command_by_two_ways() -> None:
+    """`deeplabzoo help list` is `deeplabzoo list --help`."""
+    assert console("help", "list").stdout == console("list", "--help").stdout != ""
+
+
+def test_the_page_of_commands_is_what_the_parsers_say() -> None:
+    """`python -m deeplabzoo.commands_page` leaves docs/commands.md unchanged."""
+    assert commands_page() == (Path(__file__).resolve().parents[1] / "docs" / "commands.md").read_text()
+
+
+def test_every_exit_status_is_one_that_the_page_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """0, 1, 2 and 130 are all that a command can leave with, apart from a bug."""
+
+    def interrupted(argv: object) -> int:
+        raise KeyboardInterrupt
+
+    assert {run(lambda argv: 0), DeepLabZooError.exit_status, UsageError.exit_status, run(interrupted)} == set(cli.STATUSES)
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+BASH = """
+source "$1"
+shift
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 ))
+_deeplabzoo
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def completion_script(shell: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert completion.main([shell]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    script = tmp_path_factory.mktemp("completion") / "deeplabzoo.bash"
+    script.write_text(completion_script("bash"))
+    return script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["li"], ["list"]),
+        (["predict", "--ove"], ["--overlay", "--overlap"]),
+        (["list", "--sort", "p"], ["params"]),
+        (["weights", "ch"], ["check"]),
+        (["weights", "check", "--do"], ["--download"]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+        (["predict", "--out", "a"], [""]),
+    ],
+)
+def test_bash_completes_from_the_parsers(bash_script: Path, words: list[str], expected: list[str]) -> None:
+    """Commands, actions, options and choices; an option's file is left to the shell."""
+    called = ["bash", "--norc", "-c", BASH, "bash", str(bash_script), "deeplabzoo", *words]
+    done = subprocess.run(called, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == expected
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_names_of_models(bash_script: Path, tmp_path: Path) -> None:
+    """They are asked for while one types, so that new weights need no new script."""
+    program = tmp_path / "deeplabzoo"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m deeplabzoo "$@"\n')
+    program.chmod(0o755)
+    called = ["bash", "--norc", "-c", BASH, "bash", str(bash_script), str(program), "info", "deeplabv3_resnet50_v"]
+    assert subprocess.run(called, capture_output=True, text=True, check=True).stdout == "deeplabv3_resnet50_voc\n"
+
+
+def test_other_shells_know_every_command_and_option() -> None:
+    """Where fish and zsh are not installed their scripts are at least complete; where they are, they parse."""
+    options = {flag for command in every_command() for word in command.options for flag in word.flags}
+    for shell in ("fish", "zsh"):
+        script = completion_script(shell)
+        shown = {f"-l {flag[2:]} " if shell == "fish" else flag for flag in options if flag.startswith("--")}
+        assert not {flag for flag in shown if flag not in script}
+        assert not {name for name in COMMANDS if name not in script}
+        if shutil.which(shell):
+            subprocess.run([shell, "-n"], input=script, text=True, check=True)
+    assert completion.main(["tcsh"]) == 2
+
+
+def test_a_parser_is_revealed_without_work() -> None:
+    """Asking for a command's options neither runs it nor leaves the asking switched on."""
+    assert cli.parser_of("predict").prog == "python -m deeplabzoo.predict"
+    with pytest.raises(UsageError):
+        cli.parser_of("predict").parse_args([])
 
 
 def test_listed_commands_exist() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from deeplabzoo.errors import UsageError
 from deeplabzoo.models.config import ARCHITECTURES, Architecture, DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import encoder_facts, list_encoders, short_name
@@ -64,8 +65,11 @@ def count_network(config: DeepLabConfig) -> Cost:
     flops = {}
     for stride in facts.strides:
         if stride == config.output_stride or facts.shares_weights(config.output_stride, stride):
-            with torch.device("meta"):
-                net.set_output_stride(stride)
+            try:
+                with torch.device("meta"):
+                    net.set_output_stride(stride)
+            except UsageError:  # a multi-grid that has no whole dilations there
+                continue
             with torch.no_grad(), FlopCounterMode(display=False) as counted:
                 net.forward_low_resolution(image)
             flops[stride] = counted.get_total_flops()
