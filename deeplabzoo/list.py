@@ -3,16 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from deeplabzoo.cli import Parser, run
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.terminal import columns
 from deeplabzoo.zoo.listing import SORTS, Listed, listing, require_some
 from deeplabzoo.zoo.table import conditions
-
-if TYPE_CHECKING:
-    from deeplabzoo.zoo.manifest import Metric
 
 _HEADER = ("name", "M params", "GFLOPs", "stride", "MB", "mIoU %", "licence", "how found")
 _EPILOG = """\
@@ -70,14 +66,17 @@ def _cells(line: Listed) -> list[str]:
         _number(line.bytes, 1e6, 1),
         f"{line.metric.value:.2f}" if line.metric else "",
         line.row.license.weights if line.row else "",
-        _found(line.metric, has_weights=line.row is not None),
+        _found(line),
     ]
 
 
-def _found(metric: "Metric | None", *, has_weights: bool) -> str:
-    if metric is None:
-        return "no figure" if has_weights else "no weights released"
-    return conditions(metric)
+def _found(line: Listed) -> str:
+    if line.metric is not None:
+        return conditions(line.metric)
+    if line.row is None:
+        return "no weights released"
+    elsewhere = any(metric.name == "mIoU" for metric in line.row.metrics)
+    return f"no figure at stride {line.output_stride}" if elsewhere else "no figure"
 
 
 def _number(value: int | None, unit: float, digits: int) -> str:

@@ -109,6 +109,12 @@ def test_the_pattern_and_the_stride_choose(capsys: pytest.CaptureFixture[str]) -
     assert strides == {8}
 
 
+def test_a_figure_at_another_stride_is_not_called_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a stride asked for, "no figure" would be a lie about a file that was measured at another one."""
+    assert main(["deeplabv3plus_mobilenetv2_voc", "--output-stride", "32"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("no figure at stride 32")
+
+
 def test_data_and_weights_choose(capsys: pytest.CaptureFixture[str]) -> None:
     lines = listed("--weights", "--data", "voc", capsys=capsys)
     assert {line["name"] for line in lines} == {row.full_name for row in list_weights() if row.data == "voc"}

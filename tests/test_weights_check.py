@@ -62,6 +62,18 @@ def test_files_that_are_there_and_the_same(
     assert server.asked("GET") == []
 
 
+def test_the_answers_as_json(server: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script gets every answer, and the status still says whether all is well."""
+    rows = [url_row(server.serve("/plain.pth", CONTENT), "plain"), url_row(f"{server.url}/missing.pth", "missing")]
+    status, lines, _ = checked(rows, monkeypatch, capsys, "--json")
+    answers = json.loads("\n".join(lines))
+    assert status == 1
+    assert [(one["weights"].rpartition(".")[2], one["status"]) for one in answers] == [
+        ("plain", "ok"),
+        ("missing", "unreachable"),
+    ]
+
+
 def test_files_that_are_not(server: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One line each, in the order of the rows, and status 1."""
     with local_server() as gone:
