@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplabzoo.data.images import read_image, read_mask
+from deeplabzoo.data.images import read_image, read_image_bytes, read_mask
 from deeplabzoo.errors import DataError, ImageError
 
 SMALL = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -50,6 +50,19 @@ def test_path_pillow_and_array_agree(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(opened), SMALL)
     np.testing.assert_array_equal(read_image(SMALL), SMALL)
     np.testing.assert_array_equal(read_image(SMALL[:, ::-1]), SMALL[:, ::-1])
+    np.testing.assert_array_equal(read_image_bytes(path.read_bytes()), SMALL)
+
+
+def test_the_bytes_of_an_upload_fail_like_a_file(tmp_path: Path) -> None:
+    """An upload that is no photo, or none that may be read, ends in the same sentences; nothing is written to find out."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    content = save(tmp_path / "a.png", noise).read_bytes()
+    for data, words in ((b"", "is empty"), (b"no photo", "not an image"), (content[:2000], "damaged")):
+        with pytest.raises(ImageError, match=words) as error:
+            read_image_bytes(data, "The upload")
+        assert sentence(error).startswith("The upload ")
+    with pytest.raises(ImageError, match="more than the limit of 20"):
+        read_image_bytes(content, max_pixels=20)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

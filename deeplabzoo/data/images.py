@@ -3,6 +3,7 @@
 Every way of failing ends in one sentence: ImageError for pictures, DataError for what a mask says.
 """
 
+import io
 import os
 import threading
 import warnings
@@ -59,6 +60,17 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     path = _existing_file(source)
     with _opened(path) as image:
         return _to_rgb(image, f"'{path}'", max_pixels)
+
+
+def read_image_bytes(data: bytes, name: str = "The photo", *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Return what `read_image` does for the content of an image file that is no file, such as an upload.
+
+    `name` begins the sentence of an ImageError.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes); expected an image file.")
+    with _opened(io.BytesIO(data), name) as image:
+        return _to_rgb(image, name, max_pixels)
 
 
 def declared_hw(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -118,23 +130,24 @@ def _existing_file(source: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | io.BytesIO, name: str | None = None) -> Iterator[Image.Image]:
     """Open without Pillow's own size limit (ours is checked next) and without its warnings about odd metadata.
 
     Every registered format is tried but EPS, which Pillow hands to the Ghostscript program.
     """
+    name = name or f"'{file}'"
     with _pillow_globals, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             Image.init()
-            image = Image.open(path, formats=[one for one in Image.ID if one != "EPS"])
+            image = Image.open(file, formats=[one for one in Image.ID if one != "EPS"])
         except UnidentifiedImageError:
             raise ImageError(
-                f"'{path}' is not an image of a known format; expected JPEG, PNG, WebP, TIFF, BMP, GIF or the like."
+                f"{name} is not an image of a known format; expected JPEG, PNG, WebP, TIFF, BMP, GIF or the like."
             ) from None
         except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
-            raise ImageError(f"'{path}' cannot be opened as an image: {_reason(error)}.") from None
+            raise ImageError(f"{name} cannot be opened as an image: {_reason(error)}.") from None
         finally:
             Image.MAX_IMAGE_PIXELS = pillow_limit
     with image:

@@ -177,7 +177,7 @@ class Predictor:
 
     def bands(self, picture: PixelRows, tiling: Tiling, *, first_row: int = 0) -> Iterator[Band]:
         """Yield (first row, labels) of a picture cut into tiles, from `first_row` to its end, holding one row of tiles."""
-        net = self._ready()
+        net = self.form()
         with evaluating(net):
             yield from labelled_bands(
                 lambda tile_1CHW: net.forward_low_resolution(tile_1CHW.to(self.device)),
@@ -204,12 +204,13 @@ class Predictor:
         return Result(image_HWC, labels_HW, self.net.classes, self.net.palette, seconds)
 
     def _whole(self, image_HWC: Pixels) -> Labels:
-        net = self._ready()
+        net = self.form()
         prepared = prepare(image_HWC, net.preprocessing)
         with evaluating(net):
             return labels_at_original(net, prepared)
 
-    def _ready(self) -> DeepLab | OptimizedDeepLab:
+    def form(self) -> DeepLab | OptimizedDeepLab:
+        """Return what runs now: the inference form of the network with the weights that it has at this moment."""
         return self._form.current() if isinstance(self._form, FreshForm) else self._form
 
     def _in_tiles(self, image_HWC: Pixels, tiling: Tiling) -> Labels:

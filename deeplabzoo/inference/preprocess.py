@@ -84,13 +84,13 @@ def logits_at_original(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) ->
 
     The caller has put the network into eval mode (`device.evaluating` does).
     """
-    low_1CHW, grid = _through(net, prepared)
+    low_1CHW, grid = low_resolution(net, prepared)
     return upsampled_logits(low_1CHW, grid)
 
 
 def labels_at_original(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> Labels:
     """Return the label of every pixel of the photo, H x W: the argmax of `logits_at_original` without holding it whole."""
-    low_1CHW, grid = _through(net, prepared)
+    low_1CHW, grid = low_resolution(net, prepared)
     return labels_on_grid(low_1CHW, grid)
 
 
@@ -113,7 +113,11 @@ def image_probabilities(
     return total_1CHW.div_(len(scales) * (2 if flip else 1))
 
 
-def _through(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> tuple[torch.Tensor, Grid]:
+def low_resolution(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> tuple[torch.Tensor, Grid]:
+    """Return the logits as the head gives them, 1 x classes x h x w on the network's device, and where they lie in the photo.
+
+    For what happens between network and labels: timing the two apart, averaging the frames of a video.
+    """
     with torch.inference_mode():
         low_1CHW = net.forward_low_resolution(prepared.tensor_1CHW.to(device_of(net)))
     padded_hw = (prepared.tensor_1CHW.shape[2], prepared.tensor_1CHW.shape[3])
