@@ -65,7 +65,7 @@ def test_tiles_give_the_labels_of_the_whole_where_context_does_not_count(
 
 
 def test_tiles_have_the_parity_that_the_weights_were_trained_at() -> None:
-    """A network that aligns corners is stretched at even sides; weights of even size expect that (CamVid: six points)."""
+    """A network that aligns corners is stretched at even sides; weights of even size expect that (CamVid: five points)."""
     photo = clouds(300, 500)
     for size, expected in (((129, 129), 129), ((128, 160), 128)):
         net = ColorNet(align_corners=True, preprocessing=Preprocessing(size=size, resize="none"))

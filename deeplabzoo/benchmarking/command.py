@@ -11,11 +11,14 @@ import torch
 
 from deeplabzoo.benchmarking.chart import draw_chart
 from deeplabzoo.benchmarking.compare import Plan, compare, peers_of
-from deeplabzoo.benchmarking.jobs import confusion_alone, data_alone, labels_alone
+from deeplabzoo.benchmarking.jobs import confusion_alone, data_alone, labels_alone, seams_alone
 from deeplabzoo.benchmarking.libraries import library
 from deeplabzoo.benchmarking.machine import gemm_peaks
 from deeplabzoo.benchmarking.options import comparison_parser
 from deeplabzoo.benchmarking.record import Record, Row, conditions
+from deeplabzoo.benchmarking.scaling import MODEL as SCALED_MODEL
+from deeplabzoo.benchmarking.scaling import scaling_rows
+from deeplabzoo.benchmarking.scaling_chart import draw_scaling
 from deeplabzoo.benchmarking.sides import LIBRARY_OF, OURS, PLAIN, require_ours, require_peer
 from deeplabzoo.benchmarking.subjects import open_subject
 from deeplabzoo.benchmarking.table import text_table
@@ -49,7 +52,7 @@ def comparison_command(words: Sequence[str]) -> int:
     if target:
         say(f"written: {target}")
     if args.chart:
-        draw_chart(record, args.chart)
+        (draw_scaling if args.scaling else draw_chart)(record, args.chart)
         say(f"written: {args.chart}")
     return 0
 
@@ -60,6 +63,13 @@ def _measurements(args: argparse.Namespace, plan: Plan) -> Iterator[list[Row]]:
         yield data_alone(args.data, plan.pairs, plan.seed)
     if args.confusion:
         yield confusion_alone(args.confusion, plan.pairs)
+    if args.scaling:
+        for name in args.models or [SCALED_MODEL]:
+            yield from scaling_rows(name, args.megapixels, threads=plan.threads, seed=plan.seed, note=args.note)
+        return
+    if args.seams or args.mosaics:
+        yield from seams_alone(args.models, args.seams or [], args.mosaics, args.note)
+        return
     if args.labels:
         yield from labels_alone(args.models, args.labels, plan.sizes, plan.pairs)
         return
@@ -97,7 +107,11 @@ def _check(args: argparse.Namespace) -> None:
     """Raise UsageError or UnknownNameError for a call that cannot be meant, or that lacks a library."""
     if args.labels and not args.models:
         raise UsageError("--labels needs a MODEL whose logits are enlarged, with trained weights.")
-    if not (args.models or args.data or args.confusion):
+    if (args.seams or args.mosaics) and not args.models:
+        raise UsageError("--seams and --mosaics need a MODEL that is cut into tiles, with trained weights.")
+    if min(args.megapixels) < 0.01:
+        raise UsageError(f"--megapixels must be at least 0.01, not {min(args.megapixels)}.")
+    if not (args.models or args.data or args.confusion or args.scaling):
         raise UsageError("Nothing to measure: name a MODEL; see `python -m deeplabzoo.benchmark --help`.")
     if len(args.size) % 2:
         raise UsageError(f"--size takes heights and widths in pairs, not {len(args.size)} numbers.")

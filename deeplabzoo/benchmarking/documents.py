@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deeplabzoo.benchmarking import training_table
+from deeplabzoo.benchmarking import large_images_table, training_table
 from deeplabzoo.benchmarking.table import BLOCK, records_table
 from deeplabzoo.cli import Parser
 from deeplabzoo.errors import UsageError
@@ -16,7 +16,11 @@ _TRAINING = "training"
 
 def tables(records: Path) -> Mapping[str, str]:
     """Return every table that can stand in a document, by the name of its block; raises UsageError for what is no record."""
-    return {BLOCK: records_table(records), training_table.BLOCK: training_table.records_table(records / _TRAINING)}
+    return {
+        BLOCK: records_table(records),
+        training_table.BLOCK: training_table.records_table(records / _TRAINING),
+        **large_images_table.large_images_tables(records / large_images_table.FOLDER),
+    }
 
 
 def fill(document: Path, by_block: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Parts of the pipeline measured alone: labels from small logits, the confusion matrix, pictures for training."""
+"""Parts of the pipeline measured alone: labels from small logits, tiles, the confusion matrix, pictures for training."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from deeplabzoo.benchmarking.data_pipeline import measure_data
 from deeplabzoo.benchmarking.labels_alone import label_rows, small_logits
 from deeplabzoo.benchmarking.libraries import library
 from deeplabzoo.benchmarking.record import Row
+from deeplabzoo.benchmarking.seams import mosaic_rows, photo_rows
 from deeplabzoo.cli import named_network
 
 MADE = "made"
@@ -25,6 +26,17 @@ def labels_alone(
             height, width = logits[0].shape[-2:]
             title = f"{name} {height}x{width} -> {size[0]}x{size[1]}"
             yield label_rows(logits, size, align_corners=net.config.align_corners, name=title, pairs=pairs)
+
+
+def seams_alone(
+    models: Sequence[str], photos: Sequence[Path], mosaics: tuple[str, str] | None, note: str
+) -> Iterator[list[Row]]:
+    """Yield rows of tiles against the whole for each model (trained weights): photo by photo, then mosaics of (data, root)."""
+    for name in models:
+        net = named_network(name, None)
+        yield from photo_rows(net, name, photos, note=note)
+        if mosaics:
+            yield mosaic_rows(net, name, mosaics[0], Path(mosaics[1]), note=note)
 
 
 def confusion_alone(masks: Sequence[Path], pairs: int) -> list[Row]:

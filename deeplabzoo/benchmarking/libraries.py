@@ -25,6 +25,7 @@ _EXTRAS = {
     "onnxscript": "deeplabzoo[export]",
     "matplotlib": "deeplabzoo[train]",
     "torchmetrics": "torchmetrics",
+    "tifffile": "deeplabzoo[large]",
 }
 
 

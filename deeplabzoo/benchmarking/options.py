@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from deeplabzoo.benchmarking.scaling import MEGAPIXELS
 from deeplabzoo.benchmarking.sides import PEERS, TASKS
 from deeplabzoo.cli import Parser, add_device_option
 
@@ -10,6 +11,7 @@ MODEL is a name of the zoo, a checkpoint, or a network of SMP with its defaults:
 
   python -m deeplabzoo.benchmark deeplabv3_mobilenetv3_voc --peers torchvision,onnxruntime --size 513 513 --json auto
   python -m deeplabzoo.benchmark --train --threads 2          a training step (its own options: --train --help)
+  python -m deeplabzoo.benchmark --scaling --threads 1 --chart scaling.png
   python -m deeplabzoo.benchmark table --write docs/speed.md  the recorded runs as tables
 """
 
@@ -47,6 +49,19 @@ def comparison_parser() -> Parser:
     parser.add_argument(
         "--data", metavar="DIR", help="pictures for training, against torchvision's transforms: VOC's folder, or `made`"
     )
+    parser.add_argument(
+        "--scaling", action="store_true", help="time and memory against a picture's area, from file to file in tiles"
+    )
+    parser.add_argument(
+        "--megapixels", nargs="+", type=float, default=list(MEGAPIXELS), metavar="N", help="areas of --scaling (default to 100)"
+    )
+    parser.add_argument(
+        "--seams", nargs="+", type=Path, metavar="PHOTO", help="labels in tiles against labels of the whole photo, MODELs' own"
+    )
+    parser.add_argument(
+        "--mosaics", nargs=2, metavar=("DATA", "ROOT"), help="the same, and mIoU, on mosaics of a labelled data set's frames"
+    )
+    parser.add_argument("--note", default="", help="words that the rows of --scaling and --seams carry")
     parser.add_argument("--json", metavar="FILE", help="write the record; auto: benchmarks/<date>_<hardware>_….json")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="write the ratios as a PNG")
     return parser

@@ -1,11 +1,11 @@
 """A picture too large for the network, in overlapping tiles: one map of blended logits, made and labelled band by band.
 
 Tiles are blended where their low-resolution logits lie on one grid, before anything is enlarged: the weights across an overlap
-are half a cosine and sum to one, and what is enlarged afterwards is one map without seams. Rows of it are labelled as soon as
+are half a cosine and sum to one, and what is enlarged afterwards is one map. Rows of it are labelled as soon as
 no later tile reaches them, so that only one row of tiles is ever held.
 
 What a tile cannot see: the image-level branch of ASPP averages over the tile instead of the whole picture, and an encoder sees
-zeros beyond the tile's edge. The second fades out within the overlap, the first does not (docs/large_images.md measures both).
+zeros beyond the tile's edge (docs/large_images.md measures what that changes).
 """
 
 from collections.abc import Callable, Iterator
