@@ -14,6 +14,7 @@ from deeplabzoo.errors import ChangedFileError, DownloadError
 from deeplabzoo.say import say
 from deeplabzoo.zoo.checksum import Expected
 from deeplabzoo.zoo.download import download
+from deeplabzoo.zoo.known_hashes import known_sha256
 from deeplabzoo.zoo.manifest import BundledSource, HubSource, UrlSource, WeightRow, weights_folder
 
 OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
@@ -41,7 +42,7 @@ def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: 
     """
     expected = expected or Expected()
     path = _hub_file(repo, file, revision)
-    if complaint := expected.complaint(path):
+    if complaint := expected.complaint(path, sha256_at_hand):
         for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
             name.unlink(missing_ok=True)
         raise ChangedFileError(f"{_place(repo, file, revision)} is not the published file: {complaint}; it was removed.")
@@ -54,6 +55,11 @@ def cache_folder() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "deeplabzoo"
+
+
+def sha256_at_hand(path: Path) -> str:
+    """Return the SHA-256 of a file, remembered where it was computed before and the file did not change since."""
+    return known_sha256(path, cache_folder())
 
 
 def offline_switch() -> str:
@@ -80,7 +86,7 @@ def hub_obeys_switch() -> Iterator[None]:
 def _bundled(row: WeightRow, path: Path, expected: Expected) -> Path:
     if not path.is_file():
         raise DownloadError(f"{row.full_name} should ship with deeplabzoo, but {path} is missing; install deeplabzoo again.")
-    if complaint := expected.complaint(path):
+    if complaint := expected.complaint(path, sha256_at_hand):
         raise ChangedFileError(f"{path} is not the file of {row.full_name}: {complaint}; install deeplabzoo again.")
     return path
 
@@ -108,7 +114,7 @@ def _from_url(row: WeightRow, url: str, expected: Expected) -> Path:
 def _usable(target: Path, expected: Expected) -> bool:
     if not target.is_file():
         return False
-    if complaint := expected.complaint(target):
+    if complaint := expected.complaint(target, sha256_at_hand):
         say(f"{target} in the cache is damaged: {complaint}")
         return False
     return True

@@ -14,8 +14,7 @@ from deeplabzoo.data.palettes import Palette
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.checkpoint import is_own, read_checkpoint
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.zoo.checksum import sha256_of
-from deeplabzoo.zoo.hub import NoSuchFileError, fetch, fetch_from_hub
+from deeplabzoo.zoo.hub import NoSuchFileError, fetch, fetch_from_hub, sha256_at_hand
 from deeplabzoo.zoo.manifest import WeightRow, released
 from deeplabzoo.zoo.origins import Converted, read
 
@@ -69,7 +68,7 @@ def read_weights(path: Path, source: str | None = None) -> WeightsFile:
     else:
         found = read(path)
         file = _converted(found) if isinstance(found, Converted) else _bare(found)
-    sha256 = sha256_of(path)
+    sha256 = sha256_at_hand(path)
     row = next((row for row in released() if row.sha256 == sha256), None)
     identity = {"name": row.name if row else None, "tag": row.tag if row else None, "sha256": sha256}
     return replace(file, source={**file.source, **identity, "source": source or path.name})
