@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from deeplabzoo.data.images import Labels
-from deeplabzoo.inference.labels import Grid, labels_in_bands
+from deeplabzoo.inference.labels import Grid, labels_on_grid
 
 BAND_VALUES = 2**22
 """Logits enlarged at once (float32: 16 MB)."""
+BAND_PIXELS = 2**22
+"""Pixels labelled at once where no logits are enlarged."""
 
 _Positions = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -67,7 +69,8 @@ def labels_of_rows(
     """
     classes, width = map_1Chw.shape[1], max(map_1Chw.shape[3], enlarging.original_hw[1] // 8)
     end = enlarging.pixel_rows_within(final)
-    step = max(1, band_values // (classes * width))
+    at_once = BAND_PIXELS // enlarging.original_hw[1] if enlarging.keeps_size else band_values // (classes * width)
+    step = max(1, at_once)
     while done < end:
         stop = min(end, done + step)
         top = int(enlarging.rows[done])
@@ -85,7 +88,7 @@ def _labels_at_own_size(part_1Chw: torch.Tensor, top: int, enlarging: Enlarging,
     cell, extra = enlarging.cell, int(enlarging.align_corners)
     height, width = ((side - extra) * cell + extra for side in (part_1Chw.shape[2], enlarging.grid_hw[1]))
     valid_hw = (height, enlarging.original_hw[1])
-    labels_HW = labels_in_bands(part_1Chw, Grid((height, width), valid_hw, valid_hw, enlarging.align_corners))
+    labels_HW = labels_on_grid(part_1Chw, Grid((height, width), valid_hw, valid_hw, enlarging.align_corners))
     return labels_HW[done - top * cell : stop - top * cell]
 
 
