@@ -10,6 +10,7 @@ from torch import nn
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.folding import fold_norms
+from deeplabzoo.models.fused_residual import FusedResidual
 from deeplabzoo.models.inference_form import inference_form
 from deeplabzoo.models.packing import PackedConv, pack, packing_available
 
@@ -109,6 +110,20 @@ def test_no_batch_norm_is_left(encoder: str) -> None:
         type(one).__name__ for one in form.modules() if isinstance(one, nn.BatchNorm2d | nn.Conv2d | nn.Hardswish | nn.ReLU6)
     ]
     assert left == []
+
+
+@pytest.mark.parametrize(("encoder", "blocks"), [("resnet18", 8), ("resnet50", 16), ("mobilenetv2", 10), ("mobilenetv3", 10)])
+def test_shortcuts_are_added_by_convolutions(encoder: str, blocks: int) -> None:
+    """Every residual block of these encoders, and a second call gives the same: no kept map was written over."""
+    form = inference_form(network(encoder=encoder, architecture="deeplabv3plus"))
+    assert sum(isinstance(module, FusedResidual) for module in form.modules()) == blocks
+    pack(form)
+    image = torch.randn(1, 3, 65, 97)
+    with torch.inference_mode():
+        first = form(image)
+        before = image.clone()
+        assert torch.equal(form(image), first)
+    assert torch.equal(image, before)
 
 
 def test_the_network_is_left_as_it_was() -> None:

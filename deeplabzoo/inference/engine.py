@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from deeplabzoo.errors import UsageError, did_you_mean
-from deeplabzoo.inference.labels import labels_of
+from deeplabzoo.inference.labels import compile_labels, labels_of
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab, Palette, require_image
 
@@ -87,9 +87,27 @@ def optimize(
     before on this machine, and takes the fastest; it never takes `compiled`. `precision` is what the engine computes in, never
     changed silently: fp32, bf16, fp16 or int8, which needs `calibration`, real photos.
 
+    Whoever optimises has more than a few photos, so the loops that make labels are compiled too (seconds, once a machine; with
+    numba, the extra `fast`).
+
     Raises UsageError for unknown names and for a precision that the engine or the hardware has not, DeepLabZooError where an
     engine's library is missing.
     """
+    form = inference_form_by(net, engine, precision=precision, size=size, calibration=calibration)
+    if form.device.type == "cpu":
+        compile_labels()
+    return form
+
+
+def inference_form_by(
+    net: DeepLab,
+    engine: str,
+    *,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    calibration: "CalibrationImages | None" = None,
+) -> OptimizedDeepLab:
+    """Return what `optimize` returns, with nothing compiled that a single photo does not pay for; raises as it does."""
     require_names(engine, precision)
     if not has_form(net):
         raise UsageError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deeplabzoo.errors import DeepLabZooError
-from deeplabzoo.inference.engine import OptimizedDeepLab, has_form, optimize
+from deeplabzoo.inference.engine import OptimizedDeepLab, has_form, inference_form_by, optimize
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.output import ensure_folder, write_atomically
 from deeplabzoo.say import say
@@ -152,5 +152,5 @@ class FreshForm:
             engine = self.engine
             if engine == "auto":
                 engine = cached_engine(self.net, None, self.precision) or "torch"
-            self._made = optimize(self.net, engine, precision=self.precision)
+            self._made = inference_form_by(self.net, engine, precision=self.precision)
         return self._made

@@ -143,14 +143,22 @@ class DeepLab(nn.Module):
         """Return the most likely class of every pixel: int64, B x H x W."""
         return self._upsample(self.forward_low_resolution(image_BCHW), image_BCHW).argmax(dim=1)
 
-    def optimize(self, engine: str = "torch", *, precision: str = "fp32", size: tuple[int, int] | None = None) -> Any:
+    def optimize(
+        self,
+        engine: str = "torch",
+        *,
+        precision: str = "fp32",
+        size: tuple[int, int] | None = None,
+        calibration: Any = None,
+    ) -> Any:
         """Return this network, as it is now, as an OptimizedDeepLab: a faster form for inference alone, equal up to rounding.
 
-        `engine` is torch, compiled, onnxruntime, openvino, or auto, which measures; see `deeplabzoo.inference.engine.optimize`
-        for `precision`, `size` and the errors. Training or changing the network afterwards does not change what is returned.
+        `engine` is torch, compiled, onnxruntime, openvino, or auto, which measures; `deeplabzoo.inference.engine.optimize`
+        tells of `precision`, `size`, `calibration` and the errors. Training or changing the network afterwards does not change
+        what is returned.
         """
         engines = importlib.import_module("deeplabzoo.inference.engine")  # a higher layer: known only when it is asked for
-        return engines.optimize(self, engine, precision=precision, size=size)
+        return engines.optimize(self, engine, precision=precision, size=size, calibration=calibration)
 
     def set_output_stride(self, output_stride: int) -> None:
         """Run the same weights at another output stride: encoder and ASPP are re-dilated together (DeepLabV3, section 4.1).

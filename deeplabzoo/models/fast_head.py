@@ -91,7 +91,7 @@ class SlicedConv(nn.Module):
                 total = out(x, bias=own).add_(total)
                 total = total if last is None else last(total)
             else:
-                total = out(x, plus=total, bias=own, activation=last)
+                total = out(x, plus=total, plus_is_spent=True, bias=own, activation=last)
         assert total is not None
         finished: torch.Tensor = self.finish(total)
         return finished

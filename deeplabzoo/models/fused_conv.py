@@ -117,12 +117,14 @@ class FusedConv(nn.Module):
         x: torch.Tensor,
         plus: torch.Tensor | None = None,
         *,
+        plus_is_spent: bool = False,
         bias: torch.Tensor | None = None,
         activation: Activation | None = None,
     ) -> torch.Tensor:
         """Map B x in x H x W to B x out x H' x W'; `plus` has the output's shape.
 
-        `bias` and `activation` take the place of the module's own.
+        `bias` and `activation` take the place of the module's own. Where `plus_is_spent`, nobody needs `plus` afterwards, and
+        the output may be written over it.
         """
         activation = activation or self.activation
         x, padding = self.padded(x)

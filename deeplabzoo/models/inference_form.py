@@ -11,6 +11,7 @@ from torch import nn
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.fast_head import FastV3Head, FastV3PlusHead
 from deeplabzoo.models.folding import fold_norms, fold_plain_convolutions, shared_copy
+from deeplabzoo.models.fused_residual import fuse_residuals
 from deeplabzoo.models.heads import V3Head
 
 _OBSERVED_HW = (65, 97)
@@ -49,6 +50,7 @@ def inference_form(net: DeepLab) -> InferenceForm:
     with torch.no_grad():
         fold_norms(encoder, image)
         fold_plain_convolutions(encoder)
+        fuse_residuals(encoder)
         head = FastV3Head(net.head) if isinstance(net.head, V3Head) else FastV3PlusHead(net.head)
     plan = net.feature_plan
     form = InferenceForm(encoder, head, plan.last, plan.low_level).requires_grad_(False).eval()

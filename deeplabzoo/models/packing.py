@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deeplabzoo.models.fused_conv import Activation, FusedConv
+from deeplabzoo.models.wide_depthwise import convolve_by_taps, goes_by_taps
 
 
 def packing_available() -> bool:
@@ -32,10 +33,13 @@ class PackedConv(FusedConv):
         x: torch.Tensor,
         plus: torch.Tensor | None = None,
         *,
+        plus_is_spent: bool = False,
         bias: torch.Tensor | None = None,
         activation: Activation | None = None,
     ) -> torch.Tensor:
         """Do what FusedConv does in one pass over the output."""
+        if self.by_taps and plus is None and activation is None and bias is None:
+            return self._by_taps(x)
         activation = activation or self.activation
         x, padding = self.padded(x)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -53,8 +57,27 @@ class PackedConv(FusedConv):
         plus = plus.contiguous(memory_format=torch.channels_last)
         fused = activation is None or activation.name == "relu"
         unary = "relu" if fused and activation is not None else None
-        out = torch.ops.mkldnn._convolution_pointwise.binary(x, plus, self.packed, bias, *shape, "add", 1.0, unary, [], None)
+        rest = (self.packed, bias, *shape, "add", 1.0, unary, [], None)
+        if plus_is_spent:
+            out = torch.ops.mkldnn._convolution_pointwise_.binary(plus, x, *rest)
+        else:
+            out = torch.ops.mkldnn._convolution_pointwise.binary(x, plus, *rest)
         return out if fused or activation is None else activation(out)
+
+    @property
+    def by_taps(self) -> bool:
+        """Whether this is a depthwise convolution that oneDNN is slow at."""
+        channels = self.groups
+        return (
+            channels > 1
+            and self.padding_kind == "fixed"
+            and self.padding == self.dilation
+            and goes_by_taps(channels, self.kernel_size, self.stride, self.dilation)
+        )
+
+    def _by_taps(self, x: torch.Tensor) -> torch.Tensor:
+        out = convolve_by_taps(x, self.weight, self.bias, self.dilation[0])
+        return out if self.activation is None else self.activation(out)
 
 
 def pack(form: nn.Module) -> None:
