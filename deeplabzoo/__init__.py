@@ -19,6 +19,8 @@ _HOME = {
     "supports": "deeplabzoo.models.encoder_table",
     "Predictor": "deeplabzoo.inference.predictor",
     "evaluate": "deeplabzoo.inference.evaluation",
+    "optimize": "deeplabzoo.inference.engine",
+    "measure_engines": "deeplabzoo.inference.engine_choice",
     "DeepLab": "deeplabzoo.models.deeplab",
     "DeepLabConfig": "deeplabzoo.models.config",
     "Preprocessing": "deeplabzoo.models.config",
@@ -29,6 +31,8 @@ __all__ = [*sorted(_HOME), "__version__"]
 
 if TYPE_CHECKING:
     from deeplabzoo.errors import DeepLabZooError as DeepLabZooError
+    from deeplabzoo.inference.engine import optimize as optimize
+    from deeplabzoo.inference.engine_choice import measure_engines as measure_engines
     from deeplabzoo.inference.evaluation import evaluate as evaluate
     from deeplabzoo.inference.predictor import Predictor as Predictor
     from deeplabzoo.models.config import DeepLabConfig as DeepLabConfig
