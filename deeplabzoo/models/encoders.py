@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from deeplabzoo.errors import DownloadError, UnsupportedStrideError, UsageError
-from deeplabzoo.models.abridged_timm import timm
 from deeplabzoo.models.adapt_encoder import (
     add_final_conv,
     dilate_blocks,
@@ -122,7 +120,7 @@ def measure_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
     shapes_only = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     image, smallest = (torch.empty(1, in_chans, side, side, device="meta") for side in (_MEASURED_AT, SMALLEST))
     was_training = encoder.training
-    with making_lone_norms_safe(encoder.eval()), torch.no_grad(), _NormsKeepShapes():
+    with making_lone_norms_safe(encoder.eval()), torch.no_grad():
         functional_call(encoder, shapes_only, (smallest,))
         features = list(functional_call(encoder, shapes_only, (image,)))
     encoder.train(was_training)
@@ -130,13 +128,6 @@ def measure_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
         channels=tuple(feature.shape[1] for feature in features),
         reductions=tuple(round(_MEASURED_AT / feature.shape[-1]) for feature in features),
     )
-
-
-class _NormsKeepShapes(TorchFunctionMode):
-    """While shapes are measured batch norms return what they get: torch decomposes them there, and imports its compiler for it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
 
 
 def bare_encoder(name: str, output_stride: int, in_chans: int = 3, **timm_options: Any) -> nn.Module:
