@@ -24,6 +24,7 @@ NETWORK = "downloads files; the suite has no network"
 COSTS = "takes minutes to hours"
 INSTALLS = "installs; .ci/run does it in an environment of its own"
 FRAGMENT = "a fragment that continues the reader's own program"
+CLIP = "needs a clip; tests/test_video.py makes its own and runs the command and the function"
 LISTS = "shows every form of a call; each has tests of its own"
 
 # (document, how its first line begins) -> why it is not run
@@ -33,11 +34,15 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("CONTRIBUTING.md", 'pip install -e ".[docs]"'): "writes into the repository; each has tests of its own",
     ("docs/commands.md", ""): LISTS,
     ("docs/custom_data.md", 'pip install ".[train]"'): INSTALLS,
+    ("docs/demo.md", "python -m deeplabzoo.demo"): "a server that runs until it is stopped; tests/test_demo.py starts it",
+    ("docs/demo.md", "DEEPLABZOO_CHROMIUM="): "a test by itself, where a browser is installed",
     ("docs/export.md", "# labels.py"): "run by tests/test_export_command.py on the file that it makes",
     ("docs/large_images.md", "predictor = deeplabzoo.Predictor(net, tile=768)"): FRAGMENT,
     ("docs/origins.md", "python -m deeplabzoo.convert deeplabv3_resnet101_coco-586e9e4e.pth"): NETWORK,
     ("docs/reproduce.md", 'pip install -e ".[train]"'): COSTS,
     ("docs/speed.md", "python -m deeplabzoo.benchmark deeplabv3_mobilenetv3_voc"): COSTS,
+    ("docs/video.md", 'pip install "deeplabzoo[video]"'): CLIP,
+    ("docs/video.md", "import deeplabzoo"): CLIP,
 }
 
 

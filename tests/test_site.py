@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import deeplabzoo
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -67,10 +69,10 @@ def test_the_site_builds_and_needs_no_network(site: Path) -> None:
 
 @pytest.mark.slow
 def test_the_reference_is_written_from_docstrings(site: Path) -> None:
-    """What `create` refuses stands in the reference, and every public name has its place there."""
+    """What `create` refuses stands in the reference, every public name has its place there, and examples are code."""
     text = "".join(page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html"))
-    import deeplabzoo
-
     missing = [name for name in deeplabzoo.__all__ if name != "__version__" and f".{name}" not in text]
     assert missing == []
     assert "UnsupportedStrideError" in text
+    assert "<blockquote>" not in text  # what Markdown makes of >>> by itself; docs/doctests.py fences it
+    assert 'class="gp"' in text  # a prompt that was coloured as one
