@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplabzoo.cli import Parser, add_device_option, named_network, run
 from deeplabzoo.errors import ImageError, OutputError, UsageError
-from deeplabzoo.inference.formats import KINDS, PICTURE_FORMATS, Kind, kind_for
+from deeplabzoo.inference.formats import KINDS, PICTURE_FORMATS, Kind, is_video, kind_for, video_format
 from deeplabzoo.inference.sources import Source, find_photos
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.output import ensure_folder
@@ -28,12 +28,14 @@ IMAGE is a photo, a folder of photos, or a pattern such as 'trip/*.jpg'. JPEG, P
 palette, CMYK and transparent pictures are read, and turned upright by their EXIF orientation.
 
 PATH with the suffix of a picture or .json is one file for one photo: the overlay unless a choice is made, or the JSON.
+A video such as clip.mp4 gives a video with tinted frames (.mp4, .mov, .mkv or .webm): docs/video.md.
 Any other PATH is a folder: a photo NAME gives NAME_overlay.png, NAME_labels.png and NAME.json, or those chosen.
 
 examples:
   python -m deeplabzoo.predict cat.jpg --out cat_overlay.png
   python -m deeplabzoo.predict photos --recursive --out results --labels --json
   python -m deeplabzoo.predict cat.jpg --out areas.json --weights mine.safetensors
+  python -m deeplabzoo.predict clip.mp4 --out clip_seg.mp4 --smooth 5
   python -m deeplabzoo.predict survey.tif --out labels.tif --labels --tile 1024
 """
 
@@ -55,6 +57,10 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     if not 0 <= args.alpha <= 1:
         raise UsageError(f"--alpha must be from 0 (photo only) to 1 (colours only), not {args.alpha:g}.")
     kinds = [kind for kind in KINDS if getattr(args, kind)]
+    if any(map(is_video, args.images)):
+        return _label_one_video(args, kinds)
+    if args.smooth:
+        raise UsageError("--smooth averages the frames of a video, and there is none among what was named.")
     out = Path(args.out)
     one_file = _is_file(args.out)
     sources = find_photos(args.images, recursive=args.recursive, out=None if one_file else out)
@@ -70,6 +76,24 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
             raise ImageError(failed[0][1])
         names = ", ".join(f"'{source.path}'" for source, _ in failed[:5]) + (", ..." if len(failed) > 5 else "")
         raise ImageError(f"{len(failed)} of {len(jobs)} photos could not be read: {names}; the others are done.")
+    return 0
+
+
+def _label_one_video(args: Any, kinds: list[Kind]) -> int:
+    source, out = Path(args.images[0]), Path(args.out)
+    if len(args.images) > 1 or kinds not in ([], ["overlay"]):
+        raise UsageError("A video goes alone and becomes one video: one input, --out clip.mp4, no --labels or --json.")
+    video_format(out)
+    if not source.is_file():
+        raise ImageError(f"'{source}' does not exist or is no file; check the path.")
+    _check_files([_Job(Source(source, Path(source.stem)), {"overlay": out})])
+    predictor, _ = _predictor(args)
+
+    from deeplabzoo.inference.overlay import in_words
+    from deeplabzoo.inference.video import label_video
+
+    result = label_video(predictor, source, out, alpha=args.alpha, smooth=args.smooth)
+    print(f"{source.name}: {result.frames} frames, {in_words(result.found())} -> {out}")
     return 0
 
 
@@ -109,6 +133,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--scale", type=float, metavar="S", help="with --tile: resize the photo by this factor first (default 1)"
     )
+    parser.add_argument("--smooth", type=int, default=0, metavar="N", help="with a video: average over about N frames")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest photo that is read (default 256 million pixels)")
     add_device_option(parser)
     parser.add_argument(
@@ -210,13 +235,9 @@ def _work(
 
 
 def _summary(job: _Job, result: "Result | LargeResult") -> str:
-    from deeplabzoo.inference.overlay import percent
+    from deeplabzoo.inference.overlay import in_words
 
-    found = result.found()
-    shares = [f"{area.name} {percent(area.share)}" for area in found[:5]]
-    if len(found) > 5:
-        shares.append(f"{len(found) - 5} more {percent(sum(area.share for area in found[5:]))}")
-    return f"{job.source.path.name}: {', '.join(shares)} -> {', '.join(str(file) for file in job.files.values())}"
+    return f"{job.source.path.name}: {in_words(result.found())} -> {', '.join(str(file) for file in job.files.values())}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,30 @@ LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 """Where label numbers survive: the other formats blur them, and a label between two others is a third class."""
 
 
+VIDEO_FORMATS = {
+    ".mp4": ("mp4", "libx264"),
+    ".m4v": ("mp4", "libx264"),
+    ".mov": ("mov", "libx264"),
+    ".mkv": ("matroska", "libx264"),
+    ".webm": ("webm", "libvpx-vp9"),
+}
+"""Suffix of a video that can be written -> FFmpeg's names of the container and the encoder."""
+VIDEO_SUFFIXES = (*VIDEO_FORMATS, ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
+"""What counts as a video to read."""
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def video_format(path: Path) -> tuple[str, str]:
+    """Return container and encoder for a video file to write; raises UsageError for a suffix that has none."""
+    if path.suffix.lower() not in VIDEO_FORMATS:
+        raise UsageError(f"'{path}' cannot hold a video; use a file name that ends in {', '.join(VIDEO_FORMATS)}.")
+    return VIDEO_FORMATS[path.suffix.lower()]
+
+
 def kind_for(path: Path, kind: Kind | None = None) -> Kind:
     """Return what to write into `path`: `kind` if its suffix allows it, else what the suffix means; raises UsageError."""
     suffix = path.suffix.lower()

@@ -36,6 +36,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.0005 else "<0.1 %"
 
 
+def in_words(found: Sequence[ClassArea]) -> str:
+    """Return the five largest areas with their shares, and the rest summed up, as one line for a terminal."""
+    shares = [f"{area.name} {percent(area.share)}" for area in found[:5]]
+    if len(found) > 5:
+        shares.append(f"{len(found) - 5} more {percent(sum(area.share for area in found[5:]))}")
+    return ", ".join(shares)
+
+
 def blend(image_HWC: Pixels, labels_HW: Labels, classes: Sequence[str], palette: Sequence[Color], alpha: float = 0.5) -> Pixels:
     """Return the photo tinted with each pixel's class colour and outlined where classes meet, at the photo's own size.
 
