@@ -286,6 +286,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
     """Ten times as many frames, the same peak: 270 more frames kept as pixels would be 35 MB."""
     peaks = []
