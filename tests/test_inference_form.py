@@ -12,7 +12,7 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.folding import fold_norms
 from deeplabzoo.models.fused_residual import FusedResidual
 from deeplabzoo.models.inference_form import inference_form
-from deeplabzoo.models.packing import PackedConv, pack, packing_available
+from deeplabzoo.models.packing import PackedConv, PackedLinear, pack, packing_available
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,17 @@ def test_no_batch_norm_is_left(encoder: str) -> None:
         type(one).__name__ for one in form.modules() if isinstance(one, nn.BatchNorm2d | nn.Conv2d | nn.Hardswish | nn.ReLU6)
     ]
     assert left == []
+
+
+@pytest.mark.skipif(not packing_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("encoder", ["mobilevitxxs", "convnextatto"])
+def test_linear_layers_are_as_exact_as_eager_when_packed(encoder: str) -> None:
+    """Attention's and feed-forward layers run as 1x1 convolutions over their rows."""
+    form = inference_form(network(encoder=encoder, architecture="deeplabv3"))
+    pack(form)
+    assert any(isinstance(module, PackedLinear) for module in form.modules())
+    assert not any(type(module) is nn.Linear for module in form.modules())
+    assert_as_exact_as_eager(True, encoder=encoder, architecture="deeplabv3")
 
 
 @pytest.mark.parametrize(("encoder", "blocks"), [("resnet18", 8), ("resnet50", 16), ("mobilenetv2", 10), ("mobilenetv3", 10)])

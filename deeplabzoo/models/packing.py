@@ -80,12 +80,30 @@ class PackedConv(FusedConv):
         return out if self.activation is None else self.activation(out)
 
 
+class PackedLinear(nn.Module):
+    """A linear layer as a 1x1 convolution over its rows: torch hands plain ones to MKL, which is slow on AMD's processors."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        shape = nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta")
+        self.conv = FusedConv(shape, linear.weight[:, :, None, None], linear.bias)
+        self.conv.__class__ = PackedConv
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map … x in to … x out."""
+        rows_BCHW = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+        out: torch.Tensor = self.conv(rows_BCHW).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+        return out
+
+
 def pack(form: nn.Module) -> None:
-    """Let every convolution of an inference form on the CPU be a PackedConv; nothing changes where torch has none."""
+    """Let the convolutions and linear layers of an inference form run on oneDNN; nothing changes where torch has none."""
     if packing_available():
-        for module in form.modules():
+        for name, module in list(form.named_modules()):
             if type(module) is FusedConv:
                 module.__class__ = PackedConv
+            elif type(module) is nn.Linear:
+                form.set_submodule(name, PackedLinear(module))
 
 
 def _numbers(activation: Activation) -> tuple[tuple[float, ...], str]:
