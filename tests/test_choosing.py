@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from deeplabzoo.benchmarking.choosing import Choice, block, charted, choices, efficient, main, times
+from deeplabzoo.benchmarking.choosing import Choice, block, charted, choices, efficient, main
 from deeplabzoo.benchmarking.record import Record, Row, Spread
+from deeplabzoo.benchmarking.recorded_times import Time, Times, recorded_times
 from deeplabzoo.publishing import gallery, stride_pictures
 from deeplabzoo.zoo.manifest import BundledSource
 from deeplabzoo.zoo.registry import list_weights
@@ -27,22 +28,25 @@ def choice(name: str, miou: float, gflops: float, *, subset: bool = False) -> Ch
     )
 
 
-def record(date: str, ms: float) -> Record:
+def record(date: str, ms: float, threads: int = 2) -> Record:
     """A record of one network's time, as the benchmark command writes it."""
-    spread = Spread(ms, ms, ms)
+    name, side, one = "deeplabv3plus_mobilenetv2_voc", "torch fp32", Spread(1, 1, 1)
+    photo = (513, 513)
     rows = (
-        Row(name="deeplabv3plus_mobilenetv2_voc", task="image -> labels", side="torch fp32", threads=2, ms=spread),
-        Row(name="deeplabv3plus_mobilenetv2_voc", task="image -> logits", side="torch fp32", threads=2, ms=Spread(1, 1, 1)),
-        Row(name="smp:deeplabv3plus_resnet50", task="image -> labels", side="torch fp32", threads=2, ms=Spread(2, 2, 2)),
+        Row(name=name, task="image -> labels", side=side, threads=threads, size=photo, ms=Spread(ms, ms, ms)),
+        Row(name=name, task="image -> labels", side=side, threads=threads, size=(64, 64), ms=one),
+        Row(name=name, task="image -> labels", side="openvino int8", threads=threads, size=photo, ms=one),
+        Row(name=name, task="image -> logits", side=side, threads=threads, size=photo, ms=one),
+        Row(name="smp:deeplabv3plus_resnet50", task="image -> labels", side=side, threads=threads, size=photo, ms=one),
     )
     return Record(
         rows=rows,
         command="",
         precision="fp32",
         layout="channels_last",
-        threads=2,
+        threads=threads,
         seed=0,
-        versions={},
+        versions={"torch": "2.15.0"},
         hardware={"cpu": "a processor"},
         settings={},
         date=date,
@@ -60,7 +64,7 @@ def test_the_page_shows_what_is_recorded() -> None:
     """Written by the command and not by hand; a change of manifest, costs or records asks for a new run of it."""
     text = (ROOT / "docs" / "choosing.md").read_text()
     written = text.partition("<!-- choosing:begin -->\n")[2].partition("\n<!-- choosing:end -->")[0]
-    assert written == block(choices(), times(ROOT / "benchmarks")), "run python -m deeplabzoo.benchmarking.choosing"
+    assert written == block(choices(), recorded_times(ROOT / "benchmarks")), "run python -m deeplabzoo.benchmarking.choosing"
     pictures = re.findall(r"\((images/[\w.]+)\)", written)
     assert pictures
     assert [name for name in pictures if not (ROOT / "docs" / name).is_file()] == []
@@ -74,19 +78,24 @@ def test_every_figure_is_of_the_manifest() -> None:
     assert set(charted(found)) >= {"voc", "cityscapes", "ade20k"}
 
 
-def test_times_come_from_the_newest_record_alone(tmp_path: Path) -> None:
-    """Times of two machines or days are never drawn as if they were one's; a JSON of another kind is passed over."""
-    assert times(tmp_path) == {}
+def test_times_of_one_machine_are_drawn(tmp_path: Path) -> None:
+    """The newest record says which; its fastest time in float32 counts; one of other threads is left out."""
+    assert recorded_times(tmp_path) is None
     (tmp_path / "other.json").write_text("{}")
-    record("2026-01-01T00:00:00+00:00", 10).write(tmp_path / "old.json")
-    record("2026-02-01T00:00:00+00:00", 20).write(tmp_path / "new.json")
-    assert times(tmp_path) == {("deeplabv3plus_mobilenetv2_voc.v1", 16): 20}
+    record("2026-01-01T00:00:00+00:00", 10).write(tmp_path / "slower.json")
+    record("2026-02-01T00:00:00+00:00", 8).write(tmp_path / "new.json")
+    record("2026-01-15T00:00:00+00:00", 1, threads=64).write(tmp_path / "elsewhere.json")
+    found = recorded_times(tmp_path)
+    assert found is not None
+    assert found.by_file == {"deeplabv3plus_mobilenetv2_voc.v1": Time(8, "torch fp32")}
+    assert found.machine == "a processor, 2 threads, torch 2.15.0"
 
 
 def test_without_times_there_is_no_chart_of_times() -> None:
-    assert "No chart of times" in block(choices(), {})
-    timed = {(one.name, one.output_stride): 1.0 for one in choices()}
-    assert "choosing_voc_time.png" in block(choices(), timed)
+    assert "No chart of times" in block(choices(), None)
+    assert "No chart of times" in block(choices(), Times({}, "a machine"))
+    page = block(choices(), Times({one.name: Time(1.0, "torch fp32") for one in choices()}, "a machine"))
+    assert "choosing_voc_time.png" in page
 
 
 def test_the_command_draws_its_charts(tmp_path: Path) -> None:

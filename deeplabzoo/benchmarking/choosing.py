@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplabzoo.benchmarking.libraries import library
-from deeplabzoo.benchmarking.record import KIND, Record, read_record
+from deeplabzoo.benchmarking.recorded_times import Times, recorded_times
 from deeplabzoo.cli import Parser, run
 from deeplabzoo.output import ensure_folder, write_atomically
 from deeplabzoo.zoo.costs import cost_of
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLOCK = "choosing"
-_TASK = "image -> labels"
 _FEWEST = 8
 """A chart of fewer files tells nothing that the table of weights does not."""
+_FEWEST_TIMED = 3
 _STYLES = {"deeplabv3": ("#0072B2", "o"), "deeplabv3plus": ("#D55E00", "^")}
 """Colour (Okabe and Ito's) and marker of an architecture: told apart without colours, too."""
 
@@ -93,12 +93,15 @@ def choosing_command(argv: Sequence[str] | None = None) -> int:
     all_of_them = choices()
     for data in charted(all_of_them):
         of_data = [one for one in all_of_them if one.data == data]
-        _draw(of_data, [one.gflops for one in of_data], "GFLOPs at 513 x 513 (log)", data, pictures / f"choosing_{data}.png")
-    timed = times(args.records)
-    for data, points in _timed_charts(all_of_them, timed).items():
-        ms = [timed[one.name, one.output_stride] for one in points]
-        _draw(points, ms, f"ms an image, {_conditions(args.records)} (log)", data, pictures / f"choosing_{data}_time.png")
-    text = replace_block(args.write, block(all_of_them, timed), BLOCK)
+        flops = [one.gflops for one in of_data]
+        _draw(of_data, efficient(of_data), flops, "GFLOPs at 513 x 513 (log)", data, pictures / f"choosing_{data}.png")
+    times = recorded_times(args.records)
+    for data, points in timed(all_of_them, times).items():
+        assert times is not None, "points have times"
+        ms = [times.by_file[one.name].ms for one in points]
+        label = f"ms for a photo of about 513 x 513, fastest engine (log); {times.machine}"
+        _draw(points, points, ms, label, data, pictures / f"choosing_{data}_time.png")
+    text = replace_block(args.write, block(all_of_them, times), BLOCK)
     write_atomically(args.write, lambda file: file.write(text.encode()))
     return 0
 
@@ -109,59 +112,35 @@ def charted(of_all: Sequence[Choice]) -> list[str]:
     return sorted((data for data, count in files.items() if count >= _FEWEST), key=lambda data: (-files[data], data))
 
 
-def block(of_all: Sequence[Choice], timed: dict[tuple[str, int], float]) -> str:
+def timed(of_all: Sequence[Choice], times: Times | None) -> dict[str, list[Choice]]:
+    """Return the choices whose times are recorded, fastest first, by data; only where there are enough of them."""
+    if times is None:
+        return {}
+    strides = {row.full_name: row.config.output_stride for row in list_weights()}
+    points = [one for one in of_all if one.name in times.by_file and one.output_stride == strides[one.name]]
+    points.sort(key=lambda one: times.by_file[one.name].ms)
+    by_data = {data: [one for one in points if one.data == data] for data in dict.fromkeys(one.data for one in points)}
+    return {data: chosen for data, chosen in by_data.items() if len(chosen) >= _FEWEST_TIMED}
+
+
+def block(of_all: Sequence[Choice], times: Times | None) -> str:
     """Return the block of the document: for every data set its charts and the files that no cheaper one equals."""
-    with_times = _timed_charts(of_all, timed)
+    with_times = timed(of_all, times)
     parts = []
     for data in charted(of_all):
         of_data = [one for one in of_all if one.data == data]
         parts += [f"### {data}", f"![mIoU against arithmetic, {data}](images/choosing_{data}.png)"]
-        if data in with_times:
-            parts.append(f"![mIoU against time, {data}](images/choosing_{data}_time.png)")
         parts.append("\n".join(_table(efficient(of_data))))
+    for data, points in with_times.items():
+        assert times is not None, "points have times"
+        parts += [
+            f"### {data}, by time",
+            f"Measured on {times.machine}: the fastest engine of each file that has a record, in float32.",
+        ]
+        parts += [f"![mIoU against time, {data}](images/choosing_{data}_time.png)", "\n".join(_time_table(points, times))]
     if not with_times:
-        parts.append(
-            "No chart of times stands here: benchmarks/ holds no record of enough of these files' times from image to labels."
-        )
+        parts.append("No chart of times stands here: benchmarks/ holds too few times of these files from image to labels.")
     return "\n\n".join(parts)
-
-
-def times(records: Path) -> dict[tuple[str, int], float]:
-    """Return the fastest recorded milliseconds from image to labels by (name.tag, stride), of the newest record alone.
-
-    Records of several machines are never mixed in one chart.
-    """
-    newest = _newest(records)
-    found: dict[tuple[str, int], float] = {}
-    if newest is None:
-        return found
-    rows = {row.full_name: row for row in list_weights()} | {row.name: row for row in list_weights() if row.default}
-    for one in newest.rows:
-        if one.task != _TASK or one.ms is None or one.batch != 1 or one.name not in rows:
-            continue
-        row = rows[one.name]
-        key = (row.full_name, row.config.output_stride)
-        found[key] = min(one.ms.median, found.get(key, float("inf")))
-    return found
-
-
-def _newest(records: Path) -> Record | None:
-    """Return the newest record that has times from image to labels."""
-    files = [path for path in sorted(records.glob("**/*.json")) if KIND in path.read_text(encoding="utf-8")[:200]]
-    timed = [record for record in map(read_record, files) if any(row.task == _TASK and row.ms for row in record.rows)]
-    return max(timed, key=lambda record: record.date, default=None)
-
-
-def _conditions(records: Path) -> str:
-    newest = _newest(records)
-    assert newest is not None, "called where times were found"
-    where = newest.hardware.get("gpu") or f"{newest.hardware['cpu']}, {newest.threads} threads"
-    return f"{where}, {newest.date[:10]}"
-
-
-def _timed_charts(of_all: Sequence[Choice], timed: dict[tuple[str, int], float]) -> dict[str, list[Choice]]:
-    points = [one for one in of_all if (one.name, one.output_stride) in timed]
-    return {data: [one for one in points if one.data == data] for data in charted(points)}
 
 
 def _table(best: Sequence[Choice]) -> Iterator[str]:
@@ -172,7 +151,18 @@ def _table(best: Sequence[Choice]) -> Iterator[str]:
         yield f"| {number} | `{one.name}` | {one.miou:.2f} | {one.output_stride} | {one.gflops:.1f} | {origin} |"
 
 
-def _draw(points: Sequence[Choice], xs: Sequence[float], xlabel: str, data: str, path: Path) -> None:
+def _time_table(points: Sequence[Choice], times: Times) -> Iterator[str]:
+    yield "| | file | mIoU % | stride | ms | engine |"
+    yield "|---|---|---|---|---|---|"
+    for number, one in enumerate(points, 1):
+        time = times.by_file[one.name]
+        yield f"| {number} | `{one.name}` | {one.miou:.2f} | {one.output_stride} | {time.ms:.0f} | {time.side} |"
+
+
+def _draw(
+    points: Sequence[Choice], numbered: Sequence[Choice], xs: Sequence[float], xlabel: str, data: str, path: Path
+) -> None:
+    """Write a chart as PNG; `numbered` are the points of the table, in its order."""
     library("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -194,11 +184,15 @@ def _draw(points: Sequence[Choice], xs: Sequence[float], xlabel: str, data: str,
                 label=f"{'DeepLabV3+' if architecture.endswith('plus') else 'DeepLabV3'}, "
                 f"{'measured here' if measured else 'published'}",
             )
-    _number_the_best(axes, points, xs)
+    _number(axes, points, numbered, xs)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    if max(xs) < 30 * min(xs):
+        axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.14, y=0.12)
-    axes.set_xlabel(f"{xlabel}; numbers as in the table")
+    axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(f"mIoU on {data}, % (single scale)")
+    axes.set_title("numbers as in the table", fontsize=8, loc="right", color="#555555")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     sink = io.BytesIO()
@@ -206,12 +200,12 @@ def _draw(points: Sequence[Choice], xs: Sequence[float], xlabel: str, data: str,
     write_atomically(path, lambda file: file.write(sink.getvalue()))
 
 
-def _number_the_best(axes: "Axes", points: Sequence[Choice], xs: Sequence[float]) -> None:
+def _number(axes: "Axes", points: Sequence[Choice], numbered: Sequence[Choice], xs: Sequence[float]) -> None:
     """Write the table's numbers beside its points."""
-    numbers = {one: number for number, one in enumerate(efficient(points), 1)}
     for one, x in zip(points, xs, strict=True):
-        if one in numbers:
-            axes.annotate(str(numbers[one]), (x, one.miou), xytext=(0, 6), textcoords="offset points", fontsize=9, ha="center")
+        if one in numbered:
+            number = str(list(numbered).index(one) + 1)
+            axes.annotate(number, (x, one.miou), xytext=(0, 6), textcoords="offset points", fontsize=9, ha="center")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
