@@ -113,14 +113,13 @@ def test_no_batch_norm_is_left(encoder: str) -> None:
 
 
 @pytest.mark.skipif(not packing_available(), reason="this torch has no oneDNN")
-@pytest.mark.parametrize("encoder", ["mobilevitxxs", "convnextatto"])
-def test_linear_layers_are_as_exact_as_eager_when_packed(encoder: str) -> None:
+def test_linear_layers_are_as_exact_as_eager_when_packed() -> None:
     """Attention's and feed-forward layers run as 1x1 convolutions over their rows."""
-    form = inference_form(network(encoder=encoder, architecture="deeplabv3"))
+    form = inference_form(network(encoder="mobilevitxxs", architecture="deeplabv3"))
     pack(form)
     assert any(isinstance(module, PackedLinear) for module in form.modules())
     assert not any(type(module) is nn.Linear for module in form.modules())
-    assert_as_exact_as_eager(True, encoder=encoder, architecture="deeplabv3")
+    assert_as_exact_as_eager(True, encoder="mobilevitxxs", architecture="deeplabv3")
 
 
 @pytest.mark.parametrize(("encoder", "blocks"), [("resnet18", 8), ("resnet50", 16), ("mobilenetv2", 10), ("mobilenetv3", 10)])

@@ -21,19 +21,10 @@ SWITCH = "DEEPLABZOO_KEEP_MEMORY"
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed blocks of up to 32 MB in the process; returns whether it did.
 
-    It holds for the whole process, from the first optimised network on, and raises nobody's peak: the process merely does not
-    shrink between calls. Elsewhere than on glibc, or with DEEPLABZOO_KEEP_MEMORY=0, nothing is changed.
+    It holds for the whole process, from the first optimised network or training run on: the process does not shrink between
+    calls. Elsewhere than on glibc, or with DEEPLABZOO_KEEP_MEMORY=0, nothing is changed.
     """
     if os.environ.get(SWITCH) == "0" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_ON_THE_HEAP)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
-
-
-def ask_for_huge_pages() -> None:
-    """Let torch ask the kernel for huge pages for its large tensors; for commands, before their first tensor.
-
-    torch reads the variable once, so a library that is used after others comes too late; an own setting is left alone.
-    """
-    if os.environ.get(SWITCH) != "0":
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.allocator import keep_freed_memory
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.train.average import Average
 from deeplabzoo.train.distributed import Processes, without_sync
@@ -48,6 +49,7 @@ class Trainer:
         self.recipe, self.data, self.processes, self.steps = recipe, data, processes, recipe.steps
         device = processes.device
         torch.use_deterministic_algorithms(recipe.deterministic)
+        keep_freed_memory()
         self.net = net.to(device)
         if recipe.channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)
