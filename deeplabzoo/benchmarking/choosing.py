@@ -166,6 +166,7 @@ def _draw(
     library("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=110)
     axes = figure.add_subplot()
@@ -187,8 +188,8 @@ def _draw(
     _number(axes, points, numbered, xs)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    if max(xs) < 30 * min(xs):
-        axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.14, y=0.12)
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(f"mIoU on {data}, % (single scale)")
