@@ -195,9 +195,7 @@ class Network:
         inputs = x.values.shape[1]
         shape = (kernel, kernel, inputs, out or 1)
         name = f"{scope}/{'weights' if out else 'depthwise_weights'}"
-        weight = self.weight(
-            name, self.random(*shape) * math.sqrt(2 / (kernel**2 * (inputs if out else 1)))
-        )
+        weight = self.weight(name, self.random(*shape) * math.sqrt(2 / (kernel**2 * (inputs if out else 1))))
         reach = (kernel - 1) * rate
         fixed = "xception" in scope and stride > 1
         values, node = x.values, x.node
