@@ -29,8 +29,9 @@ COMMANDS: dict[str, str] = {
     "info": "everything about one model and its weights",
     "predict": "label photos: palette PNG, overlay with legend, areas",
     "evaluate": "mIoU, Dice and plots on a labelled data set",
+    "demo": "a page on this computer: drop a photo or use the webcam",
     "benchmark": "speed and memory against other libraries, same weights",
-    "prepare": "download and lay out training data: VOC 2012, trainaug",
+    "prepare": "training data: VOC 2012, trainaug, a check of your own",
     "train": "train a recipe, or go on with a run that was stopped",
     "convert": "a checkpoint of any known origin as one of ours, proved",
     "export": "a model as ONNX, OpenVINO or torch.export, proved",
@@ -42,7 +43,7 @@ COMMANDS: dict[str, str] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "look up": ("list", "info"),
-    "run": ("predict", "evaluate", "benchmark"),
+    "run": ("predict", "evaluate", "demo", "benchmark"),
     "training": ("prepare", "train"),
     "hand on": ("convert", "export", "publish", "weights"),
 }
