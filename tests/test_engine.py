@@ -188,3 +188,20 @@ def test_evaluate_takes_both_forms_and_refuses_a_stale_one(tmp_path: Path) -> No
         net.head.classifier.weight.mul_(-1)
     with pytest.raises(UsageError, match="has changed since"):
         miou(fast)
+
+
+@pytest.mark.slow
+def test_the_compiled_engine_freezes_its_weights() -> None:
+    """Without freezing no convolution is packed and the engine is slower than the one that needs no compiler."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    net = deeplabzoo.create("deeplabv3plus_mobilenetv2_050", num_classes=3, encoder_pretrained=False).eval()
+    fast = net.optimize("compiled", size=(65, 97))
+    assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] > 40
+    for size in ((65, 97), (97, 65)):
+        image_BCHW = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            expected = net.forward_low_resolution(image_BCHW)
+        found = fast.forward_low_resolution(image_BCHW)
+        assert (found - expected).abs().max() < 1e-4 * expected.std()

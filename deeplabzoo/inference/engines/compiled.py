@@ -1,18 +1,19 @@
 """The inference form compiled by torch's Inductor with its weights frozen in: for many pictures of few sizes.
 
-Compiling takes from seconds to minutes and a C++ compiler; Inductor keeps what it compiled in its own cache on disk. A second
-size is compiled once more, with sizes left open, and said.
+Compiling takes a C++ compiler and, in each process, from half a minute to minutes: Inductor keeps kernels in its cache on disk,
+but no graph that holds weights. A second size is compiled once more, with sizes left open, and said.
 """
 
 import time
 from collections.abc import Callable
 
 import torch
+import torch._inductor.config as inductor
 
 from deeplabzoo.errors import DeepLabZooError
 from deeplabzoo.inference.engines.torch_engine import require_precision, runner
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.models.inference_form import inference_form
+from deeplabzoo.models.inference_form import InferenceForm, inference_form
 from deeplabzoo.say import say
 
 
@@ -28,9 +29,7 @@ def build(
     dtype = require_precision("compiled", precision, device)
     with torch.inference_mode():
         form = inference_form(net).to(dtype)
-    # A form of its own with options of its own: dynamo would otherwise hand out a graph that it compiled without freezing.
-    compiled = torch.compile(form, options={"freezing": True})
-    forward = runner(compiled, device, dtype)
+    forward = runner(_frozen(form), device, dtype)
     height, width = size or net.preprocessing.size
     try:
         forward(torch.zeros(1, net.config.in_chans, height, width))
@@ -49,3 +48,18 @@ def build(
         return forward(image_BCHW)
 
     return saying
+
+
+def _frozen(form: InferenceForm) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the form compiled, at its calls, with its weights as constants, which lets Inductor pack them for oneDNN.
+
+    The switch is Inductor's own, not an option of `torch.compile`: dynamo reads it while it traces, before options hold.
+    """
+    compiled = torch.compile(form)
+
+    def forward(image_BCHW: torch.Tensor) -> torch.Tensor:
+        with inductor.patch(freezing=True):  # type: ignore[no-untyped-call]
+            logits: torch.Tensor = compiled(image_BCHW)
+            return logits
+
+    return forward
