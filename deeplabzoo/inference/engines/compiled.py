@@ -58,7 +58,7 @@ def _frozen(form: InferenceForm) -> Callable[[torch.Tensor], torch.Tensor]:
     compiled = torch.compile(form)
 
     def forward(image_BCHW: torch.Tensor) -> torch.Tensor:
-        with inductor.patch(freezing=True):  # type: ignore[no-untyped-call]
+        with inductor.patch(freezing=True):
             logits: torch.Tensor = compiled(image_BCHW)
             return logits
 
