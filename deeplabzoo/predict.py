@@ -2,34 +2,34 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplabzoo.cli import Parser, add_device_option, named_network, run
-from deeplabzoo.errors import ImageError, OutputError, UsageError
-from deeplabzoo.inference.formats import KINDS, PICTURE_FORMATS, Kind, is_video, kind_for, video_format
+from deeplabzoo.errors import ImageError, UsageError
+from deeplabzoo.inference.formats import KINDS, Kind, is_video, video_format
+from deeplabzoo.inference.jobs import Job, check_files, is_one_file, job_into_file, job_into_folder
 from deeplabzoo.inference.sources import Source, find_photos
 from deeplabzoo.models.encoder_table import short_name
-from deeplabzoo.output import ensure_folder
+from deeplabzoo.say import say
 
 if TYPE_CHECKING:
-    from deeplabzoo.inference.large_predict import LargeResult
-    from deeplabzoo.inference.predictor import Predictor, Result
+    from deeplabzoo.inference.labelling import Outcome
+    from deeplabzoo.inference.predictor import Predictor
 
 DEFAULT_MODEL = "deeplabv3plus_mobilenetv2_voc"
 TILE = 768
 """Side of a tile in pixels where `--tile` stands alone."""
 
-_SUFFIX_IN_FOLDER: dict[Kind, str] = {"overlay": "_overlay.png", "labels": "_labels.png", "json": ".json"}
-
 _EPILOG = """\
-IMAGE is a photo, a folder of photos, or a pattern such as 'trip/*.jpg'. JPEG, PNG, WebP, TIFF, BMP, GIF, 16-bit, grey,
+IMAGE is a photo, a folder of photos, a pattern such as 'trip/*.jpg', a URL such as s3://bucket/trip, or a text file (.txt)
+that lists photos, one a line. JPEG, PNG, WebP, TIFF, BMP, GIF, 16-bit, grey,
 palette, CMYK and transparent pictures are read, and turned upright by their EXIF orientation.
 
 PATH with the suffix of a picture or .json is one file for one photo: the overlay unless a choice is made, or the JSON.
 A video such as clip.mp4 gives a video with tinted frames (.mp4, .mov, .mkv or .webm): docs/video.md.
 Any other PATH is a folder: a photo NAME gives NAME_overlay.png, NAME_labels.png and NAME.json, or those chosen.
+There a photo that was done before with the same weights and settings is left out, which is said: docs/many_images.md.
 
 examples:
   python -m deeplabzoo.predict cat.jpg --out cat_overlay.png
@@ -38,14 +38,6 @@ examples:
   python -m deeplabzoo.predict clip.mp4 --out clip_seg.mp4 --smooth 5
   python -m deeplabzoo.predict survey.tif --out labels.tif --labels --tile 1024
 """
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One photo and the files to make of it."""
-
-    source: Source
-    files: dict[Kind, Path]
 
 
 def predict_command(argv: Sequence[str] | None = None) -> int:
@@ -59,22 +51,24 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     kinds = [kind for kind in KINDS if getattr(args, kind)]
     if any(map(is_video, args.images)):
         return _label_one_video(args, kinds)
+    if args.workers < 1:
+        raise UsageError(f"--workers must be at least 1, not {args.workers}.")
     if args.smooth:
         raise UsageError("--smooth averages the frames of a video, and there is none among what was named.")
     out = Path(args.out)
-    one_file = _is_file(args.out)
+    one_file = is_one_file(args.out)
     sources = find_photos(args.images, recursive=args.recursive, out=None if one_file else out)
-    if not any(source.path.exists() for source in sources):
+    if not any(source.url or source.path.exists() for source in sources):
         raise ImageError(f"'{sources[0].path}' does not exist; check the path.")
-    jobs = _one_job(sources, out, kinds) if one_file else [_job(source, out, kinds) for source in sources]
-    _check_files(jobs)
+    jobs = [job_into_file(sources, out, kinds)] if one_file else [job_into_folder(source, out, kinds) for source in sources]
+    check_files(jobs)
 
     predictor, facts = _predictor(args)
-    failed = _work(jobs, predictor, facts, alpha=args.alpha, legend=not args.no_legend)
+    failed = _work(jobs, predictor, facts, args, stamped=not one_file)
     if failed:
         if len(jobs) == 1:
-            raise ImageError(failed[0][1])
-        names = ", ".join(f"'{source.path}'" for source, _ in failed[:5]) + (", ..." if len(failed) > 5 else "")
+            raise ImageError(failed[0].line)
+        names = ", ".join(f"'{one.job.source.where}'" for one in failed[:5]) + (", ..." if len(failed) > 5 else "")
         raise ImageError(f"{len(failed)} of {len(jobs)} photos could not be read: {names}; the others are done.")
     return 0
 
@@ -86,7 +80,7 @@ def _label_one_video(args: Any, kinds: list[Kind]) -> int:
     video_format(out)
     if not source.is_file():
         raise ImageError(f"'{source}' does not exist or is no file; check the path.")
-    _check_files([_Job(Source(source, Path(source.stem)), {"overlay": out})])
+    check_files([Job(Source(source, Path(source.stem)), {"overlay": out})])
     predictor, _ = _predictor(args)
 
     from deeplabzoo.inference.overlay import in_words
@@ -104,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("predict", "Label every pixel of photos with a DeepLab.", _EPILOG)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="photo, folder or pattern")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="photo, folder, pattern, URL or list")
     parser.add_argument("--out", required=True, metavar="PATH", help="where results go: a folder, or a file for one photo")
     parser.add_argument(
         "--model", metavar="NAME", help=f"a name (`deeplabzoo.list_models()`) or a checkpoint file (default: {DEFAULT_MODEL})"
@@ -135,6 +129,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--smooth", type=int, default=0, metavar="N", help="with a video: average over about N frames")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest photo that is read (default 256 million pixels)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the photos (default 1)")
+    parser.add_argument("--again", action="store_true", help="make the results anew that were made before")
     add_device_option(parser)
     parser.add_argument(
         "--engine",
@@ -143,43 +139,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--precision", default="fp32", help="fp32 (default), bf16, fp16 or int8, where engine and hardware can")
     return parser
-
-
-def _is_file(out: str) -> bool:
-    path = Path(out)
-    return not out.endswith(("/", "\\")) and not path.is_dir() and path.suffix.lower() in (*PICTURE_FORMATS, ".json")
-
-
-def _one_job(sources: list[Source], out: Path, kinds: list[Kind]) -> list[_Job]:
-    """Return the job of `--out FILE`: a picture, or JSON, or a picture with its JSON beside it."""
-    if len(sources) != 1:
-        raise UsageError(f"--out '{out}' is one file, but there are {len(sources)} photos; give a folder.")
-    if "overlay" in kinds and "labels" in kinds:
-        raise UsageError(f"--overlay and --labels are two pictures and --out '{out}' is one file; give a folder.")
-    files: dict[Kind, Path] = {}
-    for kind in kinds or [kind_for(out)]:
-        beside = kind == "json" and len(kinds) > 1 and out.suffix.lower() != ".json"
-        files[kind] = out.with_suffix(".json") if beside else out
-        kind_for(files[kind], kind)
-    return [_Job(sources[0], files)]
-
-
-def _job(source: Source, out: Path, kinds: list[Kind]) -> _Job:
-    stem = out / source.name
-    return _Job(source, {kind: stem.with_name(stem.name + _SUFFIX_IN_FOLDER[kind]) for kind in kinds or KINDS})
-
-
-def _check_files(jobs: list[_Job]) -> None:
-    """Raise before the network is loaded if a result could not be written, or would take the place of a photo."""
-    photos = {job.source.path.resolve() for job in jobs}
-    files = [file for job in jobs for file in job.files.values()]
-    for file in files:
-        if file.resolve() in photos:
-            raise UsageError(f"The result '{file}' would overwrite the photo; name another --out.")
-        if file.is_dir():
-            raise OutputError(f"The result '{file}' cannot be written: a folder of that name is there.")
-    for folder in dict.fromkeys(file.parent for file in files):
-        ensure_folder(folder)
 
 
 def _predictor(args: Any) -> tuple["Predictor", dict[str, Any]]:
@@ -206,38 +165,30 @@ def _predictor(args: Any) -> tuple["Predictor", dict[str, Any]]:
     return predictor, {"model": name, "weights": source, "device": str(predictor.device)}
 
 
-def _work(
-    jobs: list[_Job], predictor: "Predictor", facts: dict[str, Any], *, alpha: float, legend: bool
-) -> list[tuple[Source, str]]:
-    """Label the photos and write their files; returns those that could not be read, with the reason."""
+def _work(jobs: list[Job], predictor: "Predictor", facts: dict[str, Any], args: Any, *, stamped: bool) -> list["Outcome"]:
+    """Label the photos that are not done yet and write their files; returns the outcome of those that could not be read."""
     from tqdm import tqdm
 
-    from deeplabzoo.inference.large_predict import goes_from_file_to_file, predict_to_files
+    from deeplabzoo.inference.done import is_done, settings_of, stamp_of
+    from deeplabzoo.inference.labelling import Manner, label_all
 
-    failed: list[tuple[Source, str]] = []
-    for job in tqdm(jobs, unit="photo", disable=None if len(jobs) > 1 else True, dynamic_ncols=True):
-        about = {"image": str(job.source.path), **facts}
-        result: Result | LargeResult
-        try:
-            if goes_from_file_to_file(predictor, job.source.path):
-                result = predict_to_files(predictor, job.source.path, job.files, alpha=alpha, legend=legend, facts=about)
-            else:
-                result = photo = predictor(job.source.path)
-                for kind, file in job.files.items():
-                    photo.save(file, kind, alpha=alpha, legend=legend, facts=about)
-        except ImageError as error:
-            failed.append((job.source, str(error)))
-            if len(jobs) > 1:
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
-            continue
-        tqdm.write(_summary(job, result))
+    manner = Manner(args.alpha, not args.no_legend, facts)
+    settings = settings_of(predictor) if stamped else ""
+    work = [(job, stamp_of(job.source, settings) if stamped else None) for job in jobs]
+    if not args.again:
+        work = [(job, stamp) for job, stamp in work if not is_done(job, stamp, alpha=manner.alpha, legend=manner.legend)]
+    if done := len(jobs) - len(work):
+        say(f"{done} of {len(jobs)} were done before, with the same weights and settings (--again makes them anew)")
+    failed = []
+    outcomes = label_all(predictor, work, manner, workers=args.workers)
+    for outcome in tqdm(outcomes, unit="photo", total=len(work), disable=None if len(jobs) > 1 else True, dynamic_ncols=True):
+        if outcome.failed:
+            failed.append(outcome)
+        if not outcome.failed:
+            tqdm.write(outcome.line)
+        elif len(jobs) > 1:
+            tqdm.write(f"skipped: {outcome.line}", file=sys.stderr)
     return failed
-
-
-def _summary(job: _Job, result: "Result | LargeResult") -> str:
-    from deeplabzoo.inference.overlay import in_words
-
-    return f"{job.source.path.name}: {in_words(result.found())} -> {', '.join(str(file) for file in job.files.values())}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 
 from deeplabzoo.data.images import Labels
 from deeplabzoo.errors import OutputError, UsageError
+from deeplabzoo.inference.stamp import STAMP_KEY
 from deeplabzoo.output import write_atomically
 
 SUFFIXES = (".png", ".tif", ".tiff")
@@ -32,20 +33,26 @@ def require_label_suffix(path: Path) -> None:
         _tifffile()
 
 
-def write_labels(path: Path, hw: tuple[int, int], dtype: np.dtype[Any], rows_of: RowsOf, palette: Sequence[Color]) -> None:
+def write_labels(
+    path: Path, hw: tuple[int, int], dtype: np.dtype[Any], rows_of: RowsOf, palette: Sequence[Color], stamp: str | None = None
+) -> None:
     """Write labels that `rows_of` gives, whole or not at all, holding one band of rows at a time.
 
     `.png`: palette PNG (16-bit grey above 256 classes); `.tif`: deflated tiles of 256 x 256 with the same palette, BigTIFF
-    where it may grow beyond 4 GB. Raises UsageError for another suffix or a missing tifffile, OutputError.
+    where it may grow beyond 4 GB. A PNG carries `stamp` as text.
+
+    Raises UsageError for another suffix or a missing tifffile, OutputError.
     """
     require_label_suffix(path)
     if path.suffix.lower() == ".png":
-        write_atomically(path, lambda file: _write_png(file, hw, dtype, rows_of, palette))
+        write_atomically(path, lambda file: _write_png(file, hw, dtype, rows_of, palette, stamp))
     else:
         _write_tiff(path, hw, dtype, rows_of, palette)
 
 
-def _write_png(file: BinaryIO, hw: tuple[int, int], dtype: np.dtype[Any], rows_of: RowsOf, palette: Sequence[Color]) -> None:
+def _write_png(
+    file: BinaryIO, hw: tuple[int, int], dtype: np.dtype[Any], rows_of: RowsOf, palette: Sequence[Color], stamp: str | None
+) -> None:
     """Write a PNG (ISO 15948): header, palette, one zlib stream of unfiltered rows cut into IDAT chunks, end."""
     height, width = hw
     indexed = dtype == np.uint8
@@ -53,6 +60,8 @@ def _write_png(file: BinaryIO, hw: tuple[int, int], dtype: np.dtype[Any], rows_o
     _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8 if indexed else 16, 3 if indexed else 0, 0, 0, 0))
     if indexed:
         _chunk(file, b"PLTE", bytes(value for color in _full(palette) for value in color))
+    if stamp is not None:
+        _chunk(file, b"tEXt", f"{STAMP_KEY}\0{stamp}".encode("latin-1"))
     stream = zlib.compressobj(6)
     step = max(1, 2**22 // width)
     for top in range(0, height, step):

@@ -25,6 +25,7 @@ from deeplabzoo.inference.labels import ClassArea
 from deeplabzoo.inference.large_image import PixelRows, open_rows
 from deeplabzoo.inference.predictor import Predictor, Result
 from deeplabzoo.inference.report import tensors_sha256
+from deeplabzoo.inference.stamp import STAMP_KEY
 from deeplabzoo.inference.tile_plan import Tiling, count_tiles
 from deeplabzoo.inference.unfinished import UnfinishedLabels
 from deeplabzoo.output import write_atomically
@@ -83,12 +84,14 @@ def predict_to_files(
     alpha: float = 0.5,
     legend: bool = True,
     facts: Mapping[str, Any] | None = None,
+    stamp: str | None = None,
 ) -> LargeResult:
     """Label a picture of any size and write `files`: labels (PNG or tiled TIFF), JSON of areas, an overlay of 2048 pixels.
 
     Memory beyond the network does not grow with the picture's height: one row of tiles is held as pixels and as low-resolution
     logits. That holds for TIFF files in tiles or strips; other formats are decoded whole (`open_rows`). On the disk one byte a
     pixel is needed beside the first of `files` until all are written. Calling again after an interruption goes on.
+    `facts` and `stamp` are as `Result.save` takes them.
 
     Raises UsageError for file names that cannot hold what they should, ImageError, OutputError.
     """
@@ -115,12 +118,13 @@ def predict_to_files(
         result = LargeResult(*picture.hw, tuple(areas), tiles, continued_from, time.perf_counter() - start)
         for kind, path in files.items():
             if kind == "labels":
-                write_labels(path, picture.hw, dtype, labels.rows, net.palette)
+                write_labels(path, picture.hw, dtype, labels.rows, net.palette, stamp)
             elif kind == "json":
-                text = json.dumps({**(facts or {}), **result.to_dict()}, indent=2, ensure_ascii=False) + "\n"
+                made_of = {} if stamp is None else {STAMP_KEY: stamp}
+                text = json.dumps({**(facts or {}), **result.to_dict(), **made_of}, indent=2, ensure_ascii=False) + "\n"
                 write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
             else:
-                _reduced(picture, labels, predictor).save(path, "overlay", alpha=alpha, legend=legend)
+                _reduced(picture, labels, predictor).save(path, "overlay", alpha=alpha, legend=legend, stamp=stamp)
         labels.remove()
     return result
 

@@ -23,6 +23,7 @@ from deeplabzoo.inference.labels import ClassArea, class_areas
 from deeplabzoo.inference.large_image import ArrayRows, PixelRows
 from deeplabzoo.inference.overlay import Color, blend, with_legend
 from deeplabzoo.inference.preprocess import labels_at_original, prepare
+from deeplabzoo.inference.stamp import STAMP_KEY, drawn, png_text
 from deeplabzoo.inference.tile_plan import Tiling, tiling_for, tiling_of
 from deeplabzoo.inference.tiles import Band, labelled_bands
 from deeplabzoo.models.deeplab import DeepLab
@@ -91,16 +92,19 @@ class Result:
         alpha: float = 0.5,
         legend: bool = True,
         facts: dict[str, Any] | None = None,
+        stamp: str | None = None,
     ) -> None:
         """Write one file, whole or not at all: the overlay, the palette picture of labels, or the JSON of areas.
 
-        Without `kind`, `.json` means JSON and a picture suffix the overlay. `facts` are put in front of the JSON's own.
+        Without `kind`, `.json` means JSON and a picture suffix the overlay. `facts` are put in front of the JSON's own;
+        `stamp` says in JSON and PNG what the result was made of (`deeplabzoo.inference.done`).
         Raises UsageError where kind and suffix do not go together, OutputError where the file cannot be written.
         """
         path = Path(path)
         kind = kind_for(path, kind)
         if kind == "json":
-            text = json.dumps({**(facts or {}), **self.to_dict()}, indent=2, ensure_ascii=False) + "\n"
+            made_of = {} if stamp is None else {STAMP_KEY: stamp}
+            text = json.dumps({**(facts or {}), **self.to_dict(), **made_of}, indent=2, ensure_ascii=False) + "\n"
             write_atomically(path, lambda file: file.write(text.encode()))
             return
         picture = self.label_image() if kind == "labels" else self.overlay(alpha, legend)
@@ -108,6 +112,8 @@ class Result:
         options: dict[str, Any] = {"JPEG": {"quality": 92, "subsampling": 0}, "WEBP": {"quality": 92}}.get(picture_format, {})
         if picture_format == "PNG" and kind == "overlay":
             options = {"compress_level": 3}  # a photo: hardly larger than at Pillow's own level 6, and written much faster
+        if picture_format == "PNG" and stamp is not None:
+            options["pnginfo"] = png_text(drawn(stamp, kind, alpha, legend))
         write_atomically(path, lambda file: picture.save(file, format=picture_format, **options))
 
 
@@ -149,8 +155,10 @@ class Predictor:
         if max_pixels is not None and max_pixels < 4:
             raise UsageError(f"max_pixels must be at least 4, not {max_pixels!r}.")
         self.tiling, self.max_pixels = tiling_of(tile, overlap, scale), max_pixels
+        self.computed = (engine, precision)
         if isinstance(net, OptimizedDeepLab):
             self.device, self.net = net.device, net.net
+            self.computed = (net.engine, net.precision)
             self._form: FreshForm | OptimizedDeepLab = net
         else:
             self.device = choose_device(device, net)

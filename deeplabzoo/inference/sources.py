@@ -2,12 +2,14 @@
 
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deeplabzoo.errors import ImageError, UsageError
+from deeplabzoo.inference.remote import find_urls, is_url
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 """What counts as a photo inside a folder. A file that is named itself is tried whatever its suffix."""
@@ -19,19 +21,30 @@ class Source:
 
     path: Path
     name: Path
+    url: str | None = None
+    """Where it is fetched from, if it is no file; `path` then only names it."""
+
+    @property
+    def where(self) -> str:
+        """What the user calls it: the URL or the path."""
+        return self.url or str(self.path)
 
 
 def find_photos(images: Iterable[str], *, recursive: bool = False, out: Path | None = None) -> list[Source]:
-    """Return the photos that files, folders and patterns stand for, each once, in the order given (folders by name).
+    """Return the photos that files, folders, patterns and URLs stand for, each once, in the order given (folders by name).
 
     A pattern (`*`, `?`, `[a-z]`, `**`) is resolved here when the shell has not done so. Of a folder the photos directly in it
-    are taken, with `recursive` those below it too, and then results keep the folders. `out`, where results will go, is never
+    are taken, with `recursive` those below it too, and then results keep the folders. A text file `.txt` lists photos, one a
+    line. URLs are what fsspec knows (`s3://bucket/folder`). `out`, where results will go, is never
     searched. Raises ImageError where nothing is found, UsageError where results would overwrite photos.
     """
     found: list[Source] = []
-    for image in images:
+    for image in _with_lists(images):
         path = Path(image)
-        if path.is_dir():
+        if is_url(image):
+            urls = find_urls(image, PHOTO_SUFFIXES, recursive=recursive)
+            found += [Source(Path(re.sub(":+/*", "/", url)), name, url) for url, name in urls]
+        elif path.is_dir():
             found += _in_folder(path, recursive, out)
         elif not path.exists() and glob.has_magic(image):
             matches = sorted(Path(match) for match in glob.glob(image, recursive=True))
@@ -41,8 +54,24 @@ def find_photos(images: Iterable[str], *, recursive: bool = False, out: Path | N
             found += [Source(match, Path(match.stem)) for match in matches]
         else:
             found.append(Source(path, Path(path.stem)))
-    unique = {os.path.realpath(source.path): source for source in reversed(found)}
-    return _distinct([source for source in found if unique.get(os.path.realpath(source.path)) is source])
+    unique = {source.url or os.path.realpath(source.path): source for source in reversed(found)}
+    return _distinct([source for source in found if unique[source.url or os.path.realpath(source.path)] is source])
+
+
+def _with_lists(images: Iterable[str]) -> Iterator[str]:
+    """Yield the words, and in the place of a text file the photos that it lists, one a line."""
+    for image in images:
+        path = Path(image)
+        if is_url(image) or path.suffix.lower() != ".txt" or not path.is_file():
+            yield image
+            continue
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ImageError(f"The list '{image}' cannot be read as text ({error}); expected one photo a line.") from None
+        if not any(lines):
+            raise ImageError(f"The list '{image}' is empty; expected one photo a line.")
+        yield from filter(None, lines)
 
 
 def _in_folder(folder: Path, recursive: bool, out: Path | None) -> list[Source]:
