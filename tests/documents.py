@@ -38,6 +38,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/demo.md", "DEEPLABZOO_CHROMIUM="): "a test by itself, where a browser is installed",
     ("docs/export.md", "# labels.py"): "run by tests/test_export_command.py on the file that it makes",
     ("docs/large_images.md", "predictor = deeplabzoo.Predictor(net, tile=768)"): FRAGMENT,
+    ("docs/many_images.md", "from deeplabzoo.inference.ray import"): "tests/test_ray.py runs it where Ray is installed",
+    ("docs/many_images.md", "import pickle"): FRAGMENT,
     ("docs/origins.md", "python -m deeplabzoo.convert deeplabv3_resnet101_coco-586e9e4e.pth"): NETWORK,
     ("docs/reproduce.md", 'pip install -e ".[train]"'): COSTS,
     ("docs/speed.md", "python -m deeplabzoo.benchmark deeplabv3_mobilenetv3_voc"): COSTS,
