@@ -31,6 +31,7 @@ def write_folder(root: Path) -> None:
     (root / "classes.txt").write_text("background\ndisc\n")
 
 
+@pytest.mark.slow
 def test_five_commands_lead_from_masks_to_a_model(tmp_path: Path) -> None:
     """Look, train, measure, look again, publish; the released file is the model that was trained."""
     desk = make_desk(tmp_path / "desk")
