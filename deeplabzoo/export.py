@@ -1,11 +1,14 @@
 """`python -m deeplabzoo.export MODEL --format onnx --out FILE`: a network as a file for another runtime, proven."""
 
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from deeplabzoo.cli import Parser, named_network, run
 from deeplabzoo.errors import UsageError, did_you_mean
+from deeplabzoo.output import ensure_folder, write_atomically
 
 _FORMATS = ("onnx", "torch-export", "openvino")
 _OUTPUTS = ("logits", "argmax", "uint8")
@@ -25,7 +28,8 @@ examples:
 
 def export_command(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, write the file, prove it and say what was proven; raises DeepLabZooError where it cannot."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
     _require_offered(args.format)
     if args.int8 != (args.calibrate is not None):
         raise UsageError(
@@ -33,6 +37,8 @@ def export_command(argv: Sequence[str] | None = None) -> int:
         )
     if args.check is not None and args.root is None:
         raise UsageError("--check needs --root, the folder that holds the data set.")
+    if args.json is not None:
+        ensure_folder(args.json.parent)
 
     from deeplabzoo.data.base import open_data
     from deeplabzoo.exporting.exporter import export  # after the options are known to go together: torch takes seconds
@@ -44,10 +50,13 @@ def export_command(argv: Sequence[str] | None = None) -> int:
     checked = _parse_check(args.check) if args.check else None
     net = named_network(args.model, args.weights)
     data = open_data(checked[0], args.root, args.split, classes=net.classes) if checked else None
-    result = export(net, wish, check=data, count=checked[1] if checked else 0, tell=_line)
-    if result is not None:
-        _line("check", str(result))
-    _line("written", f"{wish.out}, {wish.out.stat().st_size / 1e6:.1f} MB")
+    made = export(net, wish, check=data, count=checked[1] if checked else 0, tell=_line)
+    if made.check is not None:
+        _line("check", str(made.check))
+    _line("written", f"{wish.out}, {made.bytes / 1e6:.1f} MB")
+    if args.json is not None:
+        report = dataclasses.replace(made, command=shlex.join(["python", "-m", "deeplabzoo.export", *words]))
+        write_atomically(args.json, lambda file: file.write(report.to_json().encode()))
     return 0
 
 
@@ -67,10 +76,13 @@ def _parser() -> Parser:
     sizes.add_argument("--dynamic", action="store_true", help="any batch, height and width (the default)")
     sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="one image of this size alone")
     parser.add_argument("--int8", action="store_true", help="convolutions in 8 bits, fitted to the photos of --calibrate")
-    parser.add_argument("--calibrate", metavar="DIR", help="folder of photos for --int8; not those that it is measured on")
+    parser.add_argument(
+        "--calibrate", metavar="DIR", help="photos for --int8 (folder, pattern or .txt list); not those of --check"
+    )
     parser.add_argument("--check", metavar="DATA:N", help="measure file and model on the first N pictures, e.g. voc:50")
     parser.add_argument("--root", metavar="DIR", help="where the data set of --check lies")
     parser.add_argument("--split", default="val", help="of the data set of --check (default val)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made and measured there, too")
     return parser
 
 

@@ -1,5 +1,7 @@
 """`python -m deeplabzoo.export`: a file that gives the network's answers, described inside, or no file at all."""
 
+import copy
+import itertools
 import json
 import re
 import subprocess
@@ -11,9 +13,13 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from timm.layers.conv2d_same import Conv2dSame
 
 import deeplabzoo
 from deeplabzoo import export as command
+from deeplabzoo.exporting.open_sizes import OpenConv2dSame
+from deeplabzoo.exporting.report import read_export
+from deeplabzoo.exporting.wish import SUFFIXES, Format
 from deeplabzoo.inference.engines.openvino import compiled_runner
 from deeplabzoo.inference.preprocess import prepare
 from deeplabzoo.models.config import DeepLabConfig
@@ -55,7 +61,7 @@ def test_a_model_becomes_a_file_that_is_measured_and_described(tmp_path: Path, c
     """Proof, mIoU beside the original's on real photos, and both kept in the file with licence, classes and preprocessing."""
     root, out = labelled_folder(tmp_path / "data"), tmp_path / "person.onnx"
     words = [PERSON, "--format", "onnx", "--out", str(out), "--check", "folder:2", "--root", str(root)]
-    assert command.main(words) == 0
+    assert command.main([*words, "--json", str(tmp_path / "report.json")]) == 0
     said = capsys.readouterr().out
     assert "100.000 % of labels equal on 2 photos" in said
     assert re.search(r"mIoU 100\.00 exported, 100\.00 original, \+0\.00 points on the first 2 of folder val", said)
@@ -64,7 +70,15 @@ def test_a_model_becomes_a_file_that_is_measured_and_described(tmp_path: Path, c
     assert json.loads(facts["classes"]) == ["background", "person"]
     assert json.loads(facts["source"])["tag"] == "v1"
     assert facts["licence"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "person.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "person.onnx", "report.json"]
+    report = read_export(tmp_path / "report.json")
+    assert (report.model, report.format, report.precision, report.size) == (f"{PERSON}.v1", "onnx", "fp32", None)
+    assert report.check is not None
+    assert (report.check.images, report.check.miou_exported) == (2, pytest.approx(100))
+    assert report.bytes == out.stat().st_size
+    assert report.weights_sha256 == json.loads(facts["source"])["sha256"]
+    assert report.command is not None
+    assert report.command.startswith(f"python -m deeplabzoo.export {PERSON} --format onnx")
 
 
 @pytest.mark.parametrize("output", ["argmax", "uint8"])
@@ -78,6 +92,32 @@ def test_openvino_labels_of_one_size(checkpoint: str, tmp_path: Path, output: st
     expected = deeplabzoo.load(checkpoint).predict_labels(image).numpy()
     assert (labels == expected).mean() > 0.99
     assert out.with_suffix(".bin").is_file()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "rate"), [(3, 2, 1), (5, 2, 1), (3, 2, 2), (3, 3, 1), (1, 2, 1)])
+def test_open_padding_is_tensorflows(kernel: int, stride: int, rate: int) -> None:
+    """The rule with short terms pads as timm's does, for every phase of both sides."""
+    torch.manual_seed(0)
+    conv = Conv2dSame(2, 3, kernel, stride=stride, dilation=rate)
+    twin = copy.deepcopy(conv)
+    twin.__class__ = OpenConv2dSame
+    for height, width in itertools.product(range(7, 13), repeat=2):
+        image = torch.randn(1, 2, height, width)
+        assert torch.equal(twin(image), conv(image))
+
+
+def test_torch_export_of_tensorflows_padding_ends() -> None:
+    """Four strided layers with open sizes, after which the export did not end: the output's side is one short term."""
+    torch.manual_seed(0)
+    stack = torch.nn.Sequential(*(Conv2dSame(3, 3, 3, stride=2) for _ in range(4)))
+    for layer in stack:
+        layer.__class__ = OpenConv2dSame
+    axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(stack.eval(), (torch.zeros(2, 3, 97, 129),), dynamic_shapes=(axes,))
+    (answer,) = (node for node in program.graph.nodes if node.op == "output")
+    assert len(str(answer.args[0][0].meta["val"].shape[2])) < 50
+    image = torch.randn(1, 3, 64, 81)
+    torch.testing.assert_close(program.module()(image), stack(image))
 
 
 @pytest.mark.slow
@@ -97,8 +137,12 @@ def test_int8_file_labels_the_photos(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Calibrated on a folder, compared on its photos, marked as int8."""
     photos = labelled_folder(tmp_path / "data", 160) / "val" / "images"
     out = tmp_path / "person8.onnx"
-    assert command.main([PERSON, "--format", "onnx", "--int8", "--calibrate", str(photos), "--out", str(out)]) == 0
+    words = ["--calibrate", str(photos), "--out", str(out), "--json", str(tmp_path / "report.json")]
+    assert command.main([PERSON, "--format", "onnx", "--int8", *words]) == 0
     assert "int8" in capsys.readouterr().out
+    report = read_export(tmp_path / "report.json")
+    assert report.calibration is not None
+    assert (report.precision, report.calibration.images, report.check) == ("int8", 2, None)
     assert facts_of(out)["precision"] == "int8"
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
 
@@ -165,9 +209,9 @@ def test_the_documents_script_runs_with_onnxruntime_and_numpy_alone(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("kind", SUFFIXES)
 @pytest.mark.parametrize("model", BUNDLED)
-def test_every_bundled_model_exports(model: str, kind: str, tmp_path: Path) -> None:
+def test_every_bundled_model_exports(model: str, kind: Format, tmp_path: Path) -> None:
     """Parity is asserted by the command itself."""
-    out = tmp_path / f"model{'.onnx' if kind == 'onnx' else '.xml'}"
+    out = tmp_path / f"model{SUFFIXES[kind]}"
     assert command.main([model, "--format", kind, "--output", "uint8", "--out", str(out)]) == 0

@@ -1,6 +1,5 @@
 """Writers of the formats, and readers that run what was written as a stranger would."""
 
-import copy
 import json
 import logging
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from deeplabzoo.errors import DeepLabZooError
+from deeplabzoo.exporting.open_sizes import with_open_sizes
 from deeplabzoo.exporting.wish import Format, Wish
 from deeplabzoo.inference.calibration import Calibration
 from deeplabzoo.inference.engines.onnx_runtime import session_runner
@@ -20,7 +20,6 @@ from deeplabzoo.inference.onnx_graph import GraphForm, Runner, description, onnx
 from deeplabzoo.inference.optional import require
 from deeplabzoo.inference.quantise import quantised_bytes
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.say import say
 
 Facts = dict[str, str]
 
@@ -87,9 +86,7 @@ def _write_openvino(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> None:
 
 
 def _write_torch_export(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> None:
-    form = GraphForm(copy.deepcopy(net).cpu().float().eval(), wish.output).eval()
-    if net.config.encoder_padding == "same" and wish.size is None:
-        say("torch.export takes minutes over open sizes with TensorFlow's padding; --size H W, or --format onnx, takes seconds")
+    form = GraphForm(with_open_sizes(net), wish.output).eval()
     # sides that no layer takes for a constant or for one another
     image_BCHW = torch.zeros(1 if wish.size else 2, net.config.in_chans, *(wish.size or (97, 129)))
     axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
