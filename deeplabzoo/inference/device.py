@@ -1,7 +1,9 @@
 """Where a network runs, and in which state: the device choice, said aloud, and eval mode that is given back."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,15 +58,49 @@ def device_of(net: "torch.nn.Module | OptimizedDeepLab") -> torch.device:
     return next(net.parameters()).device if isinstance(net, torch.nn.Module) else net.device
 
 
+@dataclass
+class _Borrowed:
+    """The training flags of a network that runs in eval mode, and how many blocks still need it so."""
+
+    flags: list[tuple[torch.nn.Module, bool]]
+    blocks: int = 0
+
+
+_borrowing = threading.RLock()  # not a plain lock: garbage collection may end a forgotten block inside of it
+_borrowed: dict[torch.nn.Module, _Borrowed] = {}
+
+
 @contextmanager
 def evaluating(net: "torch.nn.Module | OptimizedDeepLab") -> Iterator[None]:
-    """Eval mode and inference mode inside the block; afterwards every module has the training flag that it had before."""
-    flags = [(module, module.training) for module in net.modules()] if isinstance(net, torch.nn.Module) else []
-    for module, _ in flags:
-        module.training = False
+    """Eval mode and inference mode inside the block; afterwards every module has the training flag that it had before.
+
+    Blocks of several threads may overlap: the last that ends gives the flags back.
+    """
+    if not isinstance(net, torch.nn.Module):
+        with torch.inference_mode():
+            yield
+        return
+    _borrow(net)
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, training in flags:
+        _give_back(net)
+
+
+def _borrow(net: torch.nn.Module) -> None:
+    with _borrowing:
+        borrowed = _borrowed.get(net) or _Borrowed([(module, module.training) for module in net.modules()])
+        borrowed.blocks += 1
+        _borrowed[net] = borrowed
+        for module in net.modules():
+            module.training = False
+
+
+def _give_back(net: torch.nn.Module) -> None:
+    with _borrowing:
+        _borrowed[net].blocks -= 1
+        if _borrowed[net].blocks:
+            return
+        for module, training in _borrowed.pop(net).flags:
             module.training = training

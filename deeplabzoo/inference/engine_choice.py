@@ -6,6 +6,7 @@ import importlib.util
 import json
 import platform
 import statistics
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _CANDIDATES = {"torch": "torch", "onnxruntime": "onnxruntime", "openvino": "open
 """Engine -> the module that it needs; `compiled` is left out, as its start-up outlasts most work."""
 _ROUNDS = 5
 _VERSIONS_OF = ("deeplabzoo", "torch", "onnxruntime", "openvino")
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def _version(name: str) -> str | None:
 class FreshForm:
     """A network's inference form that follows the network: made at the first use, and again after its weights changed.
 
+    Any number of threads may ask for it: one makes it, and those that come meanwhile wait for that one.
+
     `auto` means the engine of an earlier measurement, else torch: whoever labels one photo waits for no measurement. A network
     that answers in its own way runs as it is.
     """
@@ -144,13 +148,21 @@ class FreshForm:
         self.engine = engine
         self._made: OptimizedDeepLab | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without the form: engines stay where they are, and it is made again there."""
+        return {**self.__dict__, "_made": None}
+
     def current(self) -> DeepLab | OptimizedDeepLab:
         """Return the form of the network as it is now."""
         if not has_form(self.net):
             return self.net
-        if self._made is None or not self._made.current:
-            engine = self.engine
-            if engine == "auto":
-                engine = cached_engine(self.net, None, self.precision) or "torch"
-            self._made = inference_form_by(self.net, engine, precision=self.precision)
-        return self._made
+        made = self._made
+        if made is not None and made.current:  # without the lock: a process forked now would inherit it, held
+            return made
+        with _making:
+            if self._made is None or not self._made.current:
+                engine = self.engine
+                if engine == "auto":
+                    engine = cached_engine(self.net, None, self.precision) or "torch"
+                self._made = inference_form_by(self.net, engine, precision=self.precision)
+            return self._made

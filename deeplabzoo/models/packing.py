@@ -5,6 +5,7 @@ addition reads it again. The operations used here are those that torch's own com
 convolution that they refuse, keeps the plain form.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 
 from deeplabzoo.models.fused_conv import Activation, FusedConv
 from deeplabzoo.models.wide_depthwise import convolve_by_taps, goes_by_taps
+
+_packing = threading.Lock()
 
 
 def packing_available() -> bool:
@@ -45,8 +48,7 @@ class PackedConv(FusedConv):
         x = x.contiguous(memory_format=torch.channels_last)
         shape: list[Any] = [list(padding), list(self.stride), list(self.dilation), self.groups]
         if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *shape, list(x.shape))
-            self.weight = self.weight.new_empty(0)
+            self._pack(shape, x)
         bias = self.bias if bias is None else bias
         name, scalars, algorithm = ("none", (), "") if activation is None else (activation.name, *_numbers(activation))
         if plus is None:
@@ -63,6 +65,13 @@ class PackedConv(FusedConv):
         else:
             out = torch.ops.mkldnn._convolution_pointwise.binary(x, plus, *rest)
         return out if fused or activation is None else activation(out)
+
+    def _pack(self, shape: list[Any], x: torch.Tensor) -> None:
+        """Bring the weights into oneDNN's order: once, though several threads may make their first call together."""
+        with _packing:
+            if self.packed is None:
+                self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *shape, list(x.shape))
+                self.weight = self.weight.new_empty(0)
 
     @property
     def by_taps(self) -> bool:

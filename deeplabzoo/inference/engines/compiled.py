@@ -4,6 +4,7 @@ Compiling takes a C++ compiler and, in each process, from half a minute to minut
 but no graph that holds weights. A second size is compiled once more, with sizes left open, and said.
 """
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -56,9 +57,10 @@ def _frozen(form: InferenceForm) -> Callable[[torch.Tensor], torch.Tensor]:
     The switch is Inductor's own, not an option of `torch.compile`: dynamo reads it while it traces, before options hold.
     """
     compiled = torch.compile(form)
+    turn = threading.Lock()  # the switch is one for all threads: who leaves first would turn it off for who compiles
 
     def forward(image_BCHW: torch.Tensor) -> torch.Tensor:
-        with inductor.patch(freezing=True):
+        with turn, inductor.patch(freezing=True):
             logits: torch.Tensor = compiled(image_BCHW)
             return logits
 

@@ -1,5 +1,6 @@
 """OpenVINO's kernels under our label maps, fed with the same graph as ONNX Runtime."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,12 @@ def compiled_runner(model: Path | bytes, *, threads: int | None = None, precisio
         if shape is not None:
             graph.reshape(list(shape))
         request = core.compile_model(graph, "CPU", settings).create_infer_request()
-        return lambda image: request.infer({0: image})[0].copy()
+        turn = threading.Lock()  # a request takes one picture at a time and refuses others; all cores work on that one
+
+        def run(image: Any) -> Any:
+            with turn:
+                return request.infer({0: image})[0].copy()
+
+        return run
 
     return BySize(open_graph)
