@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deeplabzoo import jit
 from deeplabzoo.inference import blocks
-from deeplabzoo.inference.bilinear import axis
+from deeplabzoo.models.bilinear import axis
 
 assert jit.available()
 from deeplabzoo.inference import cells  # noqa: E402  (compiles, so numba comes first)

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from deeplabzoo.inference.bilinear import Axis
 from deeplabzoo.inference.cells import label_cells
+from deeplabzoo.models.bilinear import Axis
 
 BLOCK_PIXELS = 2**16
 """Output pixels below which another thread costs more than it brings."""

@@ -6,7 +6,7 @@ exact.
 
 import torch
 
-from deeplabzoo.inference.bilinear import Axis
+from deeplabzoo.models.bilinear import Axis
 
 MOST_BOUNDARY = 0.25
 """Share of cells above which interpolating everything is cheaper than gathering single pixels (measured on noise)."""

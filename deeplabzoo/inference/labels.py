@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from deeplabzoo import jit
 from deeplabzoo.data.images import Labels
 from deeplabzoo.errors import UsageError
-from deeplabzoo.inference.bilinear import axis, lerp_rows
 from deeplabzoo.inference.boundaries import labels_by_boundary
+from deeplabzoo.models.bilinear import axis, lerp_rows
 
 BAND_VALUES = 2**22
 """Upsampled logits held at once while labels are made (float32: 16 MB, which allocators reuse without asking the system)."""

@@ -4,6 +4,7 @@ Metadata (all strings, JSON inside): `format` "deeplabzoo", `version`, `config`,
 `source`. Nothing is ever unpickled; a file that is damaged, truncated or lies about itself ends in one sentence.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Collection, Mapping
@@ -15,9 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
-from deeplabzoo.errors import DeepLabZooError, WeightsError
+from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.strict import read_plain
 from deeplabzoo.output import write_atomically
+from deeplabzoo.plain_json import parse_json
 
 if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab
@@ -49,6 +52,21 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     source: dict[str, Any] = field(default_factory=dict)
     """Where the weights came from: origin, training run, whatever the writer put in `extra`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """The parts of the metadata that decide what the network is, as they are checked field by field."""
+
+    config: DeepLabConfig
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    preprocessing: Preprocessing
+
+    def __post_init__(self) -> None:
+        for colour in self.palette:
+            if not 0 <= min(colour) <= max(colour) <= 255:
+                raise WeightsError(f"a colour is three numbers from 0 to 255, not {colour!r}.")
 
 
 def save_checkpoint(
@@ -91,24 +109,20 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
             f"'{path}' has format version {metadata.get('version')}, and this deeplabzoo reads version {VERSION}; upgrade it."
         )
     try:
-        config = DeepLabConfig.from_dict(json.loads(metadata["config"]))
-        checkpoint = Checkpoint(
-            config=config,
-            classes=tuple(str(name) for name in json.loads(metadata["classes"])),
-            palette=tuple((int(red), int(green), int(blue)) for red, green, blue in json.loads(metadata["palette"])),
-            preprocessing=Preprocessing.from_dict(json.loads(metadata["preprocessing"])),
-            state_dict=tensors,
-            source=dict(json.loads(metadata.get("source", "{}"))),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error) if isinstance(error, DeepLabZooError) else repr(error)
-        raise WeightsError(f"The metadata of '{path}' cannot be understood: {reason}") from error
-    if not len(checkpoint.classes) == len(checkpoint.palette) == config.num_classes:
+        told = {field.name: parse_json(metadata[field.name]) for field in dataclasses.fields(_Told) if field.name in metadata}
+        facts = read_plain(_Told, told, "metadata")
+        source = parse_json(metadata.get("source", "{}"))
+    except (ValueError, WeightsError) as error:
+        raise WeightsError(f"The metadata of '{path}' cannot be understood: {error}") from None
+    if not isinstance(source, dict):
+        raise WeightsError(f"The metadata of '{path}' cannot be understood: source must be an object, not {source!r}.")
+    config = facts.config
+    if not len(facts.classes) == len(facts.palette) == config.num_classes:
         raise WeightsError(
-            f"The metadata of '{path}' contradicts itself: {config.num_classes} classes, but {len(checkpoint.classes)} "
-            f"names and {len(checkpoint.palette)} colours."
+            f"The metadata of '{path}' contradicts itself: {config.num_classes} classes, but {len(facts.classes)} "
+            f"names and {len(facts.palette)} colours."
         )
-    return checkpoint
+    return Checkpoint(config, facts.classes, facts.palette, facts.preprocessing, tensors, source)
 
 
 def is_own(path: str | Path) -> bool:
@@ -158,7 +172,7 @@ def read_safetensors(path: Path, *, dtype: torch.dtype | None = None) -> tuple[d
             metadata = dict(file.metadata() or {})  # the library has checked the header against the file's length
         with path.open("rb", buffering=0) as raw:
             length = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(length))
+            header = parse_json(raw.read(length))
             facts = {name: about for name, about in header.items() if name != "__metadata__"}
             return metadata, {name: _read_tensor(raw, 8 + length, about, dtype) for name, about in sorted(facts.items())}
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:

@@ -15,7 +15,7 @@ from torch import nn
 
 from deeplabzoo.models.folding import shared_copy
 from deeplabzoo.models.fused_conv import BATCH_NORMS, RELU, FusedConv, fold
-from deeplabzoo.models.heads import ASPP, V3Head, V3PlusHead
+from deeplabzoo.models.heads import ASPP, V3Head
 from deeplabzoo.models.layers import ConvNormAct, SeparableConvNormAct
 
 
@@ -144,74 +144,7 @@ class FastV3Head(nn.Module):
         self.refine = fast_block(head.refine)
         self.classifier = fold(head.classifier, None, None)
 
-    def forward(self, high: torch.Tensor) -> torch.Tensor:
-        """Map the last encoder feature B x C x h x w to logits B x num_classes x h x w."""
-        logits: torch.Tensor = self.classifier(self.refine(self.aspp(high)))
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Map the last encoder feature, [B x C x h x w], to logits B x num_classes x h x w; the list is emptied."""
+        logits: torch.Tensor = self.classifier(self.refine(self.aspp(features.pop())))
         return logits
-
-
-class JoinedConv(nn.Module):
-    """The decoder's first convolution over two maps, dense or separable."""
-
-    def __init__(self, block: nn.Module, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.depthwise = nn.ModuleList()
-        if isinstance(block, SeparableConvNormAct):
-            depthwise = fast_block(block.depthwise)
-            assert isinstance(depthwise, FusedConv)
-            places = (slice(0, widths[0]), slice(widths[0], sum(widths)))
-            self.depthwise.extend(depthwise.part(place) for place in places)
-            block = block.pointwise
-        self.dense = SlicedConv(block, widths)
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return what the block would answer to the maps put together."""
-        if len(self.depthwise):
-            maps = [depthwise(x) for depthwise, x in zip(self.depthwise, maps, strict=True)]
-        joined: torch.Tensor = self.dense(list(enumerate(maps)))
-        return joined
-
-
-def _splits(block: nn.Module) -> bool:
-    """Whether a decoder block may be split over its input's channels: a group norm over both maps may not."""
-    return not isinstance(block, SeparableConvNormAct) or isinstance(fast_block(block.depthwise), FusedConv)
-
-
-class FastV3PlusHead(nn.Module):
-    """The V3+ decoder: the upsampled high map and the low-level map are not put together, if its norms allow that."""
-
-    def __init__(self, head: V3PlusHead) -> None:
-        super().__init__()
-        self.aspp = FastASPP(head.aspp)
-        self.refine = fast_block(head.refine)
-        self.low_level = fast_block(head.low_level)
-        self.align_corners = head.align_corners
-        low, high = head.low_level.conv.out_channels, head.aspp.project.conv.out_channels
-        self.high_place, self.low_place = (1, 0) if head.low_level_first else (0, 1)
-        widths = [low, high] if head.low_level_first else [high, low]
-        blocks = list(head.decoder)
-        self.joined: JoinedConv | None = JoinedConv(blocks.pop(0), widths) if blocks and _splits(blocks[0]) else None
-        self.later = nn.Sequential(*(fast_block(block) for block in blocks))
-        self.classifier: FusedConv | SlicedConv
-        if len(head.decoder):
-            self.classifier = fold(head.classifier, None, None)
-        else:
-            self.classifier = SlicedConv(head.classifier, widths)
-
-    def forward(self, high: torch.Tensor, low_level: torch.Tensor) -> torch.Tensor:
-        """Map B x C x h x w and the stride-4 feature B x C' x H x W to logits B x num_classes x H x W."""
-        low = self.low_level(low_level)
-        high = self.refine(self.aspp(high))
-        classifier = self.classifier
-        if isinstance(classifier, SlicedConv):
-            scores = self._enlarged(classifier.part(self.high_place)(high), low)
-            answer: torch.Tensor = classifier([(self.low_place, low)], scores)
-            return answer
-        high = self._enlarged(high, low)
-        both = (low, high) if self.low_place == 0 else (high, low)
-        decoded = torch.cat(both, dim=1) if self.joined is None else self.joined(both)
-        logits: torch.Tensor = classifier(self.later(decoded))
-        return logits
-
-    def _enlarged(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=self.align_corners)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +53,15 @@ def lerp_rows(x_1CHW: torch.Tensor, rows: Axis) -> torch.Tensor:
     upper = x_1CHW.index_select(2, above.to(device))
     lower = x_1CHW.index_select(2, below.to(device))
     return upper.mul_(1 - weight_H1).add_(lower.mul_(weight_H1))
+
+
+def enlarged_rows(x_BCHW: torch.Tensor, size_hw: tuple[int, int], rows: slice, *, align_corners: bool) -> torch.Tensor:
+    """Return `rows` of the map interpolated to `size_hw`, B x C x rows x W, of its type, in channels_last memory."""
+    height, width = size_hw
+    down = axis(x_BCHW.shape[2], height, align_corners)
+    above, weights = torch.from_numpy(down.above[rows]).long(), torch.from_numpy(down.weights[rows])
+    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+    upper = x_BHWC.index_select(1, above)
+    lower = x_BHWC.index_select(1, (above + 1).clamp_(max=down.source - 1))
+    lerped_BCHW = torch.lerp(upper, lower, weights[:, None, None].to(x_BCHW.dtype)).permute(0, 3, 1, 2)
+    return F.interpolate(lerped_BCHW, size=(len(above), width), mode="bilinear", align_corners=align_corners)
