@@ -6,11 +6,35 @@ A command prints the sentence on stderr and leaves with `exit_status`: 1 where t
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 1500
+"""Characters of a message; the longest list of names that one holds has some 900."""
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows as it is: what would move its cursor, hide or reorder letters is written as an escape.
+
+    Names out of files and archives, which anybody may have chosen, stand in messages.
+
+    >>> printable("cat\x1b[2J")
+    'cat\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
 
 class DeepLabZooError(Exception):
-    """Base of every error raised on purpose; the work could not be done."""
+    """Base of every error raised on purpose; the work could not be done.
+
+    Its message is one printable line, whatever names and values were put into it; a very long one loses its middle.
+    """
 
     exit_status = 1
+
+    def __init__(self, sentence: str) -> None:
+        line = printable(sentence)
+        half = _LONGEST // 2
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}")
 
 
 class UsageError(DeepLabZooError, ValueError):

@@ -3,6 +3,8 @@
 import logging
 import sys
 
+from deeplabzoo.errors import printable
+
 logger = logging.getLogger("deeplabzoo")
 
 
@@ -22,4 +24,4 @@ def say(line: str) -> None:
         logger.addHandler(_StderrHandler())
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    logger.info(line)
+    logger.info("%s", "\n".join(map(printable, line.splitlines())))

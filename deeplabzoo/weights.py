@@ -14,6 +14,7 @@ from typing import Any
 from deeplabzoo.cli import Parser, run
 from deeplabzoo.errors import DownloadError, UsageError
 from deeplabzoo.output import write_atomically
+from deeplabzoo.plain_json import parse_json
 
 _EPILOG = """examples:
   python -m deeplabzoo.weights list "*_voc*"
@@ -135,7 +136,7 @@ def _record(reports: Sequence[Path]) -> None:
 
 def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"'{path}' cannot be read as a report: {error}.") from None
     if not isinstance(report, dict):

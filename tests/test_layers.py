@@ -11,6 +11,7 @@ PLAIN_DATA = {
     "deeplabzoo.say",
     "deeplabzoo.output",
     "deeplabzoo.jit",
+    "deeplabzoo.plain_json",
     "deeplabzoo.models.config",
     "deeplabzoo.data.classes",
     "deeplabzoo.data.palettes",

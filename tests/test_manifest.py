@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from deeplabzoo.errors import WeightsError
+from deeplabzoo.models.strict import read_plain
 from deeplabzoo.zoo import manifest
 from deeplabzoo.zoo.manifest import read_manifest, released
-from deeplabzoo.zoo.strict import read_plain
 
 FOLDER = manifest.weights_folder()
 SCHEMA = json.loads((FOLDER / "manifest.schema.json").read_text())

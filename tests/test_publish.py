@@ -23,6 +23,7 @@ from deeplabzoo.data.shapes import Shapes
 from deeplabzoo.data.splits import split_hash
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.inference.golden import GOLDEN_HW, golden_difference, golden_input, save_golden
+from deeplabzoo.models.strict import read_plain
 from deeplabzoo.publish import main
 from deeplabzoo.publishing.provenance import initial_weights, overrides
 from deeplabzoo.publishing.weights import beyond_half, require_same_answer, write_weights
@@ -34,7 +35,6 @@ from deeplabzoo.zoo import hub as hub_module
 from deeplabzoo.zoo import manifest as manifest_module
 from deeplabzoo.zoo.checksum import sha256_of
 from deeplabzoo.zoo.manifest import WeightRow, read_manifest
-from deeplabzoo.zoo.strict import read_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = ROOT / "docs" / "images" / "cat.jpg"

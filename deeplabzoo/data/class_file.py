@@ -14,6 +14,7 @@ from deeplabzoo.errors import DataError
 
 _VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
 _IGNORE = 255
+_MAX_BYTES = 1 << 20
 _SHOWN = 5
 _LINE = re.compile(
     r"(?P<name>.*?)(?:\s+(?:id=(?P<id>\d{1,5})|#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,3}\s*,\s*\d{1,3}\s*,\s*\d{1,3})))?\s*"
@@ -40,9 +41,15 @@ def read_class_file(file: Path) -> ClassFile:
     empty or not UTF-8, gives a name, id or colour twice, or gives some of its classes an id or a colour and others none.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        with file.open("rb") as opened:
+            data = opened.read(_MAX_BYTES + 1)
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise DataError(f"'{file}' is not UTF-8 text; expected one class name a line.") from None
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be read: {error.strerror or error}.") from None
+    if len(data) > _MAX_BYTES:
+        raise DataError(f"'{file}' has more than {_MAX_BYTES >> 20} MiB; expected one class name a line.")
     names: list[str] = []
     ids: dict[int, int] = {}
     colours: dict[Colour, int] = {}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from deeplabzoo.errors import DeepLabZooError, UsageError
+from deeplabzoo.models.strict import read_plain
 from deeplabzoo.output import ensure_folder, write_atomically
 from deeplabzoo.publishing.row import REPORTS
 from deeplabzoo.zoo.manifest import Manifest, read_manifest
 from deeplabzoo.zoo.measured import manifest_json
-from deeplabzoo.zoo.strict import read_plain
 
 LARGEST_BYTES = 7_000_000
 """Of a file that every installation carries."""

@@ -8,11 +8,11 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.models.checkpoint import FORMAT
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.strict import read_plain
 from deeplabzoo.publishing.measure import report_name
 from deeplabzoo.publishing.release import Release
 from deeplabzoo.zoo.manifest import WeightRow
 from deeplabzoo.zoo.measured import figures, per_class
-from deeplabzoo.zoo.strict import read_plain
 
 REPORTS = "benchmarks/evaluations"
 """Where evaluation reports are kept in the project."""

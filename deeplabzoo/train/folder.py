@@ -7,6 +7,7 @@ from typing import Any
 
 from deeplabzoo.errors import TrainingError, UsageError
 from deeplabzoo.output import ensure_folder, write_atomically
+from deeplabzoo.plain_json import parse_json
 from deeplabzoo.say import say
 from deeplabzoo.train.overrides import recipe_from_dict
 from deeplabzoo.train.recipe import Recipe
@@ -30,8 +31,8 @@ class RunFolder:
         if not self.recipe_file.exists():
             return None
         try:
-            return recipe_from_dict(json.loads(self.recipe_file.read_text(encoding="utf-8")))
-        except (ValueError, UsageError) as error:
+            return recipe_from_dict(parse_json(self.recipe_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, UsageError) as error:
             raise TrainingError(f"'{self.recipe_file}' cannot be understood: {error}") from None
 
     def begin(self, recipe: Recipe, data_sha256: str, *, resume: bool) -> State | None:

@@ -1,16 +1,20 @@
 """`--set field=value`: text from the command line to typed fields of a recipe, and a recipe from its JSON."""
 
+import contextlib
 import dataclasses
-import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from deeplabzoo.errors import UnknownNameError, UsageError, did_you_mean
+from deeplabzoo.plain_json import parse_json
 from deeplabzoo.train.recipe import Recipe
 
 Plain = TypeVar("Plain")
+_MOST_DIGITS = 6
+"""Of a place in a list."""
 
 
 def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
@@ -32,6 +36,8 @@ def overridden(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain JSON values, each checked against its field; raises UsageError."""
+    if not isinstance(values, Mapping):
+        raise UsageError(f"A recipe is an object of named fields, not {values!r}.")
     return _build(Recipe, values, "")
 
 
@@ -45,11 +51,15 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
 
 
 def _step(place: Any, part: str, key: str, within: str) -> Any:
-    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+    if isinstance(place, list) and part.isdecimal() and len(part) < _MOST_DIGITS and int(part) < len(place):
         return int(part)
     if isinstance(place, dict) and part in place:
         return part
-    known = list(place) if isinstance(place, dict) else [str(index) for index in range(len(place or []))]
+    known = (
+        list(place)
+        if isinstance(place, dict)
+        else [str(index) for index in range(len(place) if isinstance(place, list) else 0)]
+    )
     prefix = f"{within}." if within else ""
     hint = did_you_mean(part, known) or (f" It has {', '.join(known)}." if within and known else "")
     raise UnknownNameError(f"A recipe has no field '{key}'.{hint.replace(chr(39), chr(39) + prefix, 1) if prefix else hint}")
@@ -58,8 +68,8 @@ def _step(place: Any, part: str, key: str, within: str) -> Any:
 def _parsed(text: str) -> Any:
     """Read JSON where it is JSON; else `a,b` as a list, `ce:1,lovasz:0.5` as pairs, and anything else as text."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except ValueError:
         pass
     words = {"true": True, "false": False}
     if text.lower() in words:
@@ -68,10 +78,9 @@ def _parsed(text: str) -> Any:
         return [_parsed(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
     name, colon, factor = text.partition(":")
     if colon and name.isidentifier():
-        try:
-            return [name, float(factor)]
-        except ValueError:
-            return text
+        with contextlib.suppress(ValueError):
+            number = float(factor)
+            return [name, number] if math.isfinite(number) else text
     return text
 
 

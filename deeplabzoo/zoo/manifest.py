@@ -1,17 +1,17 @@
 """The typed rows of `weights/manifest.json`: every released file, where it is, what it holds and how well it was measured."""
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.zoo.strict import read_plain
+from deeplabzoo.models.strict import read_plain
+from deeplabzoo.plain_json import parse_json
 from deeplabzoo.zoo.training import Training
 
 SCHEMA_VERSION = 1
@@ -230,7 +230,7 @@ def weights_folder() -> Path:
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest file; raises WeightsError with the place and the reason."""
     try:
-        plain: Any = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
     return read_plain(Manifest, plain, path.name)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplabzoo.errors import UsageError
+from deeplabzoo.models.strict import read_plain
 from deeplabzoo.zoo.manifest import Manifest
-from deeplabzoo.zoo.strict import read_plain
 
 _FIGURES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
 """Name in the manifest -> field of a report, 0...1."""

@@ -14,7 +14,6 @@ A head of one channel, SMP's default, is a yes or no through a sigmoid. It becom
 0: softmax and arg-max of the two are the sigmoid and its threshold of one half.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import Architecture, DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.heads import effective_rates
+from deeplabzoo.plain_json import parse_json
 from deeplabzoo.zoo.origins.converted import Converted
 from deeplabzoo.zoo.origins.exported import Exported, require_same_arithmetic, without_auxiliary
 from deeplabzoo.zoo.origins.renaming import inverted, rename
@@ -175,8 +175,8 @@ def _settings(path: Path, architecture: Architecture) -> Mapping[str, Any]:
     try:
         if beside.stat().st_size > _MAX_CONFIG_BYTES:
             return {}
-        settings = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        settings = parse_json(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     if not isinstance(settings, dict) or not isinstance(settings.get("encoder_name"), str):
         return {}

@@ -11,7 +11,6 @@ tell is read from the `config.json` beside the file, and is that of the publishe
   column to zero and timm enlarges it, so that the two agree for images whose maps divide: multiples of 32 at stride 16.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from deeplabzoo.data.palettes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.plain_json import parse_json
 from deeplabzoo.zoo.origins.class_names import inferred_classes
 from deeplabzoo.zoo.origins.converted import Converted
 from deeplabzoo.zoo.origins.renaming import rename
@@ -124,7 +124,7 @@ def _settings(path: Path, network: str) -> tuple[Mapping[str, Any], tuple[str, .
     """Return the `config.json` beside a file if it is of the same network, and a note on where it was not found."""
     beside = path.with_name("config.json")
     try:
-        found = json.loads(beside.read_text(encoding="utf-8")) if beside.stat().st_size <= _MAX_CONFIG_BYTES else {}
+        found = parse_json(beside.read_text(encoding="utf-8")) if beside.stat().st_size <= _MAX_CONFIG_BYTES else {}
     except (OSError, ValueError):
         found = {}
     if isinstance(found, dict) and found.get("model_type") == network:
