@@ -1,6 +1,5 @@
 """The same weights inside another library's own network, full-size logits out, as its users would call it."""
 
-import importlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from deeplabzoo.errors import UnknownNameError, UsageError, WeightsError, did_you_mean
+from deeplabzoo.inference.optional import import_quietly
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.zoo.exporting import LIBRARIES, write_exported
 from deeplabzoo.zoo.origins.torchvision import BUILDERS
@@ -32,7 +32,7 @@ _EXTRAS = {
 def library(name: str) -> ModuleType:
     """Return an optional library; raises UsageError in one sentence, with the command that installs it, where it is missing."""
     try:
-        return importlib.import_module(name)
+        return import_quietly(name)
     except ImportError:
         raise UsageError(f'{name} is not installed, and this needs it: pip install "{_EXTRAS[name]}".') from None
 

@@ -1,10 +1,15 @@
-"""Libraries that only some users need: imported where they are used, asked for by name where they are missing."""
+"""Libraries that only some users need: imported where they are used, asked for by name where they are missing, kept quiet."""
 
 import importlib
 import importlib.util
+import sys
 from types import ModuleType
+from typing import Any
 
 from deeplabzoo.errors import DeepLabZooError
+
+_REPORTERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
+"""Libraries that tell their makers over the network when they are imported and used, and the module they do it by."""
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
@@ -14,7 +19,24 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     Traceback (most recent call last):
     deeplabzoo.errors.DeepLabZooError: writing ONNX needs no_such_module; install it with `pip install "deeplabzoo[export]"`.
     """
-    if importlib.util.find_spec(module.split(".")[0]) is None:
-        library = module.split(".")[0]
+    library = module.split(".")[0]
+    if importlib.util.find_spec(library) is None:
         raise DeepLabZooError(f'{purpose} needs {library}; install it with `pip install "deeplabzoo[{extra}]"`.')
-    return importlib.import_module(module)
+    return import_quietly(module)
+
+
+def import_quietly(module: str) -> ModuleType:
+    """Return a module of a library that is kept from reporting its use to its maker: nobody was asked whether it may.
+
+    OpenVINO and NNCF work without the module that they report by, so it is made unfindable in this process, unless a program
+    has imported it before. ONNX Runtime has a function for it, which matters on Windows. Raises ImportError.
+    """
+    library = module.split(".")[0]
+    reporter = _REPORTERS.get(library)
+    if reporter is not None and reporter not in sys.modules:
+        sys.modules[reporter] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    found = importlib.import_module(module)
+    if library == "onnxruntime":
+        runtime: Any = sys.modules[library]
+        runtime.disable_telemetry_events()
+    return found

@@ -1,0 +1,156 @@
+"""Nothing is fetched and nothing is reported: imports, bundled weights and predictions with every way to the network shut."""
+
+import ast
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "deeplabzoo"
+REFUSED = Path(__file__).parent / "refused_network"
+
+CREATE_AND_PREDICT = """
+import importlib
+import deeplabzoo
+for name in ("zoo.registry", "zoo.factory", "inference.predictor", "evaluate", "predict", "train.loop"):
+    importlib.import_module(f"deeplabzoo.{name}")
+net = deeplabzoo.create("deeplabv3plus_mobilenetv2_voc", pretrained=True)
+areas = deeplabzoo.Predictor(net, device="cpu", engine="torch")("docs/images/cat.jpg").areas
+print("cat" if areas["cat"] > 0.5 else areas)
+"""
+OPENVINO = """
+from deeplabzoo.inference.optional import require
+require("openvino", extra="openvino", purpose="a test").Core()
+print("openvino")
+"""
+NNCF = """
+from deeplabzoo.inference.optional import require
+require("nncf", extra="openvino", purpose="a test")
+print("nncf")
+"""
+
+NETWORK_MODULES = {"socket", "ssl", "urllib.request", "urllib.error", "http.client", "http.server", "ftplib", "smtplib"}
+NETWORK_MODULES |= {"requests", "httpx", "aiohttp", "huggingface_hub", "fsspec", "wandb", "webbrowser"}
+REACH_THE_NETWORK = {
+    "zoo/hub.py": {"huggingface_hub"},
+    "zoo/download.py": {"http.client", "urllib.error", "urllib.request"},
+    "zoo/checking.py": {"http.client", "urllib.error", "urllib.request"},
+    "publishing/upload.py": {"huggingface_hub"},
+    "publishing/card.py": {"huggingface_hub"},
+    "demo_page/server.py": {"http.server"},
+    "train/log.py": {"wandb"},
+}
+"""Every module that could open a connection, with what it would do it by; SECURITY.md says when each does."""
+
+
+def run_refused(program: str, tmp_path: Path, *before: str) -> tuple[str, str]:
+    """Run a program that can reach nothing, in a new home; returns what it printed, and what it tried to reach."""
+    attempts = tmp_path / "attempts"
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("CI", "DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
+    }
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(REFUSED), str(ROOT)]),
+        "REFUSED_ATTEMPTS": str(attempts),
+        "HOME": str(tmp_path / "home"),
+    }
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(
+        [*before, sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, attempts.read_text() if attempts.exists() else ""
+
+
+def test_bundled_weights_are_used_without_asking_any_network(tmp_path: Path) -> None:
+    """Import, create and predict: no connection, name look-up or datagram is tried, with no switch set (asks.md theme H)."""
+    printed, tried = run_refused(CREATE_AND_PREDICT, tmp_path)
+    assert printed.strip() == "cat"
+    assert tried == ""
+
+
+@pytest.mark.parametrize(("library", "program"), [("openvino", OPENVINO), pytest.param("nncf", NNCF, marks=pytest.mark.slow)])
+def test_optional_libraries_report_nothing_to_their_makers(library: str, program: str, tmp_path: Path) -> None:
+    """OpenVINO and NNCF tell Google Analytics of their import unless they are kept from it; nor is a file of theirs made."""
+    pytest.importorskip(library, reason="comes with the extra openvino")
+    printed, tried = run_refused(program, tmp_path)
+    assert printed.strip() == library
+    assert tried == ""
+    assert not (tmp_path / "home" / "intel").exists()
+
+
+def test_the_refusal_sees_what_is_tried(tmp_path: Path) -> None:
+    """A trap that catches nothing would prove nothing: look-ups and connections are written down, also those of children."""
+    program = """
+import subprocess, sys, urllib.request, urllib.error
+for address in ("http://example.org/", "http://192.0.2.1/"):
+    try:
+        urllib.request.urlopen(address)
+    except urllib.error.URLError as error:
+        print(error.reason.errno)
+child = "import socket\\ntry: socket.socket().connect(('192.0.2.2', 80))\\nexcept OSError: pass"
+subprocess.run([sys.executable, "-c", child], check=True)
+"""
+    printed, tried = run_refused(program, tmp_path)
+    assert printed.split() == ["101", "101"]
+    assert [line.split(":")[0] for line in tried.splitlines()] == [
+        "socket.getaddrinfo example.org",
+        "socket.getaddrinfo 192.0.2.1",
+        "socket.connect ('192.0.2.2', 80)",
+    ]
+
+
+@pytest.mark.slow
+def test_bundled_weights_are_used_where_there_is_no_network_at_all(tmp_path: Path) -> None:
+    """In a network of its own, without even a loopback that is up: what compiled libraries do is held, too."""
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let programs have a network of their own (unshare -rn)")
+    printed, tried = run_refused(CREATE_AND_PREDICT, tmp_path, unshare, "-rn")
+    assert printed.strip() == "cat"
+    assert tried == ""
+
+
+def test_few_modules_can_reach_the_network() -> None:
+    """Each is listed here and in SECURITY.md; a new one is a decision and no accident."""
+    found = {
+        file.relative_to(PACKAGE).as_posix(): {name for name, _ in _imports(file)} & NETWORK_MODULES
+        for file in PACKAGE.rglob("*.py")
+    }
+    assert {name: modules for name, modules in found.items() if modules} == REACH_THE_NETWORK
+
+
+def test_the_hub_is_reached_on_demand() -> None:
+    """huggingface_hub is imported inside the functions that need it, so that importing deeplabzoo never loads it."""
+    at_import = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        for name, nested in _imports(file)
+        if name == "huggingface_hub" and not nested
+    }
+    assert at_import <= {"publishing/card.py"}  # its classes write the model card, on this disk
+
+
+@functools.cache
+def _imports(file: Path) -> list[tuple[str, bool]]:
+    """Return the modules that a file imports, and whether within a function."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nested = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in nested) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, id(node) in nested))
+            found += [(f"{node.module}.{alias.name}", id(node) in nested) for alias in node.names]
+    return found
