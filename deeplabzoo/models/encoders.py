@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from deeplabzoo.errors import DownloadError, UnsupportedStrideError, UsageError
 from deeplabzoo.models.adapt_encoder import (
@@ -134,16 +135,31 @@ def bare_encoder(name: str, output_stride: int, in_chans: int = 3, **timm_option
     """Build a feature extractor by canonical name, with no adaptation but the one that every network here has.
 
     That one is trailing padding of dilated even kernels (ConvNeXt, Inception-NeXt), without which their maps shift.
-    `timm_options` are `pretrained` and `pad_type`.
+    `timm_options` are `pretrained` and `pad_type`. Raises UsageError for an encoder that the installed timm has not.
     """
     if name == "drnd54":
         return DRN54(in_chans, output_stride)
     base, variation = VARIATIONS.get(name, (name, {}))
-    encoder: nn.Module = timm.create_model(
-        base, features_only=True, output_stride=output_stride, in_chans=in_chans, **variation, **timm_options
-    )
+    if not timm.is_model(base):
+        raise UsageError(f"timm {timm.__version__}, which is installed, has no encoder '{name}'; update timm.")
+    with _ReadableRates():
+        encoder: nn.Module = timm.create_model(
+            base, features_only=True, output_stride=output_stride, in_chans=in_chans, **variation, **timm_options
+        )
     pad_even_kernels_behind(encoder)
     return encoder
+
+
+class _ReadableRates(TorchFunctionMode):
+    """Lets timm read the drop path rates that it computes while it builds, on the meta device, too.
+
+    timm 1.0.15 takes them from a tensor, of which a meta device holds no values; later versions compute them without one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, and `torch.linspace` on the CPU."""
+        given = kwargs or {}
+        return func(*args, **({"device": "cpu"} | given if func is torch.linspace else given))
 
 
 def _build(config: DeepLabConfig, facts: EncoderFacts, pretrained: bool) -> nn.Module:

@@ -1,0 +1,34 @@
+"""What the oldest supported torch and timm do otherwise than the newest, brought about with whatever is installed."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.encoders import bare_encoder
+
+
+def test_an_encoder_that_reads_numbers_while_it_is_built_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm 1.0.15 reads drop path rates off a tensor, which failed on the meta device, through which every file is loaded."""
+    create_model = timm.create_model
+    rates: list[float] = []
+
+    def as_timm_1_0_15(*names: str, **options: object) -> nn.Module:
+        rates.extend(rate for stage in torch.linspace(0, 0.3, 4).split([1, 3]) for rate in stage.tolist())
+        return create_model(*names, **options)
+
+    monkeypatch.setattr("timm.create_model", as_timm_1_0_15)
+    with torch.device("meta"):
+        encoder = bare_encoder("mobilevit_xxs", 16)
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+
+
+def test_an_encoder_that_the_installed_timm_has_not_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is of the newest timm; an older one has no cspnext, and said so in a traceback."""
+    monkeypatch.setattr("timm.is_model", lambda name: name != "cspnext_tiny")
+    with pytest.raises(UsageError, match=rf"timm {timm.__version__}, which is installed, has no encoder 'cspnext_tiny'"):
+        DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="cspnext_tiny"))
