@@ -14,9 +14,10 @@ from typing import Literal
 
 from deeplabzoo.errors import ChangedFileError, DownloadError, WeightsError
 from deeplabzoo.zoo.checksum import Expected
-from deeplabzoo.zoo.download import TIMEOUT_S, SafeRedirects, cause_of, words_of
+from deeplabzoo.zoo.download import TIMEOUT_S, cause_of, words_of
 from deeplabzoo.zoo.hub import fetch, hub_file_facts, offline_switch
 from deeplabzoo.zoo.manifest import BundledSource, HubSource, UrlSource, WeightRow
+from deeplabzoo.zoo.redirects import SafeRedirects
 
 AT_ONCE = 8
 """Servers asked at the same time."""
@@ -121,7 +122,7 @@ def _facts_from_server(url: str) -> _Facts:
         error.close()
         if error.code not in _NO_QUESTIONS:
             raise _refusal(url, error.code) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: redirected to what is no address
         raise _no_answer(url, error) from None
     try:
         with _ask(url, "GET", {"Range": "bytes=0-0"}) as answer:
@@ -129,7 +130,7 @@ def _facts_from_server(url: str) -> _Facts:
     except urllib.error.HTTPError as error:
         error.close()
         raise _refusal(url, error.code) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: redirected to what is no address
         raise _no_answer(url, error) from None
 
 
@@ -146,7 +147,7 @@ def _facts_of(answer: http.client.HTTPResponse, url: str) -> _Facts:
     span = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", ""))
     length = span[1] if span else answer.headers.get("Content-Length", "")
     moved = "" if answer.url == url else f"moved to {answer.url}"
-    return _Facts(int(length) if length.isdigit() else None, _as_sha256(answer.headers.get("ETag")), moved)
+    return _Facts(int(length) if length.isascii() and length.isdigit() else None, _as_sha256(answer.headers.get("ETag")), moved)
 
 
 def _as_sha256(etag: str | None) -> str | None:

@@ -6,6 +6,7 @@ of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLIN
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,8 @@ from deeplabzoo.zoo.known_hashes import known_sha256
 from deeplabzoo.zoo.manifest import BundledSource, HubSource, UrlSource, WeightRow, weights_folder
 
 OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
+_PATIENCE_S = 3.0
+"""Waiting for another process is said after this."""
 
 
 def fetch(row: WeightRow) -> Path:
@@ -38,15 +41,28 @@ def fetch(row: WeightRow) -> Path:
 def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: Expected | None = None) -> Path:
     """Return the path of a file of a Hub repository at a revision (None: `main`), verified where `expected` says how.
 
-    Raises DownloadError in one sentence, where the Hub's own errors take a page.
+    Where nothing is published, the Hub's own hash of a large file counts, which is the name of its blob. Raises DownloadError
+    in one sentence, where the Hub's own errors take a page.
     """
-    expected = expected or Expected()
     path = _hub_file(repo, file, revision)
-    if complaint := expected.complaint(path, sha256_at_hand):
-        for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
-            name.unlink(missing_ok=True)
+    if expected is None or expected == Expected():
+        expected = _named_by_hash(path.resolve())
+    try:
+        complaint = expected.complaint(path, sha256_at_hand)
+        if complaint:
+            for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
+                name.unlink(missing_ok=True)
+    except FileNotFoundError:  # by another process, for the same reason
+        raise DownloadError(f"{_place(repo, file, revision)} was removed while it was checked; try again.") from None
+    except OSError as error:
+        raise DownloadError(f"{_place(repo, file, revision)} cannot be read: {_unusable(error)}.") from None
+    if complaint:
         raise ChangedFileError(f"{_place(repo, file, revision)} is not the published file: {complaint}; it was removed.")
     return path
+
+
+def _named_by_hash(blob: Path) -> Expected:
+    return Expected(sha256=blob.name) if re.fullmatch("[0-9a-f]{64}", blob.name) else Expected()
 
 
 def cache_folder() -> Path:
@@ -92,7 +108,7 @@ def _bundled(row: WeightRow, path: Path, expected: Expected) -> Path:
 
 
 def _from_url(row: WeightRow, url: str, expected: Expected) -> Path:
-    from filelock import FileLock  # here, as huggingface_hub below: listing names must stay instant
+    from filelock import FileLock, Timeout  # here, as huggingface_hub below: listing names must stay instant
 
     cache = cache_folder()
     target = cache / row.full_name / (Path(unquote(urlsplit(url).path)).name or "weights")
@@ -102,9 +118,17 @@ def _from_url(row: WeightRow, url: str, expected: Expected) -> Path:
         if switch := offline_switch():
             raise DownloadError(f"{row.full_name} is not in the cache ({target}) and {switch} forbids downloading it.")
         (cache / "locks").mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "locks" / f"{row.full_name}.lock"):
+        lock = FileLock(cache / "locks" / f"{row.full_name}.lock")
+        try:
+            lock.acquire(timeout=_PATIENCE_S)
+        except Timeout:
+            say(f"{row.full_name}: another process is downloading it; waiting for that one")
+            lock.acquire()
+        try:
             if not _usable(target, expected):  # else another process was faster
                 _download_into(target, url, expected)
+        finally:
+            lock.release()
     except OSError as error:
         reason = error.strerror or error
         raise DownloadError(f"The cache {cache} cannot be used: {reason}; set DEEPLABZOO_CACHE to another folder.") from error
@@ -112,9 +136,11 @@ def _from_url(row: WeightRow, url: str, expected: Expected) -> Path:
 
 
 def _usable(target: Path, expected: Expected) -> bool:
-    if not target.is_file():
+    try:
+        complaint = expected.complaint(target, sha256_at_hand)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    if complaint := expected.complaint(target, sha256_at_hand):
+    if complaint:
         say(f"{target} in the cache is damaged: {complaint}")
         return False
     return True
@@ -186,7 +212,13 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
             return "the repository has no such file at this revision"
         case errors.HFValidationError():
             return _first_line(error)
+        case OSError(errno=int()):
+            return f"the Hub's cache cannot be used ({_unusable(error)})"
     return f"{type(error).__name__}, {_first_line(error)}"
+
+
+def _unusable(error: OSError) -> str:
+    return f"{error.strerror or error}; set HF_HOME to a folder that can be written"
 
 
 def _place(repo: str, file: str, revision: str | None) -> str:
