@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -29,12 +30,15 @@ def import_quietly(module: str) -> ModuleType:
     """Return a module of a library that is kept from reporting its use to its maker: nobody was asked whether it may.
 
     OpenVINO and NNCF work without the module that they report by, so it is made unfindable in this process, unless a program
-    has imported it before. ONNX Runtime has a function for it, which matters on Windows. Raises ImportError.
+    has imported it before. Ray reads a variable when it starts a cluster, which a user may have set otherwise; ONNX Runtime has
+    a function, which matters on Windows. Raises ImportError.
     """
     library = module.split(".")[0]
     reporter = _REPORTERS.get(library)
     if reporter is not None and reporter not in sys.modules:
         sys.modules[reporter] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    if library == "ray":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     found = importlib.import_module(module)
     if library == "onnxruntime":
         runtime: Any = sys.modules[library]

@@ -34,6 +34,13 @@ require("nncf", extra="openvino", purpose="a test")
 print("nncf")
 """
 
+RAY = """
+from deeplabzoo.inference.optional import require
+require("ray", extra="ray", purpose="a test")
+from ray._common.usage.usage_lib import usage_stats_enabled
+print("ray" if not usage_stats_enabled() else "ray would report")
+"""
+
 NETWORK_MODULES = {"socket", "ssl", "urllib.request", "urllib.error", "http.client", "http.server", "ftplib", "smtplib"}
 NETWORK_MODULES |= {"requests", "httpx", "aiohttp", "huggingface_hub", "fsspec", "wandb", "webbrowser"}
 REACH_THE_NETWORK = {
@@ -74,10 +81,17 @@ def test_bundled_weights_are_used_without_asking_any_network(tmp_path: Path) -> 
     assert tried == ""
 
 
-@pytest.mark.parametrize(("library", "program"), [("openvino", OPENVINO), pytest.param("nncf", NNCF, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("library", "program"),
+    [
+        ("openvino", OPENVINO),
+        pytest.param("nncf", NNCF, marks=pytest.mark.slow),
+        pytest.param("ray", RAY, marks=pytest.mark.slow),
+    ],
+)
 def test_optional_libraries_report_nothing_to_their_makers(library: str, program: str, tmp_path: Path) -> None:
-    """OpenVINO and NNCF tell Google Analytics of their import unless they are kept from it; nor is a file of theirs made."""
-    pytest.importorskip(library, reason="comes with the extra openvino")
+    """OpenVINO and NNCF tell Google Analytics of their import, Ray its makers of a run, unless they are kept from it."""
+    pytest.importorskip(library, reason="comes with an extra")
     printed, tried = run_refused(program, tmp_path)
     assert printed.strip() == library
     assert tried == ""
