@@ -41,6 +41,9 @@ COMMANDS: dict[str, str] = {
 }
 """Every command, and what it does in one line of a screen of 80 columns."""
 
+FORMS: dict[str, tuple[str, ...]] = {"benchmark": ("--train", "table")}
+"""First words that make another thing of a command, with options of its own."""
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "look up": ("list", "info"),
     "run": ("predict", "evaluate", "demo", "benchmark"),
@@ -156,14 +159,17 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     return status
 
 
-def parser_of(command: str) -> Parser:
-    """Return the parser that a command would read its words with: what completion and docs/commands.md are written from."""
+def parser_of(command: str, *first: str) -> Parser:
+    """Return the parser that a command would read its words with: what completion and docs/commands.md are written from.
+
+    `first` is one of the command's FORMS, if it is asked for.
+    """
     module = importlib.import_module(f"deeplabzoo.{command}")
     if hasattr(module, "__path__"):  # a package is run by its __main__
         module = importlib.import_module(f"deeplabzoo.{command}.__main__")
     with _revealing():
         try:
-            module.main([])
+            module.main(list(first))
         except _Revealed as found:
             return found.parser
     raise RuntimeError(f"deeplabzoo.{command} parses its words with something else than Parser")

@@ -86,7 +86,9 @@ def _bash(head: str, commands: Sequence[Command]) -> str:
         commands=" ".join(COMMANDS),
         actions="\n".join(_bash_actions(commands)),
         values="\n".join(line for command in commands for line in _bash_values(command)),
-        options="\n".join(f'        "{one.name}") words="{" ".join(_flags(one))}" ;;' for one in commands),
+        options="\n".join(
+            f'        "{one.name}") words="{" ".join((*_flags(one), *_forms(one, flags=True)))}" ;;' for one in commands
+        ),
         arguments="\n".join(line for command in commands for line in _bash_argument(command)),
     )
 
@@ -99,6 +101,9 @@ def _bash_actions(commands: Sequence[Command]) -> Iterator[str]:
             yield "        return"
             yield "    fi"
             yield f'    [ "$command" = {command.name} ] && command="{command.name} ${{COMP_WORDS[2]}}"'
+        for form in command.forms:
+            name = f"{command.name} {form}"
+            yield f'    [ "$COMP_CWORD" -gt 2 ] && [ "$command ${{COMP_WORDS[2]}}" = "{name}" ] && command="{name}"'
 
 
 def _bash_values(command: Command) -> Iterator[str]:
@@ -111,6 +116,8 @@ def _bash_values(command: Command) -> Iterator[str]:
 
 def _bash_argument(command: Command) -> Iterator[str]:
     found = next((_bash_words(word) for word in command.arguments if _bash_words(word)), "")
+    if first := _forms(command, flags=False):
+        found += f'[ "$COMP_CWORD" -eq 2 ] && COMPREPLY+=($(compgen -W "{" ".join(first)}" -- "$current")); '
     if found:
         yield f'        "{command.name}") {found}return ;;'
 
@@ -129,8 +136,13 @@ def _zsh(head: str, commands: Sequence[Command]) -> str:
 def _fish(head: str, commands: Sequence[Command]) -> str:
     lines = [head, "", _FISH_PLACE]
     lines += [f"complete -c deeplabzoo -n __deeplabzoo_at -f -a {name} -d {_quoted(line)}" for name, line in COMMANDS.items()]
+    purposes = {command.name: command.purpose for command in commands}
     for command in commands:
-        start = f"complete -c deeplabzoo -n '__deeplabzoo_at {command.name}'"
+        elsewhere = "".join(f"; and not __deeplabzoo_at {command.name} {form}" for form in command.forms)
+        start = f"complete -c deeplabzoo -n '__deeplabzoo_at {command.name}{elsewhere}'"
+        for form in command.forms:
+            shown = f"-l {form[2:]}" if form.startswith("--") else f"-f -a {form}"
+            lines.append(f"{start} {shown} -d {_quoted(purposes[f'{command.name} {form}'])}")
         if command.actions:
             lines.append(f"{start} -f -a {_quoted(' '.join(command.actions))}")
         for word in command.words:
@@ -149,6 +161,11 @@ def _fish_words(word: Word) -> str:
     else:
         return "-r" if word.flags and word.metavar else ""
     return f"{'-x ' if word.flags else ''}-a {_quoted(words)}"
+
+
+def _forms(command: Command, *, flags: bool) -> list[str]:
+    """Return the words that make another command of this one: those with a dash, or those without."""
+    return [form for form in command.forms if form.startswith("-") is flags]
 
 
 def _flags(command: Command) -> Iterator[str]:

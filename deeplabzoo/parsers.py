@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deeplabzoo.cli import COMMANDS, parser_of
+from deeplabzoo.cli import COMMANDS, FORMS, parser_of
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Word:
 
 @dataclass(frozen=True)
 class Command:
-    """One command, or one action of a command that has several."""
+    """One command, one action of a command that has several, or one other form of a command."""
 
     name: str
-    """E.g. `predict`, `weights check`."""
+    """E.g. `predict`, `weights check`, `benchmark --train`."""
     purpose: str
     words: tuple[Word, ...]
     actions: tuple[str, ...]
     """Names of its actions; they follow as commands of their own."""
+    forms: tuple[str, ...]
+    """Words that may follow its name and make another command of it; these follow, too."""
     examples: str
     """What its help says behind the options."""
 
@@ -57,22 +59,26 @@ class Command:
 def every_command(names: Sequence[str] = tuple(COMMANDS)) -> Iterator[Command]:
     """Yield the commands in their order, each with its actions behind it."""
     for name in names:
-        yield from _described(name, parser_of(name))
+        yield from _described(name, parser_of(name), FORMS.get(name, ()))
+        for form in FORMS.get(name, ()):
+            yield from _described(f"{name} {form}", parser_of(name, form))
 
 
-def _described(name: str, parser: argparse.ArgumentParser) -> Iterator[Command]:
+def _described(name: str, parser: argparse.ArgumentParser, forms: tuple[str, ...] = ()) -> Iterator[Command]:
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     children = {key: one for action in nested for key, one in action.choices.items()}
     words = tuple(_word(action) for action in parser._actions if action not in nested)
-    yield Command(name, parser.description or "", words, tuple(children), (parser.epilog or "").strip())
+    yield Command(name, parser.description or "", words, tuple(children), forms, (parser.epilog or "").strip())
     for key, child in children.items():
         yield from _described(f"{name} {key}", child)
 
 
 def _word(action: argparse.Action) -> Word:
     choices = tuple(map(str, action.choices or ()))
-    metavar = action.metavar if isinstance(action.metavar, str) else "|".join(choices) or action.dest.upper()
-    repeats = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
+    named = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
+    metavar = named or "|".join(choices) or action.dest.upper()
+    several = isinstance(action.nargs, int) and action.nargs > 1
+    repeats = action.nargs in ("+", "*") or (several and not isinstance(action.metavar, tuple))  # a tuple names each value
     optional = not action.required if action.option_strings else action.nargs in ("?", "*")
     shown = "" if action.nargs == 0 else metavar
     text = (action.help or "").replace("%%", "%")

@@ -97,6 +97,10 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["weights", "ch"], ["check"]),
         (["weights", "check", "--do"], ["--download"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
+        (["benchmark", "tab"], ["table"]),
+        (["benchmark", "--tr"], ["--train"]),
+        (["benchmark", "table", "--"], ["--help", "--records", "--write"]),
+        (["benchmark", "--train", "--cr"], ["--crop"]),
         (["predict", "--out", "a"], [""]),
     ],
 )
@@ -129,6 +133,12 @@ def test_other_shells_know_every_command_and_option() -> None:
         if shutil.which(shell):
             subprocess.run([shell, "-n"], input=script, text=True, check=True)
     assert completion.main(["tcsh"]) == 2
+
+
+def test_an_option_of_two_values_names_both() -> None:
+    """`--size H W`, not `--size SIZE …`."""
+    shown = {str(word) for command in every_command(("export", "benchmark")) for word in command.words}
+    assert {"--size H W", "--mosaics DATA ROOT"} <= shown
 
 
 def test_a_parser_is_revealed_without_work() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from color_net import ColorNet
 from PIL import Image
 
 import deeplabzoo.predict as predict_module
-from deeplabzoo.errors import DeepLabZooError, ImageError
+from deeplabzoo.errors import DeepLabZooError, ImageError, OutputError
+from deeplabzoo.inference import labelling
 from deeplabzoo.inference.done import settings_of, stamp_of
 from deeplabzoo.inference.jobs import job_into_folder
 from deeplabzoo.inference.labelling import Manner, label_all
@@ -132,6 +134,58 @@ def test_a_choice_of_kinds_is_found_among_all(photos: Path, tmp_path: Path, capl
     assert main([str(photos), "--out", str(tmp_path / "out"), "--alpha", "0.2"]) == 0
     assert main([str(photos), "--out", str(tmp_path / "out"), "--labels", "--json"]) == 0
     assert "4 of 4 were done before" in caplog.text
+
+
+def test_the_next_photo_is_read_while_the_network_runs(
+    photos: Path, tmp_path: Path, net: ColorNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process keeps the cores busy: the network finds the photo behind it already read, and the one before it written."""
+    read, seen = threading.Event(), []
+    real_read, real_forward = labelling.read_image, net.forward_low_resolution
+
+    def reading(path: Path, **options: int) -> object:
+        image = real_read(path, **options)
+        if path.name == "b.png":
+            read.set()
+        return image
+
+    def forward(image_BCHW: torch.Tensor) -> torch.Tensor:
+        seen.append(read.wait(timeout=20))
+        return real_forward(image_BCHW)
+
+    monkeypatch.setattr(labelling, "read_image", reading)
+    monkeypatch.setattr(net, "forward_low_resolution", forward)
+    predictor = Predictor(net, "cpu")
+    work = [(job_into_folder(source, tmp_path, ()), None) for source in find_photos([str(photos)])]
+    outcomes = list(label_all(predictor, work, MANNER))
+    assert seen == [True] * 4
+    assert [outcome.job for outcome in outcomes] == [job for job, _ in work]
+    assert all(file.is_file() for job, _ in work for file in job.files.values())
+
+
+def test_beside_a_large_photo_nothing_else_is_held(
+    photos: Path, tmp_path: Path, net: ColorNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is that of one large photo: its files are there before the next one is read."""
+    monkeypatch.setattr(labelling, "SMALL_PIXELS", 100)
+    work = [(job_into_folder(source, tmp_path, ()), None) for source in find_photos([str(photos)])]
+    there: list[int] = []
+    real = labelling.read_image
+
+    def reading(path: Path, **options: int) -> object:
+        there.append(sum(file.is_file() for job, _ in work for file in job.files.values()))
+        return real(path, **options)
+
+    monkeypatch.setattr(labelling, "read_image", reading)
+    assert len(list(label_all(Predictor(net, "cpu"), work, MANNER))) == 4
+    assert there == [0, 3, 6, 9]
+
+
+def test_what_writing_raises_reaches_the_caller(photos: Path, tmp_path: Path, net: ColorNet) -> None:
+    """A full disk ends the run with its sentence, though another thread met it."""
+    work = [(job_into_folder(source, tmp_path / "gone", ()), None) for source in find_photos([str(photos)])]
+    with pytest.raises(OutputError):
+        list(label_all(Predictor(net, "cpu"), work, MANNER))
 
 
 def test_one_file_is_always_made(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

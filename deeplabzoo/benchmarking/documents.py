@@ -41,7 +41,9 @@ def table_command(argv: Sequence[str]) -> int:
     """Print the tables, or write them into the marked blocks of documents."""
     parser = Parser("benchmark", "The recorded benchmarks as Markdown.")
     parser.prog = "python -m deeplabzoo.benchmark table"
-    parser.add_argument("--records", type=Path, default=Path("benchmarks"), help="folder of the records (default benchmarks)")
+    parser.add_argument(
+        "--records", type=Path, metavar="DIR", default=Path("benchmarks"), help="folder of the records (default benchmarks)"
+    )
     parser.add_argument("--write", type=Path, nargs="+", metavar="DOCUMENT", help="documents with marked blocks")
     args = parser.parse_args(argv)
     by_block = tables(args.records)

@@ -38,9 +38,13 @@ def comparison_parser() -> Parser:
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="pictures a call (default 1)")
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="default: both")
     add_device_option(parser)
-    parser.add_argument("--threads", type=int, default=2, help="of every side on a CPU (default 2)")
-    parser.add_argument("--pairs", type=int, default=7, help="turns of each side; 0 with --memory: no times (default 7)")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures, and of weights where none are at hand (default 0)")
+    parser.add_argument("--threads", type=int, metavar="N", default=2, help="of every side on a CPU (default 2)")
+    parser.add_argument(
+        "--pairs", type=int, metavar="N", default=7, help="turns of each side; 0 with --memory: no times (default 7)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="of pictures, and of weights where none are at hand (default 0)"
+    )
     parser.add_argument("--memory", action="store_true", help="also peak memory, each side in a process of its own")
     parser.add_argument(
         "--labels", nargs="+", type=Path, metavar="PHOTO", help="upsampling and arg-max alone, MODELs' own logits"
@@ -61,7 +65,7 @@ def comparison_parser() -> Parser:
     parser.add_argument(
         "--mosaics", nargs=2, metavar=("DATA", "ROOT"), help="the same, and mIoU, on mosaics of a labelled data set's frames"
     )
-    parser.add_argument("--note", default="", help="words that the rows of --scaling and --seams carry")
+    parser.add_argument("--note", default="", metavar="TEXT", help="words that the rows of --scaling and --seams carry")
     parser.add_argument("--json", metavar="FILE", help="write the record; auto: benchmarks/<date>_<hardware>_….json")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="write the ratios as a PNG")
     return parser

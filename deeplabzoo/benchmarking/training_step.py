@@ -193,17 +193,23 @@ def _parser() -> Parser:
     parser.prog = "python -m deeplabzoo.benchmark --train"
     parser.add_argument("model", nargs="?", choices=tuple(MODELS), default=next(iter(MODELS)), help="default: the first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step (default 8)")
-    parser.add_argument("--crop", type=int, default=321, help="side of the crop in pixels (default 321)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and augment, on each side (default 0)")
-    parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a turn that count (default 4)")
-    parser.add_argument("--warmup", type=int, default=1, help="steps of a turn before those (default 1)")
-    parser.add_argument("--memory-steps", type=int, default=4, help="steps whose peak memory is measured (default 4)")
-    parser.add_argument("--photos", type=int, default=64, help="photos to make (default 64)")
-    parser.add_argument("--longest", type=int, default=500, help="their longer side in pixels (default 500, as in VOC)")
-    parser.add_argument("--seed", type=int, default=0, help="of photos, weights and draws (default 0)")
+    parser.add_argument("--batch", type=int, metavar="N", default=8, help="pictures a step (default 8)")
+    parser.add_argument("--crop", type=int, metavar="N", default=321, help="side of the crop in pixels (default 321)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=0, help="processes that read and augment, on each side (default 0)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: as torch chooses)")
+    parser.add_argument("--rounds", type=int, metavar="N", default=7, help="turns of each side (default 7)")
+    parser.add_argument("--steps", type=int, metavar="N", default=4, help="steps of a turn that count (default 4)")
+    parser.add_argument("--warmup", type=int, metavar="N", default=1, help="steps of a turn before those (default 1)")
+    parser.add_argument(
+        "--memory-steps", type=int, metavar="N", default=4, help="steps whose peak memory is measured (default 4)"
+    )
+    parser.add_argument("--photos", type=int, metavar="N", default=64, help="photos to make (default 64)")
+    parser.add_argument(
+        "--longest", type=int, metavar="N", default=500, help="their longer side in pixels (default 500, as in VOC)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of photos, weights and draws (default 0)")
     parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), help="default: all; ours_bf16 where the device computes it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there (benchmarks/training/NAME.json)")
     return parser

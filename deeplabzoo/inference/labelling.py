@@ -3,21 +3,28 @@
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from deeplabzoo.data.images import MAX_PIXELS
+from deeplabzoo.data.images import MAX_PIXELS, Pixels, read_image
 from deeplabzoo.errors import DeepLabZooError, ImageError
 from deeplabzoo.inference.jobs import Job
 from deeplabzoo.inference.large_predict import LargeResult, goes_from_file_to_file, predict_to_files
 from deeplabzoo.inference.overlay import in_words
 from deeplabzoo.inference.predictor import Predictor, Result
 from deeplabzoo.inference.remote import read_url
+from deeplabzoo.inference.sources import Source
+
+SMALL_PIXELS = 32_000_000
+"""Area up to which a photo may wait in memory beside another one."""
+
+_Photo = Pixels | None | ImageError
 
 
 @dataclass(frozen=True)
@@ -42,23 +49,7 @@ class Outcome:
 
 def label_one(predictor: Predictor, job: Job, manner: Manner, stamp: str | None) -> Outcome:
     """Label one photo and write its files with its stamp; a photo that cannot be read is an outcome, not an error."""
-    source = job.source
-    facts = {"image": source.where, **manner.facts}
-    drawing: dict[str, Any] = {"alpha": manner.alpha, "legend": manner.legend, "facts": facts, "stamp": stamp}
-    result: Result | LargeResult
-    try:
-        if source.url is None and goes_from_file_to_file(predictor, source.path):
-            result = predict_to_files(predictor, source.path, job.files, **drawing)
-        else:
-            url_pixels = predictor.max_pixels or MAX_PIXELS
-            photo = source.path if source.url is None else read_url(source.url, max_pixels=url_pixels)
-            result = whole = predictor(photo)
-            for kind, file in job.files.items():
-                whole.save(file, kind, **drawing)
-    except ImageError as error:
-        return Outcome(job, str(error), failed=True)
-    files = ", ".join(str(file) for file in job.files.values())
-    return Outcome(job, f"{source.path.name}: {in_words(result.found())} -> {files}")
+    return _labelled(predictor, job, manner, stamp, _read(predictor, job.source))()
 
 
 def label_all(
@@ -70,8 +61,7 @@ def label_all(
     does, and the same call does the rest.
     """
     if workers == 1 or len(work) < 2:
-        for job, stamp in work:
-            yield label_one(predictor, job, manner, stamp)
+        yield from _one_process(predictor, work, manner)
         return
     workers = min(workers, len(work))
     pool = ProcessPoolExecutor(
@@ -90,6 +80,69 @@ def label_all(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _one_process(predictor: Predictor, work: Sequence[tuple[Job, str | None]], manner: Manner) -> Iterator[Outcome]:
+    """Yield the outcomes in order; the next photo is read and the last one's files are written while the network is busy.
+
+    Decoding and compressing leave the Python lock, so a thread for each suffices. Beside a large photo nothing else is held.
+    """
+    reader, writer = (ThreadPoolExecutor(1, f"deeplabzoo-{role}") for role in ("reader", "writer"))
+    coming: Future[_Photo] | None = None
+    written: Future[Outcome] | None = None
+    try:
+        for index, (job, stamp) in enumerate(work):
+            photo = coming.result() if coming else _read(predictor, job.source)
+            small = isinstance(photo, np.ndarray) and photo.shape[0] * photo.shape[1] <= SMALL_PIXELS
+            ahead = small and index + 1 < len(work)
+            coming = reader.submit(_read, predictor, work[index + 1][0].source) if ahead else None
+            finish = _labelled(predictor, job, manner, stamp, photo)
+            if written:
+                yield written.result()
+            written = writer.submit(finish)
+            if not small:
+                yield written.result()
+                written = None
+        if written:
+            yield written.result()
+    finally:
+        for thread in (reader, writer):
+            thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(predictor: Predictor, source: Source) -> _Photo:
+    """Return the pixels of a photo; None if it goes from file to file, the error if it cannot be read."""
+    try:
+        if source.url is not None:
+            return read_url(source.url, max_pixels=predictor.max_pixels or MAX_PIXELS)
+        if goes_from_file_to_file(predictor, source.path):
+            return None
+        return read_image(source.path, max_pixels=predictor.max_pixels or MAX_PIXELS)
+    except ImageError as error:
+        return error
+
+
+def _labelled(predictor: Predictor, job: Job, manner: Manner, stamp: str | None, photo: _Photo) -> Callable[[], Outcome]:
+    """Run the network on what was read, and return what writes the files and tells the outcome."""
+    facts = {"image": job.source.where, **manner.facts}
+    drawing: dict[str, Any] = {"alpha": manner.alpha, "legend": manner.legend, "facts": facts, "stamp": stamp}
+    result: Result | LargeResult
+    try:
+        if isinstance(photo, ImageError):
+            raise photo
+        result = predictor(photo) if photo is not None else predict_to_files(predictor, job.source.path, job.files, **drawing)
+    except ImageError as error:
+        failed = Outcome(job, str(error), failed=True)
+        return lambda: failed
+
+    def write() -> Outcome:
+        if isinstance(result, Result):
+            for kind, file in job.files.items():
+                result.save(file, kind, **drawing)
+        files = ", ".join(str(file) for file in job.files.values())
+        return Outcome(job, f"{job.source.path.name}: {in_words(result.found())} -> {files}")
+
+    return write
 
 
 _warm: tuple[Predictor, Manner]
