@@ -79,6 +79,14 @@ class TrainingError(DeepLabZooError):
     """A training run that cannot go on: a loss that is no number, a process that was lost, a state that cannot be read."""
 
 
+class StoppedError(TrainingError):
+    """A training run that was asked to stop, by SIGTERM or Ctrl-C, and did; the exit status is 128 + the signal's number."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ` Did you mean 'a', 'b' or 'c'?` for the known names nearest to `name`, or an empty string.
 

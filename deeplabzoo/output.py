@@ -1,5 +1,6 @@
 """Files for the user: written whole or not at all, and known to be writable before the long work starts."""
 
+import glob
 import os
 import secrets
 from collections.abc import Callable
@@ -23,13 +24,20 @@ def ensure_folder(folder: Path) -> None:
         raise OutputError(f"Cannot write into '{folder}' ({error.strerror or error}); choose another place.") from None
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it; no other may be writing it now."""
+    target = Path(os.path.realpath(path))
+    for partial in target.parent.glob(_partial_name(glob.escape(target.name), "?" * 12)):
+        partial.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with an open file that takes the place of `path` when it is complete; raises OutputError.
 
     A reader, or a run that is cut off, never sees half a file. A symbolic link keeps pointing where it did.
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    partial = target.with_name(_partial_name(target.name, secrets.token_hex(6)))
     try:
         with partial.open("xb") as file:
             write(file)
@@ -38,3 +46,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial_name(name: str, mark: str) -> str:
+    return f".{name[:100]}.{mark}.part"

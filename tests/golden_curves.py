@@ -61,7 +61,7 @@ def _curve(recipe: Recipe) -> list[float]:
     net = build(recipe, data.train).double()
     net.encoder.register_forward_pre_hook(lambda module, inputs: tuple(one.double() for one in inputs))
     trainer = Trainer(recipe, data, net, Processes(0, 1, torch.device("cpu")), None)
-    return [trainer.update(batch, stopping=False).loss for batch in trainer.batches()]
+    return [trainer.update(batch).loss for batch in trainer.batches()]
 
 
 if __name__ == "__main__":

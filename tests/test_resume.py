@@ -100,7 +100,7 @@ def test_workers_do_not_change_the_weights(reference: Path, tmp_path: Path) -> N
 
 
 def test_sigterm_saves_and_leaves(reference: Path, tmp_path: Path) -> None:
-    """A batch system's SIGTERM ends the run after the present step, with a state and one sentence; resume is exact."""
+    """A batch system's SIGTERM ends the run after the present step, with a state, one sentence and 143; resume is exact."""
     out = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(DRIVER), "never", "shapes", "--out", str(out), "--set", *TINY]
@@ -109,7 +109,7 @@ def test_sigterm_saves_and_leaves(reference: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     run.send_signal(signal.SIGTERM)
     _, told = run.communicate(timeout=120)
-    assert run.returncode == 1
+    assert run.returncode == 143
     assert "error: Stopped by SIGTERM after step" in told
     assert load_state(out / "state") is not None
     assert _train(out, "--resume").returncode == 0

@@ -112,7 +112,7 @@ class _Ours:
         return len(batch.image_BCHW)
 
     def step(self, batch: Batch) -> float:
-        update = self._trainer.update(batch, stopping=False)
+        update = self._trainer.update(batch)
         assert update.finite, update
         return update.loss
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from deeplabzoo.data.base import SegmentationData
 from deeplabzoo.data.images import Labels
 from deeplabzoo.data.pairs import OutsideValues
-from deeplabzoo.errors import DataError
+from deeplabzoo.errors import DataError, ImageError
 
 _SHOWN = 5
 _NAMED = 50
@@ -50,20 +50,32 @@ class LabelCounts:
         return "\n".join([*lines, f"{'ignored':<{width}}  {share:>7.2%}  of all pixels"])
 
 
-def scan_labels(data: SegmentationData, *, progress: Callable[[int], object] | None = None) -> LabelCounts:
+def scan_labels(
+    data: SegmentationData,
+    *,
+    progress: Callable[[int], object] | None = None,
+    skipped: Callable[[ImageError], object] | None = None,
+) -> LabelCounts:
     """Read every mask of a data set and count its labels; `progress` is called with the number read so far.
+
+    A mask that cannot be read raises its ImageError; or else `skipped` is called with that, and the mask is not counted.
 
     Raises DataError that names the masks with values outside the classes (the first five with the values, 50 more by name) and
     says what such values usually mean; or that no pixel is labelled at all.
     """
     num_classes = len(data.classes)
     pixels, present_pixels, present_images = (np.zeros(num_classes, np.int64) for _ in range(3))
-    ignored = 0
+    ignored = unread = 0
     bad: dict[str, OutsideValues] = {}
     with ThreadPoolExecutor(_THREADS) as threads:  # decoding happens outside Python's lock
         for done, counts in enumerate(threads.map(lambda index: _counted(data, index), range(len(data))), 1):
             if isinstance(counts, OutsideValues):
                 bad[data.names[done - 1]] = counts
+            elif isinstance(counts, ImageError):
+                if skipped is None:
+                    raise counts
+                unread += 1
+                skipped(counts)
             else:
                 labelled, void = counts
                 pixels += labelled
@@ -76,15 +88,15 @@ def scan_labels(data: SegmentationData, *, progress: Callable[[int], object] | N
         raise DataError(_sentence(bad, data))
     if not pixels.any():
         raise DataError(f"No pixel of {data.name} {data.split} is labelled: every value is the ignored {data.ignore_index}.")
-    return LabelCounts(data.classes, len(data), pixels, present_pixels, present_images, ignored)
+    return LabelCounts(data.classes, len(data) - unread, pixels, present_pixels, present_images, ignored)
 
 
-def _counted(data: SegmentationData, index: int) -> tuple[Counts, int] | OutsideValues:
+def _counted(data: SegmentationData, index: int) -> tuple[Counts, int] | OutsideValues | ImageError:
     """Return (pixels of each class, ignored pixels) of one mask, or what is wrong with it."""
     try:
         labels = data.read_labels(index)
         return _count(labels, data, index)
-    except OutsideValues as error:
+    except (OutsideValues, ImageError) as error:
         return error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.models.strict import read_plain
-from deeplabzoo.output import ensure_folder, write_atomically
+from deeplabzoo.output import ensure_folder, remove_unfinished, write_atomically
 from deeplabzoo.publishing.row import REPORTS
 from deeplabzoo.zoo.manifest import Manifest, read_manifest
 from deeplabzoo.zoo.measured import manifest_json
@@ -57,6 +57,8 @@ def add_to_manifest(manifest: Path, row: Mapping[str, Any], files: Mapping[str, 
     if reports:
         ensure_folder(evaluations)
         contents |= {evaluations / name: text.encode() for name, text in reports.items()}
+    for path in (*contents, manifest):
+        remove_unfinished(path)  # of a process that was killed here; this folder is shipped
     written = [path for path in contents if not path.exists()]
     try:
         for path, content in contents.items():

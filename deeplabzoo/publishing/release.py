@@ -1,5 +1,6 @@
 """One release: everything that its files tell, and the folder that appears whole or not at all."""
 
+import glob
 import json
 import secrets
 import shutil
@@ -84,16 +85,27 @@ def _foreign(out: Path) -> list[str]:
     ]
 
 
+def _clear_up(out: Path) -> None:
+    mark = f".{glob.escape(out.name)}.{'?' * 8}"
+    for before in out.parent.glob(f"{mark}.before"):
+        if not out.exists():
+            before.rename(out)
+    for leftover in (*out.parent.glob(f"{mark}.part"), *out.parent.glob(f"{mark}.before")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """Give an empty folder beside `out` that takes its place when the block ends, and vanishes if the block fails.
 
-    Raises OutputError where folders cannot be made or renamed; the release that was there then still is.
+    What a process that was killed here left behind is removed, and a release that it had put aside is put back. Raises
+    OutputError where folders cannot be made or renamed; the release that was there then still is.
     """
     ensure_folder(out.parent)
     mark = secrets.token_hex(4)
     partial, before = (out.with_name(f".{out.name}.{mark}.{word}") for word in ("part", "before"))
     try:
+        _clear_up(out)
         partial.mkdir()
         yield partial
         try:

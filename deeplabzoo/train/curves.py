@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplabzoo.output import write_atomically
 from deeplabzoo.say import say
 from deeplabzoo.train.log import read_log
 
@@ -58,7 +59,5 @@ def draw_curves(folder: Path, title: str) -> bool:
     for axes in (loss, miou, rate):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    partial = folder / ".curves.png"
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(folder / "curves.png")
+    write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=120, format="png"))
     return True

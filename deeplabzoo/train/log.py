@@ -5,7 +5,9 @@ Only the first process logs, and no logger ever talks to the other processes (as
 
 import json
 import math
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from deeplabzoo.errors import UsageError
+from deeplabzoo.errors import OutputError, UsageError
+from deeplabzoo.output import write_atomically
 from deeplabzoo.train.recipe import Recipe
 from deeplabzoo.train.validate import Measured, Picture
 
@@ -34,18 +37,28 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Records of one run; a resumed run's log is first cut back to the step that it goes on from, so no line is doubled."""
+    """Records of one run; a resumed run's log is first cut back to the step that it goes on from, so no line is doubled.
 
-    def __init__(self, folder: Path, recipe: Recipe, step: int, palette: tuple[tuple[int, int, int], ...]) -> None:
+    Raises OutputError where it cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, step: int, palette: tuple[tuple[int, int, int], ...], *, measured: bool = True
+    ) -> None:
         assert recipe.steps is not None
         self._palette = palette
         self._every = recipe.log_every
-        path = folder / "log.jsonl"
-        kept = [record for record in read_log(path) if record["step"] <= step] if step else []
+        self._path = path = folder / "log.jsonl"
+        kept = [record for record in read_log(path) if _belongs(record, step, measured)] if step else []
         ends = [record["step"] for record in kept if record["kind"] == "evaluation"] or [0]
         self._losses = [record["loss"] for record in kept if record["kind"] == "step" and record["step"] > ends[-1]]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._told = {name for record in kept for name in record.get("skipped", ())}
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(path, lambda file: file.write(lines.encode()))
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from None
         interval = 0.1 if sys.stderr.isatty() else _QUIET_SECONDS
         self._bar = tqdm(total=recipe.steps, initial=step, desc=recipe.name, unit="step", mininterval=interval)
         self._board = _tensorboard(folder, step) if recipe.tensorboard else None
@@ -66,9 +79,14 @@ class RunLog:
         """Record with what this run, or this part of it, was made: device, versions, data."""
         self._record({"kind": "start", "step": step, **facts})
 
-    def step(self, done: int, *, loss: float, lr: float, gradient_norm: float) -> None:
-        """Record one update; `done` counts those made so far."""
-        self._record({"kind": "step", "step": done, "loss": loss, "lr": lr, "gradient_norm": gradient_norm})
+    def step(self, done: int, *, loss: float, lr: float, gradient_norm: float, skipped: Sequence[str] = ()) -> None:
+        """Record one update; `done` counts those made so far, `skipped` names pictures that could not be read for it."""
+        missing = {"skipped": list(skipped)} if skipped else {}
+        self._record({"kind": "step", "step": done, "loss": loss, "lr": lr, "gradient_norm": gradient_norm, **missing})
+        for name in dict.fromkeys(skipped):
+            if name not in self._told:
+                self.tell(f"step {done}: '{name}' cannot be read; another picture takes its place (unreadable=skip)")
+                self._told.add(name)
         self._losses.append(loss)
         self._bar.update()
         self._bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", refresh=False)
@@ -119,9 +137,29 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log(values, step=done)
 
+    def sync(self) -> None:
+        """Bring all records to the disk, before a state that counts on them is."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
+
     def _record(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(f"Cannot write '{self._path}': {error.strerror}; make room there and go on with --resume.")
+
+
+def _belongs(record: dict[str, Any], step: int, measured: bool) -> bool:
+    """Whether a record was made before a state of `step`; where its evaluation is yet to be made, that one was not."""
+    done: int = record["step"]
+    return done < step or (done == step and (measured or record["kind"] != "evaluation"))
 
 
 def side_by_side(picture: Picture, palette: tuple[tuple[int, int, int], ...]) -> npt.NDArray[np.uint8]:

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from deeplabzoo.data.base import SegmentationData
-from deeplabzoo.errors import DeepLabZooError
+from deeplabzoo.errors import DeepLabZooError, TrainingError
 from deeplabzoo.models.atrous import scale_rates
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.say import say
 from deeplabzoo.train.init import carry_over, recalibrate_batch_norm
 from deeplabzoo.train.recipe import Recipe
+from deeplabzoo.train.state import State
 from deeplabzoo.train.stream import Batch, Stream, normalised
 from deeplabzoo.zoo.encoder_weights import load_encoder
 from deeplabzoo.zoo.factory import create, load
@@ -67,6 +68,22 @@ def _untrained(config: DeepLabConfig, data: SegmentationData) -> DeepLab:
     return DeepLab(config, classes=data.classes, palette=data.palette)
 
 
+def resumed(state: State, data: SegmentationData) -> DeepLab:
+    """Return the network of a state, which needs no other file; raises TrainingError where it describes none."""
+    try:
+        described = state.facts["network"]
+        config, preprocessing = DeepLabConfig.from_dict(described["config"]), described["preprocessing"]
+        return DeepLab.from_weights(
+            config,
+            state.tensors["net"],
+            classes=data.classes,
+            palette=data.palette,
+            preprocessing=Preprocessing.from_dict(preprocessing),
+        )
+    except (KeyError, TypeError, DeepLabZooError) as error:
+        raise TrainingError(f"The state of step {state.step} describes no network that can be resumed: {error}") from error
+
+
 def weights(source: str) -> DeepLab:
     """Return the network that a `name`, a `name.tag` or a file holds."""
     is_file = Path(source).suffix in (".safetensors", ".tflite", ".pth", ".pt", ".bin") or Path(source).is_file()
@@ -79,9 +96,15 @@ def measure_norms(net: DeepLab, recipe: Recipe, data: SegmentationData) -> None:
     stream = Stream(data, dataclasses.replace(recipe, batch=_AT_ONCE, accumulate=1), net.preprocessing)
     device = next(net.parameters()).device
     batches = (stream[piece] for piece in range(pieces))
-    images = (normalised(one.image_BCHW.to(device), net.preprocessing) for one in batches if isinstance(one, Batch))
+    images = (normalised(_read(one).image_BCHW.to(device), net.preprocessing) for one in batches)
     count = recalibrate_batch_norm(net, images)
     say(f"batch norm: statistics of {count} layers measured on {pieces * _AT_ONCE} training samples")
+
+
+def _read(batch: Batch | DeepLabZooError) -> Batch:
+    if isinstance(batch, DeepLabZooError):
+        raise batch
+    return batch
 
 
 def _config(recipe: Recipe, name: ModelName, start: DeepLab | None, num_classes: int) -> DeepLabConfig:

@@ -152,6 +152,9 @@ class Recipe:
     """Refuse operations of the GPU whose result depends on timing."""
     device: str = "auto"
     workers: int = 2
+    unreadable: Literal["stop", "skip"] = "stop"
+    """A training picture or mask that cannot be read stops the run by name; or the next one of the pass takes its place, and
+    that is said, logged and counted. What is measured (val, test) always stops: its score would be of other pictures."""
     cache: Literal["none", "memory", "disk"] = "none"
     """Keep pictures decoded: in memory that the workers share, or in the cache folder on disk for later runs, too."""
     cache_gb: float = 4.0
@@ -260,6 +263,7 @@ class Recipe:
 
 
 INDIFFERENT = frozenset(
-    {"device", "workers", "cache", "cache_gb", "save_every", "log_every", "pictures", "tensorboard", "wandb", "allow_change"}
+    {"device", "workers", "unreadable", "cache", "cache_gb", "save_every"}
+    | {"log_every", "pictures", "tensorboard", "wandb", "allow_change"}
 )
-"""Fields that change how a run goes but not what it learns."""
+"""Fields that change how a run goes but not what it learns (`unreadable`: a run that ends under "stop" had none to skip)."""

@@ -1,9 +1,9 @@
 """The end of a run: the best weights measured on all of val (and test), report.json and curves.png."""
 
 import itertools
-import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.say import say
 from deeplabzoo.train.curves import draw_curves
 from deeplabzoo.train.folder import RunFolder
+from deeplabzoo.train.log import read_log
 from deeplabzoo.train.recipe import Recipe
 from deeplabzoo.train.splits import Splits
 from deeplabzoo.zoo.factory import load
+
+_NAMED = 5
 
 
 def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunFolder, facts: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunFolder, 
         "test": _scored(best, recipe, data.test, device) if data.test else None,
         "last": facts,
         "changed_after": _changed_after(folder),
+        "skipped": _skipped(folder),
         "hours": round(facts["seconds"] / 3600, 3),
         "peak_memory_bytes": _peak_memory(device),
         "commit": _commit(),
@@ -49,9 +53,17 @@ def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunFolder, 
 
 def _changed_after(folder: RunFolder) -> list[int]:
     """Return after which steps the run was resumed with another recipe: such a run cannot be repeated by one command."""
-    lines = (json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines())
-    starts = [(line["step"], line["recipe_sha256"]) for line in lines if line["kind"] == "start"]
+    starts = [(record["step"], record["recipe_sha256"]) for record in read_log(folder.log) if record["kind"] == "start"]
     return [step for (_, before), (step, after) in itertools.pairwise(starts) if before != after]
+
+
+def _skipped(folder: RunFolder) -> dict[str, int]:
+    """Return how often each training picture was left out because it could not be read, and say so where any was."""
+    times = Counter(name for record in read_log(folder.log) for name in record.get("skipped", ()))
+    if times:
+        shown = f"{', '.join(sorted(times)[:_NAMED])}{' …' if len(times) > _NAMED else ''}"
+        say(f"{len(times)} training pictures could not be read and were left out {times.total()} times: {shown}")
+    return dict(sorted(times.items()))
 
 
 def _scored(net: DeepLab, recipe: Recipe, data: SegmentationData, device: torch.device) -> dict[str, Any]:

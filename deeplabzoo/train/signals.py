@@ -1,30 +1,82 @@
-"""SIGTERM and Ctrl-C as a question that the loop answers between two steps, with its state saved."""
+"""SIGTERM and Ctrl-C: a step or a file is finished first, all else is left at once, and the exit status says which it was."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from deeplabzoo.errors import StoppedError
+
+
+class LeaveNow(KeyboardInterrupt):
+    """Raised by a signal where nothing is being changed; no handler of `Exception` can take it for an error."""
+
 
 class StopRequest:
-    """While this holds, the first SIGTERM or SIGINT sets `signal_name` instead of ending the process; a second one ends it."""
+    """While this holds, the first SIGTERM or SIGINT asks the run to stop, and a second one ends the process.
+
+    Inside `held` the first one only sets `signal`, which the loop answers between two steps, with its state saved. Elsewhere,
+    and inside `at_once`, what goes on (reading, measuring) changes nothing, so it is left on the spot by LeaveNow; the block
+    ends in StoppedError.
+    """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.signal: signal.Signals | None = None
+        self._held = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {one: signal.signal(one, self._note) for one in self._SIGNALS}
+            heard = [
+                one for one in self._SIGNALS if signal.getsignal(one) is not signal.SIG_IGN
+            ]  # a shell's `&` ignores SIGINT
+            self._before = {one: signal.signal(one, self._note) for one in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
+        self._give_back()
+        if isinstance(error, LeaveNow):
+            raise self.stopped("; what was saved stays, and --resume goes on from there") from None
+
+    def stopped(self, where: str) -> StoppedError:
+        """Return the error that ends the run; its exit status is 128 + the signal's number, as shells report it."""
+        number = self.signal or signal.SIGTERM  # where another process of the run was the one that got it
+        return StoppedError(f"Stopped by {number.name}{where}.", 128 + number)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait in `signal`; one that was not answered by then is answered when the block ends."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._answer()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Answer signals on the spot within a block of `held`."""
+        self._held = False
+        try:
+            self._answer()
+            yield
+        finally:
+            self._held = True
+
+    def _answer(self) -> None:
+        if self.signal is not None:
+            raise LeaveNow
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+        self.signal = signal.Signals(number)
+        self._give_back()
+        if not self._held:
+            raise LeaveNow
+
+    def _give_back(self) -> None:
         for one, handler in self._before.items():
             signal.signal(one, handler)

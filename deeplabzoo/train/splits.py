@@ -77,15 +77,15 @@ def _kept(recipe: Recipe, *splits: SegmentationData) -> list[SegmentationData]:
 def class_weights_of(recipe: Recipe, data: Splits, processes: Processes) -> list[float] | None:
     """Look at every label, say how classes are spread, and return the recipe's class weights (None: all equal).
 
-    One process looks; the others get what it found. Raises DataError for labels outside the classes, UsageError for weights
-    that do not fit the classes.
+    One process looks; the others get what it found. Raises DataError for labels outside the classes, ImageError for a mask that
+    cannot be read (where the recipe does not skip it), UsageError for weights that do not fit the classes.
     """
     num_classes = len(data.train.classes)
     if not isinstance(recipe.class_weights, str) and len(recipe.class_weights) != num_classes:
         raise UsageError(f"class_weights has {len(recipe.class_weights)} numbers, but there are {num_classes} classes.")
     found = torch.zeros(num_classes, dtype=torch.float64)
     if processes.first:
-        counts = _looked_at(data)
+        counts = _looked_at(data, skip=recipe.unreadable == "skip")
         if isinstance(recipe.class_weights, str):
             found += torch.from_numpy(class_weights(recipe.class_weights, counts.pixels, counts.present_pixels))
         else:
@@ -94,8 +94,10 @@ def class_weights_of(recipe: Recipe, data: Splits, processes: Processes) -> list
     return None if recipe.class_weights == "none" else values
 
 
-def _looked_at(data: Splits) -> LabelCounts:
-    counts = scan_labels(data.train)
+def _looked_at(data: Splits, *, skip: bool) -> LabelCounts:
+    counts = scan_labels(
+        data.train, skipped=(lambda error: say(f"data: left out (unreadable=skip): {error}")) if skip else None
+    )
     scan_labels(data.val)
     say(f"data: {len(data.train)} pictures to train on, {len(data.val)} to measure on\n{counts.table()}")
     return counts

@@ -1,8 +1,9 @@
 """What `--resume` needs, on disk: whole or not there at all, the last two steps of it.
 
-Batches, rates and dropout are functions of the step, so a state is tensors (network, average, optimizer) and a few facts.
-Each state is a folder `step_00001000`, written under another name, flushed to the disk and then renamed: a `kill -9`, or a
-power cut, at any moment leaves the older one. Safetensors and JSON only; nothing is unpickled.
+Batches, rates and dropout are functions of the step, so a state is tensors (network, average, optimizer) and a few facts; it
+needs no other file. Each state is a folder `step_00001000`, written under another name, flushed to the disk and then renamed: a
+`kill -9`, or a power cut, at any moment leaves the older one. The number in the name says which is the newest, never a clock;
+hashes say whether all files belong together. Safetensors and JSON only; nothing is unpickled.
 """
 
 import json
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from deeplabzoo.errors import OutputError
 from deeplabzoo.say import say
+from deeplabzoo.zoo.checksum import sha256_of
 
 _KEPT = 2
 _NAME = re.compile(r"step_(\d{8,})")
@@ -34,28 +36,29 @@ class State:
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     """One file each, e.g. `net`, `average`, `optimizer`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values: the recipe's digest, the best score so far, the gradient scaler."""
+    """JSON values: the recipe's digest, the network's configuration, the best score so far, the gradient scaler."""
 
 
 def save_state(folder: Path, state: State) -> None:
     """Write a state under `folder` and drop all but the last two; raises OutputError where that fails.
 
-    A state of this step that is already there is replaced by the new one, never mixed with it.
+    A state of this step that is already there is replaced by the new one, never mixed with it. What could not be written whole
+    is removed: on a full disk it would take the room that going on needs.
     """
     final = folder / f"step_{state.step:08d}"
     partial = folder / f".writing_{state.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*_*"):
+        for leftover in (*folder.glob(".writing_*"), *folder.glob(".gone_*")):
             shutil.rmtree(leftover)
         partial.mkdir()
-        sizes = {}
+        hashes = {}
         for name, tensors in state.tensors.items():
             file = partial / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
             _flush(file)
-            sizes[file.name] = file.stat().st_size
-        (partial / _FACTS).write_text(json.dumps({"step": state.step, "sizes": sizes, "facts": dict(state.facts)}, indent=1))
+            hashes[file.name] = sha256_of(file)
+        (partial / _FACTS).write_text(json.dumps({"step": state.step, "sha256": hashes, "facts": dict(state.facts)}, indent=1))
         _flush(partial / _FACTS)
         if final.exists():
             final.rename(folder / f".gone_{state.step:08d}")
@@ -64,7 +67,11 @@ def save_state(folder: Path, state: State) -> None:
         for older in list(_states(folder))[_KEPT:]:
             shutil.rmtree(older.rename(older.with_name(f".gone_{older.name[5:]}")))
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"The state of step {state.step} cannot be written to '{folder}': {error}.") from error
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"The state of step {state.step} cannot be written to '{folder}' ({error}); "
+            "make room there and go on with --resume."
+        ) from error
 
 
 def load_state(folder: Path) -> State | None:
@@ -72,20 +79,30 @@ def load_state(folder: Path) -> State | None:
     for path in _states(folder):
         try:
             written = json.loads((path / _FACTS).read_text())
-            for name, size in written["sizes"].items():
-                if (path / name).stat().st_size != size:
-                    raise OSError(f"{name} has not {size} bytes")
-            tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in written["sizes"]}
-            return State(written["step"], tensors, written["facts"])
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            for name, digest in written["sha256"].items():
+                if sha256_of(path / name) != digest:
+                    raise OSError(f"{name} is not the file that was written")
+            tensors = {name.removesuffix(".safetensors"): _read(path / name) for name in written["sha256"]}
+            return State(int(written["step"]), tensors, dict(written["facts"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             say(f"state: '{path.name}' is damaged ({error}); going back to the one before")
     return None
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Return the steps of the states that are here, whole or not, newest first."""
+    return [int(path.name[5:]) for path in _states(folder)]
 
 
 def _states(folder: Path) -> Iterator[Path]:
     """Complete states, newest first."""
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     yield from sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file in memory of their own: the file is removed while the run goes on with them."""
+    return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
 def _flush(path: Path) -> None:

@@ -8,6 +8,8 @@ one process would have. Pictures are passed through without end, shuffled anew i
 import dataclasses
 import functools
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.data.base import Sample, SegmentationData
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.data.resize import kernel
 from deeplabzoo.data.transforms import augment
-from deeplabzoo.errors import DataError, DeepLabZooError, UsageError
+from deeplabzoo.errors import DataError, DeepLabZooError, ImageError, TrainingError, UsageError
 from deeplabzoo.inference.preprocess import resized_hw
 from deeplabzoo.models.config import Preprocessing
 from deeplabzoo.train.recipe import Recipe
@@ -33,6 +35,8 @@ class Batch(NamedTuple):
     """uint8 RGB."""
     labels_BHW: torch.Tensor
     """uint8, or int64 where the numbers need more: what is small travels faster from worker to device."""
+    skipped: torch.Tensor
+    """Indices of the training pictures that could not be read, whose places others took."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -80,20 +84,22 @@ class Stream(Dataset[Batch | DeepLabZooError]):
     def __getitem__(self, step: int) -> Batch | DeepLabZooError:
         positions = [step * self._recipe.batch + place for place in self._places]
         image_BHWC = np.empty((len(positions), *self._recipe.augmentation_at(step).crop, 3), np.uint8)
+        skipped: list[int] = []
         try:
-            labels = [self._sample(step, *one) for one in zip(positions, image_BHWC, strict=True)]
+            labels = [self._sample(step, *one, skipped) for one in zip(positions, image_BHWC, strict=True)]
         except DeepLabZooError as error:
             return error
         labels_BHW = np.stack(labels)
         if labels_BHW.dtype != np.uint8:
             labels_BHW = labels_BHW.astype(np.int64)
-        return Batch(torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(labels_BHW))
+        image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2)
+        return Batch(image_BCHW, torch.from_numpy(labels_BHW), torch.tensor(skipped, dtype=torch.int64))
 
-    def _sample(self, step: int, position: int, out_HWC: Pixels) -> Labels:
+    def _sample(self, step: int, position: int, out_HWC: Pixels, skipped: list[int]) -> Labels:
         """Read and augment the sample at a position of the endless run through the data; its image is written to `out_HWC`."""
         seed, count = self._recipe.seed, len(self._data)
         epoch, place = divmod(position, count)
-        sample = self._data[int(epoch_order(seed, epoch, count)[place])]
+        sample = self._readable(epoch_order(seed, epoch, count), place, skipped)
         augmentation = self._recipe.augmentation_at(step)
         height, width = sample.labels.shape
         seen_hw = resized_hw((height, width), self._preprocessing)
@@ -107,13 +113,30 @@ class Stream(Dataset[Batch | DeepLabZooError]):
         )
         return labels_HW
 
+    def _readable(self, order: npt.NDArray[np.int64], place: int, skipped: list[int]) -> Sample:
+        """Read the picture at a place of a pass, or the first one after it that can be read, where the recipe says skip."""
+        for ahead in range(len(order)):
+            index = int(order[(place + ahead) % len(order)])
+            try:
+                return self._data[index]
+            except ImageError:
+                if self._recipe.unreadable == "stop":
+                    raise
+                skipped.append(index)
+        raise DataError(f"None of the {len(order)} pictures of {self._data.name} {self._data.split} can be read.")
 
-def _one_thread(worker: int) -> None:
+
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the run's own ends its workers
 
 
 def batches(stream: Stream, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
-    """Yield batches `start` ... `stop - 1`, read ahead by at most `workers` processes (0: none); raises what the stream met."""
+    """Yield batches `start` ... `stop - 1`, read ahead by at most `workers` processes (0: none); raises what the stream met.
+
+    A worker that was killed is noticed when its batch is waited for, within 5 s, and never in the middle of an update: a
+    TrainingError says so.
+    """
     steps = range(start, stop)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, processors, len(steps))
@@ -122,13 +145,37 @@ def batches(stream: Stream, start: int, stop: int, *, workers: int, pin: bool = 
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         pin_memory=pin,
     )
-    for batch in loader:
-        if isinstance(batch, DeepLabZooError):
-            raise batch
-        yield batch
+    try:
+        for batch in _begun(loader):
+            if isinstance(batch, DeepLabZooError):
+                raise batch
+            yield batch
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        if not workers or not _tells_of_a_lost_worker(error):
+            raise
+        raise TrainingError(
+            "A process that reads training pictures was killed, usually because memory ran out; lower workers or cache_gb, or "
+            "give the machine more memory (in a container, /dev/shm too), and go on with --resume."
+        ) from None
+
+
+def _tells_of_a_lost_worker(error: Exception) -> bool:
+    """Whether torch says so, or the pipe to a worker broke before torch looked; what a worker raised itself says `Caught`."""
+    told = str(error)
+    return "exited unexpectedly" in told if isinstance(error, RuntimeError) else "Caught " not in told
+
+
+def _begun(loader: "DataLoader[Batch | DeepLabZooError]") -> Iterator[Batch | DeepLabZooError]:
+    """Start the workers, without torch's handler of SIGCHLD: it would raise wherever the run is, in half an update too."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    begun = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return begun
 
 
 def normalised(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

@@ -20,6 +20,7 @@ from deeplabzoo.train.objective import TrainingLoss
 from deeplabzoo.train.optim import flat_state, load_flat_state, make_optimizer, parameter_groups, set_rate
 from deeplabzoo.train.precision import autocast_dtype, gradient_scaler
 from deeplabzoo.train.recipe import Recipe
+from deeplabzoo.train.signals import StopRequest
 from deeplabzoo.train.splits import Splits, class_weights_of
 from deeplabzoo.train.state import State
 from deeplabzoo.train.stream import Batch, Stream, batches, normalised, step_seed
@@ -34,6 +35,9 @@ class Update:
     lr: float
     gradient_norm: float
     stopping: bool
+    """Whether any process of the run was asked to stop before this step ended."""
+    skipped: tuple[str, ...] = ()
+    """Names of training pictures that could not be read for it, in all processes."""
 
     @property
     def finite(self) -> bool:
@@ -68,6 +72,8 @@ class Trainer:
         self.scaler = gradient_scaler(self.dtype, device)
         self.average = Average(self.net, recipe.ema) if recipe.ema else None
         self.step, self.best, self.seconds = 0, {"step": 0, "miou": -1.0}, 0.0
+        self.measured = True
+        """Whether the evaluation that is due at the present step, if any, has been made."""
         self.class_weights = state.facts["class_weights"] if state else class_weights_of(recipe, data, processes)
         if state is not None:
             self._restore(state)
@@ -85,7 +91,7 @@ class Trainer:
         stream = Stream(self.data.train, self.recipe, self.net.preprocessing, rank=ranks.rank, processes=ranks.count)
         return batches(stream, self.step, self.steps, workers=self.recipe.workers, pin=ranks.device.type == "cuda")
 
-    def update(self, batch: Batch, *, stopping: bool) -> Update:
+    def update(self, batch: Batch, *, stop: StopRequest | None = None) -> Update:
         """Learn from one batch: gradients of all pieces and processes added up, one step of the optimizer.
 
         A loss or gradient that is no number changes nothing: the update says so, and the weights are those before it. With
@@ -114,10 +120,12 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
-        shared = ranks.total(torch.tensor([float(total), float(stopping)], dtype=torch.float64))
+        stopping = stop is not None and stop.signal is not None  # asked at the end: a signal costs this step and no other
+        shared = ranks.total(torch.tensor([float(total), float(stopping), len(batch.skipped)], dtype=torch.float64))
         if self.scaler.is_enabled() and math.isfinite(float(shared[0])) and not math.isfinite(norm):
             norm = 0.0  # the scaler skips this step and lowers its scale
-        update = Update(self.step, float(shared[0]), lr, norm, bool(shared[1]))
+        skipped = self._names(batch.skipped) if shared[2] else ()
+        update = Update(self.step, float(shared[0]), lr, norm, bool(shared[1]), skipped)
         if update.finite:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -127,6 +135,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.seconds += time.perf_counter() - started
         return update
+
+    def _names(self, skipped: torch.Tensor) -> tuple[str, ...]:
+        """Return the names of the pictures with these indices, here and in all other processes."""
+        times = self.processes.total(torch.bincount(skipped, minlength=len(self.data.train)))
+        return tuple(name for name, count in zip(self.data.train.names, times.tolist(), strict=True) for _ in range(count))
+
+    def broken(self) -> str | None:
+        """Return the name of a tensor that holds values that are no finite numbers, or None."""
+        state = {**self.net.state_dict(), **flat_state(self.optimizer)}
+        return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
 
     def take_score(self, miou: float) -> bool:
         """Note a score of the present step; returns whether it is the best so far."""
@@ -154,7 +172,9 @@ class Trainer:
         facts = {
             "recipe_sha256": self.recipe.digest(),
             "data_sha256": self.data.sha256,
+            "network": {"config": self.net.config.to_dict(), "preprocessing": self.net.preprocessing.to_dict()},
             "best": self.best,
+            "measured": self.measured,
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
             "class_weights": self.class_weights,
@@ -162,13 +182,13 @@ class Trainer:
         return State(self.step, tensors, facts)
 
     def _restore(self, state: State) -> None:
-        self.net.load_state_dict(state.tensors["net"])
         load_flat_state(self.optimizer, dict(state.tensors["optimizer"]))
         if self.average:
             self.average.net.load_state_dict(state.tensors.get("average", state.tensors["net"]))
         if self.scaler.is_enabled() and state.facts["scaler"]:
             self.scaler.load_state_dict(state.facts["scaler"])
         self.step, self.best, self.seconds = state.step, dict(state.facts["best"]), float(state.facts["seconds"])
+        self.measured = bool(state.facts["measured"])
 
     def facts(self) -> dict[str, Any]:
         """Return how this run is made, for log and report."""

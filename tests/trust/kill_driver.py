@@ -1,0 +1,173 @@
+"""Starts training and publishing in processes of their own, quickly: libraries are imported once, each run is a fork.
+
+usage: python kill_driver.py; every line on stdin is an order in JSON, every line on stdout an answer. `{"run": "train" or
+"publish", "words": [...], "told": FILE, "doing": FILE}` answers with the process's number, `{"ask": PID}` with its exit status
+(negative: the signal; null: it runs). FILE `told` gets what the run prints, `doing` what it is at, for the record.
+
+What a run meets, each optional: `aim` [MODULE:NAME, N, WHEN, SIGNAL, WORD] sends itself a signal before or after the N-th call
+of a function whose first argument holds WORD (empty: any); `largest_file_bytes` with `full_from` [MODULE:NAME, N] is a disk
+that is full from that call on; `clock_s` moves `time.time` by that much at every call; `environment` is added to its own.
+"""
+
+import functools
+import importlib
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PHASES = {
+    "deeplabzoo.train.loop:open_splits": "opening the data",
+    "deeplabzoo.train.trainer:class_weights_of": "reading the labels",
+    "deeplabzoo.train.loop:RunLog": "opening the log",
+    "deeplabzoo.train.trainer:Trainer.update": "a step",
+    "deeplabzoo.train.loop:measure": "an evaluation",
+    "deeplabzoo.train.trainer:Trainer.save_weights": "writing weights",
+    "deeplabzoo.train.folder:save_state": "writing a state",
+    "deeplabzoo.train.loop:write_report": "the report",
+    "deeplabzoo.publishing.publish:_write_release": "writing the release",
+    "deeplabzoo.publishing.publish:_write_card": "writing the card",
+    "deeplabzoo.publishing.publish:beside_manifest": "adding to the manifest",
+}
+"""Functions by which the record tells where a kill came down; between them it is what came before, or `between`."""
+
+Function = Callable[..., Any]
+
+
+def _replace(target: str, wrap: Callable[[Function], Function]) -> None:
+    """Put `wrap(function)` where MODULE:NAME points."""
+    module, _, names = target.partition(":")
+    *path, last = names.split(".")
+    place: Any = functools.reduce(getattr, path, importlib.import_module(module))
+    setattr(place, last, wrap(getattr(place, last)))
+
+
+def _at_call(target: str, number: int, happens: Callable[[], None], when: str = "before", word: str = "") -> None:
+    calls = 0
+
+    def wrap(function: Function) -> Function:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            fits = not word or word in str(args[:1])
+            calls += fits
+            due = fits and calls == number
+            if due and when == "before":
+                happens()
+            result = function(*args, **options)
+            if due and when == "after":
+                happens()
+            return result
+
+        return wrapped
+
+    _replace(target, wrap)
+
+
+def _note_phases(file: Path) -> None:
+    with file.open("r+b") as opened:
+        page = mmap.mmap(opened.fileno(), 64)
+
+    def note(phase: str) -> None:
+        page[:64] = phase.encode().ljust(64)
+
+    def noting(phase: str) -> Callable[[Function], Function]:
+        def wrap(function: Function) -> Function:
+            @functools.wraps(function, updated=())
+            def wrapped(*args: Any, **options: Any) -> Any:
+                before = bytes(page[:64]).decode().strip()
+                note(phase)
+                result = function(*args, **options)
+                note("between" if phase != "writing weights" else before)
+                return result
+
+            return wrapped
+
+        return wrap
+
+    for target, phase in PHASES.items():
+        _replace(target, noting(phase))
+    note("starting")
+
+
+def _go_back(seconds: float) -> None:
+    """Let the clock lose time at every look at it, as one that is set again and again."""
+    now, looks = time.time(), 0
+
+    def wrong() -> float:
+        nonlocal looks
+        looks += 1
+        return now + seconds * looks
+
+    time.time = wrong
+    time.time_ns = lambda: int(wrong() * 1e9)
+
+
+def _work(order: dict[str, Any]) -> int:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started the tests with `&` has it ignored
+    os.environ.update(order.get("environment", {}))
+    told = os.open(order["told"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream, there in ((0, os.open(os.devnull, os.O_RDONLY)), (1, told), (2, told)):
+        os.dup2(there, stream)
+    if "doing" in order:
+        _note_phases(Path(order["doing"]))
+    if "aim" in order:
+        target, number, when, name, word = order["aim"]
+        _at_call(target, number, lambda: os.kill(os.getpid(), signal.Signals[name]), when, word)
+    if "full_from" in order:
+        limit = order["largest_file_bytes"]
+        _at_call(*order["full_from"], lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    if "clock_s" in order:
+        _go_back(order["clock_s"])
+    sys.argv = [f"deeplabzoo.{order['run']}", *order["words"]]
+    module = importlib.import_module({"train": "deeplabzoo.train.__main__", "publish": "deeplabzoo.publish"}[order["run"]])
+    return int(module.main(order["words"]))
+
+
+def _warm_up() -> None:
+    """Import all that a run imports, so that forks have it; one thread, since threads do not survive a fork."""
+    import matplotlib.backends.backend_agg
+    import timm
+    import torch
+    from PIL import Image
+
+    torch.set_num_threads(1)
+    Image.init()
+    for name in ("data.folder", "data.resize", "train.__main__", "train.loop", "publishing.publish", "inference.evaluation"):
+        importlib.import_module(f"deeplabzoo.{name}")
+    importlib.import_module("deeplabzoo.data.resize").kernel()
+    assert matplotlib.backends.backend_agg
+    assert timm.__version__
+
+
+def _serve() -> int | None:
+    """Answer orders until stdin ends; in the fork of a run, return its exit status instead."""
+    statuses: dict[int, int] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "ask" in order:
+            pid = order["ask"]
+            if pid not in statuses:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    statuses[pid] = os.waitstatus_to_exitcode(status)
+            answer = statuses.get(pid)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                return _work(order)
+        print(json.dumps(answer), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    _warm_up()
+    print(json.dumps("ready"), flush=True)
+    sys.exit(_serve())
