@@ -57,6 +57,7 @@ STATUSES: dict[int, str] = {
     1: "the work failed, and one sentence on stderr says why (`weights check`: a file is changed or gone)",
     2: "the call was wrong, and one sentence on stderr says how; nothing was done",
     130: "interrupted by Ctrl-C",
+    143: "a training run was stopped by SIGTERM; its state is saved, and `--resume` goes on (after Ctrl-C, too)",
 }
 """Exit status of every command."""
 
@@ -204,7 +205,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted",
+            "exit status: 0 done, 1 it failed, 2 a wrong call, 130 interrupted, 143 SIGTERM",
         ]
     )
 

@@ -16,6 +16,7 @@ from deeplabzoo.cli import COMMANDS, Parser, main, run
 from deeplabzoo.commands_page import commands_page
 from deeplabzoo.errors import DeepLabZooError, UsageError, WeightsError
 from deeplabzoo.parsers import every_command
+from deeplabzoo.train.signals import StopRequest
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
@@ -56,12 +57,13 @@ def test_the_page_of_commands_is_what_the_parsers_say() -> None:
 
 
 def test_every_exit_status_is_one_that_the_page_names(capsys: pytest.CaptureFixture[str]) -> None:
-    """0, 1, 2 and 130 are all that a command can leave with, apart from a bug."""
+    """0, 1, 2, 130 and 143 are all that a command can leave with, apart from a bug."""
 
     def interrupted(argv: object) -> int:
         raise KeyboardInterrupt
 
-    assert {run(lambda argv: 0), DeepLabZooError.exit_status, UsageError.exit_status, run(interrupted)} == set(cli.STATUSES)
+    own = {DeepLabZooError.exit_status, UsageError.exit_status, StopRequest().stopped("").exit_status}
+    assert {run(lambda argv: 0), run(interrupted), *own} == set(cli.STATUSES)
     assert capsys.readouterr().err == "interrupted\n"
 
 
