@@ -6,16 +6,16 @@ points a name of its own to 127.0.0.1 (DNS rebinding), or posts to it from anoth
 
 import importlib.resources
 import json
-import sys
 import time
 import traceback
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import deeplabzoo
+from deeplabzoo.demo_page.connections import BoundedServer
 from deeplabzoo.demo_page.models import BusyError, Models
 from deeplabzoo.errors import DeepLabZooError, ImageError, UnknownNameError
 
@@ -41,6 +41,8 @@ _STATUS: tuple[tuple[type[DeepLabZooError], HTTPStatus], ...] = (
     (BusyError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 _MOST_SECONDS_OF_SILENCE = 30
+_MOST_DIGITS = 18
+"""Of a length in bytes: no upload has more, and no number of so many is slow to read."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,16 @@ class Limits:
 
     max_bytes: int
     max_pixels: int
+    max_seconds: float = 120.0
+    """Until a request has arrived whole; the largest upload takes so long at 2 megabits a second."""
+    max_connections: int = 256
 
 
-class DemoServer(ThreadingHTTPServer):
+class DemoServer(BoundedServer):
     """Answers each request in a thread of its own; the models let one photo at a time through."""
 
-    request_queue_size = 256
-    """Connections that the system holds until a thread takes them; the standard 5 would refuse a burst."""
-    daemon_threads = True
-    allow_reuse_address = sys.platform != "win32"  # there it would let two programs share a port
-
     def __init__(self, host: str, port: int, models: Models, limits: Limits) -> None:
-        super().__init__((host, port), _Handler)
+        super().__init__((host, port), _Handler, limits.max_connections, limits.max_seconds)
         self.models, self.limits = models, limits
 
     @property
@@ -72,11 +72,6 @@ class DemoServer(ThreadingHTTPServer):
     def port(self) -> int:
         """The port it listens on: the one that the system chose, where 0 was asked for."""
         return int(self.server_address[1])
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of browsers that went away; anything else is a bug and keeps its traceback."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
 
 
 class _RefusedError(Exception):
@@ -95,9 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page, its files, or the list of models."""
-        path = urlsplit(self.path).path
         try:
+            self._require_arrived()
             self._require_own_name()
+            path = _split(self.path).path
         except _RefusedError as refused:
             return self._send_json(refused.status, {"error": str(refused)})
         if path == "/api/models":
@@ -127,13 +123,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json(status, content)
         self._discard()
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no HTTP, or no request for this server, by a sentence instead of the library's page."""
+        reason = " ".join((message or HTTPStatus(code).phrase).split())
+        self.request_version = "HTTP/1.0"  # else what has no version that can be read would get no status line
+        self._send_json(HTTPStatus(code), {"error": f"This demo cannot answer that request ({reason[:200]})."})
+
     def log_message(self, format: str, *args: Any) -> None:
         """Keep quiet: who looks at what is nobody's business, and errors are shown in the page."""
 
     def _segmented(self) -> dict[str, Any]:
         self.unread = self._declared_bytes()
         self._require_own_name()
-        url = urlsplit(self.path)
+        url = _split(self.path)
         if url.path != "/api/segment":
             raise _RefusedError(HTTPStatus.NOT_FOUND, "Photos go to /api/segment.")
         if self.unread > self.server.limits.max_bytes:
@@ -144,25 +146,32 @@ class _Handler(BaseHTTPRequestHandler):
             )
         model = self.server.models[parse_qs(url.query).get("model", self.server.models.names)[0]]
         with model.place():
-            upload = self.rfile.read(self.unread)
-            if len(upload) < self.unread:
-                raise ConnectionAbortedError
+            declared, upload = self.unread, self.rfile.read(self.unread)
             self.unread = 0
+            self._require_arrived()
+            if len(upload) < declared:
+                raise _RefusedError(
+                    HTTPStatus.BAD_REQUEST, f"The upload ended after {len(upload)} of {declared} bytes; send the photo again."
+                )
             return model.segment(upload, self.server.limits.max_pixels)
 
     def _declared_bytes(self) -> int:
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
+        if not length.isascii() or not length.isdigit() or len(length) > _MOST_DIGITS:
             raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "The upload must say its size (Content-Length).")
         return int(length)
 
     def _require_own_name(self) -> None:
         host = self.headers.get("Host", "")
-        if self.server.local_only and urlsplit(f"//{host}").hostname not in _OWN_NAMES:
+        if self.server.local_only and _split(f"//{host}").hostname not in _OWN_NAMES:
             raise _RefusedError(HTTPStatus.FORBIDDEN, "This demo answers only to 127.0.0.1 and localhost.")
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             raise _RefusedError(HTTPStatus.FORBIDDEN, "This demo answers only to its own page.")
+
+    def _require_arrived(self) -> None:
+        if not self.server.arrived(self.connection):
+            raise _RefusedError(HTTPStatus.REQUEST_TIMEOUT, "The request came too slowly; send the photo again.")
 
     def _send_json(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         self._send(status, "application/json", json.dumps(content).encode())
@@ -178,7 +187,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Read on for a while what was refused: a browser that is cut off while it sends would not show the answer."""
         until = time.monotonic() + 5
         while self.unread > 0 and time.monotonic() < until:
-            part = self.rfile.read(min(self.unread, 2**16))
+            part = self.rfile.read1(min(self.unread, 2**16))
             if not part:
                 break
             self.unread -= len(part)
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, "The request names an address that is none.") from None
