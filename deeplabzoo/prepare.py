@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deeplabzoo.cli import Parser, run
-from deeplabzoo.errors import DataError
+from deeplabzoo.errors import DataError, DownloadError
 from deeplabzoo.output import ensure_folder
 
 
@@ -36,8 +36,11 @@ def _prepare(argv: Sequence[str] | None) -> int:
     from deeplabzoo.data.download import prepare_trainaug, prepare_voc
     from deeplabzoo.zoo.checksum import Expected
     from deeplabzoo.zoo.download import download
+    from deeplabzoo.zoo.hub import offline_switch
 
     def fetch(url: str, file: Path) -> None:
+        if switch := offline_switch():
+            raise DownloadError(f"{file.name} is not in '{file.parent}' and {switch} forbids downloading it.")
         download(url, file, Expected())  # the archive's own hash is checked before it is opened
 
     ensure_folder(options.root)

@@ -103,3 +103,13 @@ def test_what_is_there_already_is_kept(tmp_path, capsys) -> None:
     assert prepare.main(["voc", "--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(home)
     assert prepare.main(["imagenet", "--root", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("switch", ["DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE"])
+def test_the_offline_switch_forbids_data_sets_too(switch, tmp_path, monkeypatch, capsys) -> None:
+    """No host is asked (there is none that would answer), the sentence names the file and the switch, nothing is left behind."""
+    monkeypatch.setenv(switch, "1")
+    assert prepare.main(["voc", "--root", str(tmp_path / "data")]) == 1
+    sentence = capsys.readouterr().err
+    assert f"VOCtrainval_11-May-2012.tar is not in '{tmp_path / 'data' / 'archives'}' and {switch} forbids" in sentence
+    assert not list((tmp_path / "data").rglob("*.*"))
