@@ -1,12 +1,13 @@
 """`python -m deeplabzoo.predict IMAGE… --out PATH`: label photos, and write what was found as pictures and numbers."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplabzoo.cli import Parser, add_device_option, named_network, run
-from deeplabzoo.errors import ImageError, UsageError
+from deeplabzoo.errors import ImageError, UsageError, printable
 from deeplabzoo.inference.formats import KINDS, Kind, is_video, video_format
 from deeplabzoo.inference.jobs import Job, check_files, is_one_file, job_into_file, job_into_folder
 from deeplabzoo.inference.sources import Source, find_photos
@@ -58,7 +59,7 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     one_file = is_one_file(args.out)
     sources = find_photos(args.images, recursive=args.recursive, out=None if one_file else out)
-    if not any(source.url or source.path.exists() for source in sources):
+    if not any(source.url or os.path.exists(source.path) for source in sources):
         raise ImageError(f"'{sources[0].path}' does not exist; check the path.")
     jobs = [job_into_file(sources, out, kinds)] if one_file else [job_into_folder(source, out, kinds) for source in sources]
     check_files(jobs)
@@ -78,7 +79,7 @@ def _label_one_video(args: Any, kinds: list[Kind]) -> int:
     if len(args.images) > 1 or kinds not in ([], ["overlay"]):
         raise UsageError("A video goes alone and becomes one video: one input, --out clip.mp4, no --labels or --json.")
     video_format(out)
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise ImageError(f"'{source}' does not exist or is no file; check the path.")
     check_files([Job(Source(source, Path(source.stem)), {"overlay": out})])
     predictor, _ = _predictor(args)
@@ -87,7 +88,7 @@ def _label_one_video(args: Any, kinds: list[Kind]) -> int:
     from deeplabzoo.inference.video import label_video
 
     result = label_video(predictor, source, out, alpha=args.alpha, smooth=args.smooth)
-    print(f"{source.name}: {result.frames} frames, {in_words(result.found())} -> {out}")
+    print(printable(f"{source.name}: {result.frames} frames, {in_words(result.found())} -> {out}"))
     return 0
 
 
@@ -185,9 +186,9 @@ def _work(jobs: list[Job], predictor: "Predictor", facts: dict[str, Any], args: 
         if outcome.failed:
             failed.append(outcome)
         if not outcome.failed:
-            tqdm.write(outcome.line)
+            tqdm.write(printable(outcome.line))
         elif len(jobs) > 1:
-            tqdm.write(f"skipped: {outcome.line}", file=sys.stderr)
+            tqdm.write(printable(f"skipped: {outcome.line}"), file=sys.stderr)
     return failed
 
 

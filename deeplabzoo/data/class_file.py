@@ -1,6 +1,7 @@
 """classes.txt: the names of one's own classes, and how the mask files write them (numbers in order, ids, or colours)."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ from deeplabzoo.errors import DataError
 
 _VOID_NAMES = {"void", "ignore", "unlabelled", "unlabeled"}
 _IGNORE = 255
+_LARGEST_ID = 65535
 _MAX_BYTES = 1 << 20
 _SHOWN = 5
 _LINE = re.compile(
-    r"(?P<name>.*?)(?:\s+(?:id=(?P<id>\d{1,5})|#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,3}\s*,\s*\d{1,3}\s*,\s*\d{1,3})))?\s*"
+    r"(?P<name>.*?)(?:\s+(?:id=(?P<id>[0-9]{1,5})|#(?P<hex>[0-9a-fA-F]{6})"
+    r"|(?P<rgb>[0-9]{1,3}\s*,\s*[0-9]{1,3}\s*,\s*[0-9]{1,3})))?\s*"
 )
+_LONGEST_LINE = 200
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of what is no text: control codes, half characters, separators of lines and paragraphs."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def read_class_file(file: Path) -> ClassFile:
     try:
         with file.open("rb") as opened:
             data = opened.read(_MAX_BYTES + 1)
-        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in data.decode("utf-8-sig").replace("\r", "\n").split("\n") if line.strip()]
     except UnicodeDecodeError:
         raise DataError(f"'{file}' is not UTF-8 text; expected one class name a line.") from None
     except OSError as error:
@@ -92,6 +98,10 @@ def read_colour_mask(path: Path, colours: Mapping[Colour, int]) -> Labels:
 
 
 def _parsed(line: str, file: Path) -> tuple[str, int | None, Colour | None]:
+    if len(line) > _LONGEST_LINE:
+        raise DataError(f"'{file}' has a line of {len(line)} characters; expected a class name of at most {_LONGEST_LINE}.")
+    if any(unicodedata.category(one) in _CONTROL for one in line.replace("\t", " ")):
+        raise DataError(f"'{file}' has control codes in the line '{line}'; expected a class name in plain text.")
     match = _LINE.fullmatch(line)
     if match is None or not match["name"]:
         raise DataError(f"'{file}' has the line '{line}'; expected NAME, NAME #rrggbb, NAME r,g,b or NAME id=VALUE.")
@@ -104,7 +114,10 @@ def _parsed(line: str, file: Path) -> tuple[str, int | None, Colour | None]:
         if max(red, green, blue) > 255:
             raise DataError(f"'{file}' has the line '{line}'; a colour is three numbers from 0 to 255.")
         colour = (red, green, blue)
-    return match["name"], int(match["id"]) if match["id"] else None, colour
+    label_id = int(match["id"]) if match["id"] else None
+    if label_id is not None and label_id > _LARGEST_ID:
+        raise DataError(f"'{file}' has the line '{line}'; an id is a value of a mask, from 0 to {_LARGEST_ID}.")
+    return match["name"].replace("\t", " "), label_id, colour
 
 
 def _check(names: list[str], ids: Mapping[int, int], colours: Mapping[Colour, int], file: Path) -> None:

@@ -5,11 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from deeplabzoo.data.class_file import ClassFile, read_class_file, read_colour_mask
 from deeplabzoo.data.classes import ClassList
-from deeplabzoo.data.images import Labels, read_mask
+from deeplabzoo.data.images import Labels, read_header, read_mask
 from deeplabzoo.data.pairs import Pairs, codes_of, files_by_stem, pair_folders, pair_listed
 from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.data.splits import hold_out, read_list
@@ -81,7 +80,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _lists(root: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(root.glob("*.txt")) if path.name != "classes.txt"}
+    return {path.stem: path for path in sorted(root.glob("*.txt")) if path.name != "classes.txt" and path.is_file()}
 
 
 def _choices(root: Path) -> list[str]:
@@ -108,11 +107,8 @@ def _classes(root: Path, classes: Sequence[str] | None) -> ClassFile:
 
 def _is_coloured(mask: Path) -> bool:
     """Whether a mask is an RGB picture; the first one decides for all. What cannot be opened is named when it is read."""
-    try:
-        with Image.open(mask) as image:
-            return image.mode in ("RGB", "RGBA")
-    except OSError:
-        return False
+    header = read_header(mask)
+    return header is not None and header.mode in ("RGB", "RGBA")
 
 
 def _black_and_white(masks: Iterable[Path]) -> bool:

@@ -5,39 +5,31 @@ Every way of failing ends in one sentence: ImageError for pictures, DataError fo
 
 import io
 import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from deeplabzoo.data.picture_file import decoded, existing_file, no_memory, opened, reason
 from deeplabzoo.errors import DataError, ImageError
-from deeplabzoo.say import say
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 MAX_PIXELS = 256_000_000
-"""Default limit on a picture's declared size, in pixels: 256 Mpx is 768 MB once decoded to RGB."""
+"""Default limit on a picture's declared size, in pixels: 256 Mpx is 768 MB once decoded to RGB.
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> the turn that makes the picture upright (Exif 2.3, tag Orientation)."""
+While it is decoded a picture takes 7 to 20 bytes a pixel, as its format's decoder has it."""
 
-_pillow_globals = threading.Lock()
+_AT_ONCE = 2**22
+"""Pixels that are brought to RGB at a time: what that needs beside picture and result stays small."""
+_STORED_GREY = re.compile(r"L;(?P<bits>[24]?)(?P<inverted>I?)R?")
+"""Pillow's name of grey pixels that it does not hand out as they are stored: 2 or 4 bits, or 0 for white."""
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -57,8 +49,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _to_rgb(source, "The image", max_pixels)
-    path = _existing_file(source)
-    with _opened(path) as image:
+    path = existing_file(source)
+    with opened(path, f"'{path}'", max_pixels) as image:
         return _to_rgb(image, f"'{path}'", max_pixels)
 
 
@@ -69,15 +61,29 @@ def read_image_bytes(data: bytes, name: str = "The photo", *, max_pixels: int = 
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); expected an image file.")
-    with _opened(io.BytesIO(data), name) as image:
+    with opened(io.BytesIO(data), name, max_pixels) as image:
         return _to_rgb(image, name, max_pixels)
 
 
-def declared_hw(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return height and width that an image file's header declares, before it is turned upright; None where it is none."""
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself before a pixel is decoded."""
+
+    hw: tuple[int, int]
+    """Height and width as stored, before it is turned upright."""
+    mode: str
+    """Pillow's: `L`, `P`, `RGB` ..."""
+    texts: Mapping[str, str]
+    """Keyword -> text, of a PNG."""
+
+
+def read_header(path: str | os.PathLike[str]) -> Header | None:
+    """Return what an image file declares, whatever its size; None where it is no image that can be opened."""
     try:
-        with _opened(_existing_file(path)) as image:
-            return image.height, image.width
+        file = existing_file(path)
+        with opened(file, f"'{file}'", MAX_PIXELS) as image:
+            texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+            return Header((image.height, image.width), image.mode, texts)
     except ImageError:
         return None
 
@@ -89,12 +95,15 @@ def read_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
     orientation is applied, as it is to the photo. Raises ImageError if the file cannot be read, DataError if its pixels are
     colours and not numbers.
     """
-    file = _existing_file(path)
-    with _opened(file) as image:
-        upright = _decoded(image, f"'{file}'", max_pixels)
+    file = existing_file(path)
+    with opened(file, f"'{file}'", max_pixels) as image:
+        stored = _STORED_GREY.fullmatch(_raw_mode(image))
+        upright = decoded(image, f"'{file}'", max_pixels)
         pixels = np.asarray(upright)
         if upright.mode == "1":
             return pixels.astype(np.uint8)
+        if upright.mode == "L" and stored is not None:
+            return _as_stored(pixels, stored, file)
         if upright.mode in ("L", "P"):
             return pixels
         if upright.mode in ("LA", "PA"):
@@ -112,88 +121,50 @@ def read_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
     raise DataError(f"The mask '{file}' has pixels of mode {upright.mode}; save it as a palette or grey PNG of class numbers.")
 
 
-def _existing_file(source: str | os.PathLike[str]) -> Path:
-    try:
-        path = Path(source)
-    except TypeError:
-        raise ImageError(f"Expected a path, a Pillow image or an array, not a {type(source).__name__}.") from None
-    if path.is_dir():
-        raise ImageError(f"'{path}' is a folder, expected an image file.")
-    try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"'{path}' is empty (0 bytes); expected an image file.")
-    except FileNotFoundError:
-        raise ImageError(f"'{path}' does not exist; check the path.") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"'{path}' cannot be read: {_reason(error)}.") from None
-    return path
+def _raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of the pixels as the file stores them, of a picture that is not decoded yet; empty if unknown."""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0].args if tiles else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-@contextmanager
-def _opened(file: Path | io.BytesIO, name: str | None = None) -> Iterator[Image.Image]:
-    """Open without Pillow's own size limit (ours is checked next) and without its warnings about odd metadata.
-
-    Every registered format is tried but EPS, which Pillow hands to the Ghostscript program.
-    """
-    name = name or f"'{file}'"
-    with _pillow_globals, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            Image.init()
-            image = Image.open(file, formats=[one for one in Image.ID if one != "EPS"])
-        except UnidentifiedImageError:
-            raise ImageError(
-                f"{name} is not an image of a known format; expected JPEG, PNG, WebP, TIFF, BMP, GIF or the like."
-            ) from None
-        except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
-            raise ImageError(f"{name} cannot be opened as an image: {_reason(error)}.") from None
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillow_limit
-    with image:
-        yield image
-
-
-def _decoded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """Decode and turn upright, after the declared size was found acceptable."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name} declares {width} x {height} pixels, more than the limit of {max_pixels}; "
-            "make it smaller, or set a larger max_pixels (predict --max-pixels) if you trust it."
+def _as_stored(grey_HW: Pixels, stored: re.Match[str], file: Path) -> Labels:
+    """Undo that Pillow stretches 2 and 4 bits to 0..255; DataError where black and white are swapped, too."""
+    if stored["inverted"]:
+        raise DataError(
+            f"The mask '{file}' stores white as 0 (WhiteIsZero), so its numbers can be read in two ways; save it as a PNG."
         )
-    try:
-        frames = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: a photo with a depth map behind it
-        image.load()
-    except Exception as error:  # as above: damaged data ends in OSError, SyntaxError, struct.error, ...
-        raise ImageError(f"{name} is damaged or cut short: {_reason(error)}.") from None
-    if frames:
-        say(f"{name} has several frames; the first one is used.")
-    turn = _UPRIGHT.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1-8; unreadable EXIF counts as none. Read after decoding: Pillow turns TIFF files by itself then."""
-    with _pillow_globals, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return int(image.getexif().get(_ORIENTATION_TAG, 1))
-        except Exception:
-            return 1
+    labels_HW: Labels = grey_HW // (255 // (2 ** int(stored["bits"] or 8) - 1))
+    return labels_HW
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Pixels:
     if min(image.size) < 2:
         raise ImageError(_too_thin(name, *image.size))
-    upright = _decoded(image, name, max_pixels)
-    if upright.mode.startswith("I"):
-        return _grey_to_rgb(_as_eight_bit(_as_uint16(np.asarray(upright), name)))
+    upright = decoded(image, name, max_pixels)
     if upright.mode == "F":
         raise ImageError(f"{name} holds floating-point values, expected 8 or 16 bits a channel; scale it to 8 bits first.")
-    if upright.has_transparency_data:
-        return _over_white(upright.convert("RGBA"))
-    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    try:
+        if upright.mode.startswith("I"):
+            return _in_bands(upright, lambda part: _as_eight_bit(_as_uint16(np.asarray(part), name))[..., None])
+        return _in_bands(upright, _over_white if upright.has_transparency_data else _plain)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(no_memory(name, upright)) from None
+    except Exception as error:  # a palette that is missing, a colour space that Pillow does not convert
+        raise ImageError(f"{name} has pixels of mode {upright.mode} that cannot be turned into RGB: {reason(error)}.") from None
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Pixels]) -> Pixels:
+    """Return the picture that `convert` gives, made band by band."""
+    width, height = image.size
+    out = np.empty((height, width, 3), np.uint8)
+    step = max(1, _AT_ONCE // width)
+    for top in range(0, height, step):
+        bottom = min(height, top + step)
+        out[top:bottom] = convert(image if step >= height else image.crop((0, top, width, bottom)))
+    return out
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Pixels:
@@ -211,13 +182,17 @@ def _from_array(array: np.ndarray[Any, Any]) -> Pixels:
         return _grey_to_rgb(array.reshape(array.shape[:2]))
     if array.shape[2] == 3:
         return np.ascontiguousarray(array)
-    return _over_white(Image.fromarray(np.ascontiguousarray(array)).convert("RGBA"))
+    return _in_bands(Image.fromarray(np.ascontiguousarray(array)), _over_white)
 
 
-def _over_white(image_rgba: Image.Image) -> Pixels:
-    page = Image.new("RGBA", image_rgba.size, "white")
-    page.alpha_composite(image_rgba)
-    return np.array(page.convert("RGB"))
+def _plain(image: Image.Image) -> Pixels:
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _over_white(image: Image.Image) -> Pixels:
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image if image.mode == "RGBA" else image.convert("RGBA"))
+    return np.asarray(page.convert("RGB"))
 
 
 def _grey_to_rgb(grey_HW: Pixels) -> Pixels:
@@ -238,8 +213,3 @@ def _as_uint16(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dt
 
 def _too_thin(name: str, width: int, height: int) -> str:
     return f"{name} is {width} x {height} pixels (width x height), expected at least 2 x 2."
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__

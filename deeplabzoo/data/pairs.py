@@ -1,6 +1,7 @@
 """Pictures and masks in two folders that belong together by stem: matching them, and reading a pair with every check."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
         raise DataError(f"There is no folder '{folder}'.")
     found: dict[str, Path] = {}
     with os.scandir(folder) as entries:
-        names = sorted(one.name for one in entries if one.is_file())
+        names = sorted(one.name for one in entries if one.is_file() or _is_broken_link(one))
     for name in names:
         if name.startswith(".") or name.lower() in _NOT_DATA:
             continue
@@ -120,6 +121,11 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
             raise DataError(f"'{found[path.stem]}' and '{path}' have the same stem; keep one, since masks are found by stem.")
         found[path.stem] = path
     return found
+
+
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads nowhere: such a file counts, so that reading names it instead of training without it."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def pair_folders(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
@@ -145,7 +151,7 @@ def pair_folders(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
 def pair_listed(stems: Sequence[str], images: Path, masks: Path, list_file: Path) -> dict[str, tuple[Path, Path]]:
     """Return stem -> (image, mask) for the stems of a list; raises DataError if one is listed twice or has a file missing."""
     image_files, mask_files = files_by_stem(images), files_by_stem(masks)
-    repeated = sorted({stem for stem in stems if stems.count(stem) > 1}) if len(set(stems)) < len(stems) else []
+    repeated = sorted(stem for stem, count in Counter(stems).items() if count > 1)
     if repeated:
         raise DataError(f"'{list_file}' lists {_some(repeated)} more than once; every picture counts once.")
     for kind, files, folder in (("image", image_files, images), ("mask", mask_files, masks)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,9 +17,13 @@ HELD_OUT = 0.2
 
 def read_list(file: Path) -> list[str]:
     """Return the names in a text file, one a line, suffixes and empty lines dropped; DataError for repeats or an empty list."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        told = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise DataError(f"The list '{file}' cannot be read: {told}; expected one picture name a line.") from None
     names = [_stem(line.strip()) for line in lines if line.strip()]
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"'{file}' lists '{repeated[0]}' more than once ({len(repeated)} such names); list each picture once.")
     if not names:

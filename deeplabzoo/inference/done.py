@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 import deeplabzoo
+from deeplabzoo.data.images import read_header
 from deeplabzoo.errors import ImageError
 from deeplabzoo.inference.formats import Kind
 from deeplabzoo.inference.jobs import Job
@@ -64,10 +63,10 @@ def _stamp_in(path: Path, kind: Kind) -> str | None:
         if kind == "json":
             found = json.loads(path.read_bytes())
             return str(found.get(STAMP_KEY)) if isinstance(found, dict) else None
-        with Image.open(path) as picture:
-            return str(picture.info.get(STAMP_KEY))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, RecursionError):
         return None
+    header = read_header(path)
+    return None if header is None else header.texts.get(STAMP_KEY)
 
 
 def _hash(facts: Any) -> str:

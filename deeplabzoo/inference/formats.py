@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from deeplabzoo.errors import UsageError
+from deeplabzoo.errors import OutputError, UsageError
 
 Kind = Literal["overlay", "labels", "json"]
 KINDS: tuple[Kind, ...] = ("overlay", "labels", "json")
@@ -22,6 +22,8 @@ PICTURE_FORMATS = {
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 """Where label numbers survive: the other formats blur them, and a label between two others is a third class."""
 
+_MOST_SIDE = {"JPEG": 65500, "WEBP": 16383}
+"""Longest side that a format holds, in pixels: the limits of libjpeg and of WebP itself."""
 
 VIDEO_FORMATS = {
     ".mp4": ("mp4", "libx264"),
@@ -45,6 +47,14 @@ def video_format(path: Path) -> tuple[str, str]:
     if path.suffix.lower() not in VIDEO_FORMATS:
         raise UsageError(f"'{path}' cannot hold a video; use a file name that ends in {', '.join(VIDEO_FORMATS)}.")
     return VIDEO_FORMATS[path.suffix.lower()]
+
+
+def require_room(path: Path, size: tuple[int, int]) -> None:
+    """Raise OutputError where a picture of this width and height is larger than the format of `path` can hold."""
+    name = PICTURE_FORMATS[path.suffix.lower()]
+    most = _MOST_SIDE.get(name)
+    if most is not None and max(size) > most:
+        raise OutputError(f"'{path}' cannot hold {size[0]} x {size[1]} pixels: {name} ends at {most} a side; use .png or .tif.")
 
 
 def kind_for(path: Path, kind: Kind | None = None) -> Kind:

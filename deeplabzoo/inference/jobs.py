@@ -1,5 +1,7 @@
 """Photos and the files to make of each, planned and checked before a network is loaded; imports nothing heavy."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +10,12 @@ from deeplabzoo.errors import OutputError, UsageError
 from deeplabzoo.inference.formats import KINDS, PICTURE_FORMATS, Kind, kind_for
 from deeplabzoo.inference.sources import Source
 from deeplabzoo.output import ensure_folder
+from deeplabzoo.say import say
 
 SUFFIX_IN_FOLDER: dict[Kind, str] = {"overlay": "_overlay.png", "labels": "_labels.png", "json": ".json"}
 """What follows a photo's name in a folder of results."""
+_LONGEST_NAME_BYTES = 255 - len("_overlay.png")
+"""Common disks take names of 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ def job_into_file(sources: Sequence[Source], out: Path, kinds: Sequence[Kind]) -
 def job_into_folder(source: Source, out: Path, kinds: Sequence[Kind]) -> Job:
     """Return the job of a photo whose results go into a folder: those of `kinds`, or all."""
     stem = out / source.name
+    name = os.fsencode(stem.name)
+    if len(name) > _LONGEST_NAME_BYTES:
+        begin = name[: _LONGEST_NAME_BYTES - 17].decode(errors="ignore")
+        stem = stem.with_name(f"{begin}-{hashlib.sha256(name).hexdigest()[:16]}")
+        say(f"results of '{source.where}' are called '{stem.name}': its own name would be too long with their endings")
     return Job(source, {kind: stem.with_name(stem.name + SUFFIX_IN_FOLDER[kind]) for kind in kinds or KINDS})
 
 
@@ -57,7 +67,7 @@ def check_files(jobs: Sequence[Job]) -> None:
     for file in files:
         if file.resolve() in photos:
             raise UsageError(f"The result '{file}' would overwrite the photo; name another --out.")
-        if file.is_dir():
+        if os.path.isdir(file):
             raise OutputError(f"The result '{file}' cannot be written: a folder of that name is there.")
     for folder in dict.fromkeys(file.parent for file in files):
         ensure_folder(folder)

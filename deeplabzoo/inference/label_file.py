@@ -82,7 +82,7 @@ def _chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
 def _write_tiff(path: Path, hw: tuple[int, int], dtype: np.dtype[Any], rows_of: RowsOf, palette: Sequence[Color]) -> None:
     """Write beside `path` and rename; tifffile needs a path or a file it may seek in, so `write_atomically` does not serve."""
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+    partial = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     options: dict[str, Any] = {"photometric": "minisblack"}
     if dtype == np.uint8:
         colors_3N = np.zeros((3, 256), np.uint16)

@@ -15,6 +15,9 @@ from deeplabzoo.inference.tiff_rows import TiffRows, opened_tiff
 _RESIZED_AT_ONCE = 2**24
 """Pixels of the source that one step of a resize reads."""
 
+_MOST_SIDE = 2**20
+"""Side in pixels above which the header of a TIFF is not believed unless a limit was set: rows are held whole."""
+
 
 class PixelRows(Protocol):
     """A picture that gives its rows when asked."""
@@ -86,7 +89,7 @@ def open_rows(source: ImageSource, *, max_pixels: int | None = None) -> PixelRow
     A TIFF needs tifffile (`pip install "deeplabzoo[large]"`) and is read tile by tile or strip by strip, whatever its size. All
     else, and a TIFF whose layout does not allow it (said in one line), Pillow decodes whole: 3 bytes a pixel, so 300 MB for
     10 000 x 10 000. Beyond `max_pixels` that is refused (ImageError); None means `MAX_PIXELS` for what is decoded whole, and no
-    limit for windows.
+    limit for windows but a side of 2^20 pixels.
     """
     if isinstance(source, str | os.PathLike):
         windows = opened_tiff(Path(source))
@@ -100,5 +103,10 @@ def _check(windows: TiffRows, source: Any, max_pixels: int | None) -> None:
     height, width = windows.hw
     if min(height, width) < 2:
         raise ImageError(f"'{source}' is {width} x {height} pixels (width x height), expected at least 2 x 2.")
+    if max_pixels is None and max(height, width) > _MOST_SIDE:
+        raise ImageError(
+            f"'{source}' declares {width} x {height} pixels, a side above {_MOST_SIDE}, which is taken for damage; "
+            "set max_pixels (predict --max-pixels) if you trust it."
+        )
     if max_pixels is not None and height * width > max_pixels:
         raise ImageError(f"'{source}' has {width} x {height} pixels, more than the limit of {max_pixels} that was set.")

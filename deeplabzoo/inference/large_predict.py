@@ -17,8 +17,8 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from deeplabzoo.data.images import Labels, declared_hw
-from deeplabzoo.errors import UsageError
+from deeplabzoo.data.images import Labels, read_header
+from deeplabzoo.errors import ImageError, UsageError
 from deeplabzoo.inference.formats import Kind, kind_for
 from deeplabzoo.inference.label_file import require_label_suffix, write_labels
 from deeplabzoo.inference.labels import ClassArea
@@ -72,8 +72,8 @@ def goes_from_file_to_file(predictor: Predictor, source: str | Path) -> bool:
 
     Read from the header alone; what has none that can be read is left to the ordinary way, which says what is wrong.
     """
-    hw = declared_hw(Path(source))
-    return hw is not None and hw[0] * hw[1] > HELD_PIXELS and predictor.tiling_for(hw) is not None
+    header = read_header(source)
+    return header is not None and math.prod(header.hw) > HELD_PIXELS and predictor.tiling_for(header.hw) is not None
 
 
 def predict_to_files(
@@ -110,7 +110,11 @@ def predict_to_files(
         raise UsageError("predict_to_files needs at least one file to write, such as {'labels': Path('labels.png')}.")
     with UnfinishedLabels(first, picture.hw, dtype, _identity(predictor, source, tiling)) as labels:
         continued_from = labels.finished
-        tiles = _label(predictor, picture, tiling, labels, source.name)
+        try:
+            tiles = _label(predictor, picture, tiling, labels, source.name)
+        except ImageError:
+            labels.remove()  # a damaged picture will not go on
+            raise
         counts = _counted(labels, len(net.classes))
         order = sorted(np.flatnonzero(counts).tolist(), key=lambda index: -int(counts[index]))
         total = picture.hw[0] * picture.hw[1]
@@ -122,7 +126,7 @@ def predict_to_files(
             elif kind == "json":
                 made_of = {} if stamp is None else {STAMP_KEY: stamp}
                 text = json.dumps({**(facts or {}), **result.to_dict(), **made_of}, indent=2, ensure_ascii=False) + "\n"
-                write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+                write_atomically(path, lambda file, text=text: file.write(text.encode(errors="backslashreplace")))  # type: ignore[misc]
             else:
                 _reduced(picture, labels, predictor).save(path, "overlay", alpha=alpha, legend=legend, stamp=stamp)
         labels.remove()

@@ -18,7 +18,7 @@ from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.inference.device import choose_device, evaluating
 from deeplabzoo.inference.engine import OptimizedDeepLab, require_names
 from deeplabzoo.inference.engine_choice import FreshForm
-from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for
+from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for, require_room
 from deeplabzoo.inference.labels import ClassArea, class_areas
 from deeplabzoo.inference.large_image import ArrayRows, PixelRows
 from deeplabzoo.inference.overlay import Color, blend, with_legend
@@ -105,10 +105,11 @@ class Result:
         if kind == "json":
             made_of = {} if stamp is None else {STAMP_KEY: stamp}
             text = json.dumps({**(facts or {}), **self.to_dict(), **made_of}, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(path, lambda file: file.write(text.encode()))
+            write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))  # for names of odd bytes
             return
         picture = self.label_image() if kind == "labels" else self.overlay(alpha, legend)
         picture_format = PICTURE_FORMATS[path.suffix.lower()]
+        require_room(path, picture.size)
         options: dict[str, Any] = {"JPEG": {"quality": 92, "subsampling": 0}, "WEBP": {"quality": 92}}.get(picture_format, {})
         if picture_format == "PNG" and kind == "overlay":
             options = {"compress_level": 3}  # a photo: hardly larger than at Pillow's own level 6, and written much faster

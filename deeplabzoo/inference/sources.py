@@ -41,14 +41,15 @@ def find_photos(images: Iterable[str], *, recursive: bool = False, out: Path | N
     found: list[Source] = []
     for image in _with_lists(images):
         path = Path(image)
+        if "\0" in image:
+            raise ImageError(f"'{image}' holds a zero byte, which no file name has; check the list that it comes from.")
         if is_url(image):
             urls = find_urls(image, PHOTO_SUFFIXES, recursive=recursive)
             found += [Source(Path(re.sub(":+/*", "/", url)), name, url) for url, name in urls]
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found += _in_folder(path, recursive, out)
-        elif not path.exists() and glob.has_magic(image):
-            matches = sorted(Path(match) for match in glob.glob(image, recursive=True))
-            matches = [match for match in matches if match.is_file()]
+        elif not os.path.lexists(path) and glob.has_magic(image):
+            matches = [match for match in sorted(map(Path, glob.glob(image, recursive=True))) if _is_file_or_broken_link(match)]
             if not matches:
                 raise ImageError(f"No file matches the pattern '{image}'; check it, and the folder it starts from.")
             found += [Source(match, Path(match.stem)) for match in matches]
@@ -62,13 +63,16 @@ def _with_lists(images: Iterable[str]) -> Iterator[str]:
     """Yield the words, and in the place of a text file the photos that it lists, one a line."""
     for image in images:
         path = Path(image)
-        if is_url(image) or path.suffix.lower() != ".txt" or not path.is_file():
+        if is_url(image) or path.suffix.lower() != ".txt" or not os.path.isfile(path):
             yield image
             continue
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
         except (OSError, UnicodeDecodeError) as error:
-            raise ImageError(f"The list '{image}' cannot be read as text ({error}); expected one photo a line.") from None
+            raise ImageError(
+                f"The list '{image}' cannot be read as UTF-8 text ({getattr(error, 'reason', None) or error}); "
+                "expected one photo a line."
+            ) from None
         if not any(lines):
             raise ImageError(f"The list '{image}' is empty; expected one photo a line.")
         yield from filter(None, lines)
@@ -84,7 +88,7 @@ def _in_folder(folder: Path, recursive: bool, out: Path | None) -> list[Source]:
         path
         for path in folder.glob("**/*" if recursive else "*")
         if path.suffix.lower() in PHOTO_SUFFIXES
-        and path.is_file()
+        and _is_file_or_broken_link(path)
         and not path.name.startswith(".")
         and not (skipped is not None and skipped in path.resolve().parents)
     )
@@ -92,6 +96,11 @@ def _in_folder(folder: Path, recursive: bool, out: Path | None) -> list[Source]:
         below = "" if recursive else " (folders below it are searched with --recursive)"
         raise ImageError(f"The folder '{folder}' has no photos{below}; looked for {', '.join(PHOTO_SUFFIXES)}.")
     return [Source(path, path.relative_to(folder).with_suffix("")) for path in paths]
+
+
+def _is_file_or_broken_link(path: Path) -> bool:
+    """Whether a path counts as a photo: a link that leads nowhere does, so that it is named among what could not be read."""
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
 
 
 def _distinct(sources: Sequence[Source]) -> list[Source]:

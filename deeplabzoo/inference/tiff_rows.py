@@ -1,20 +1,31 @@
 """Windows of a TIFF file: only the tiles or strips that rows touch are read and decoded (tifffile, an extra)."""
 
 import contextlib
+import logging
+import math
 import weakref
+import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from deeplabzoo.data.images import Pixels, read_image
+from deeplabzoo.data.picture_file import reason
 from deeplabzoo.errors import ImageError
 from deeplabzoo.say import say
 
 _SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _MOST_SEGMENT_BYTES = 2**28
 """Decoded size of one tile or strip above which a file counts as not made for windows."""
+_MOST_ROW_BYTES = 2**30
+"""The same of a whole row of tiles: what is held while it is read."""
+_DEFLATED = ("ADOBE_DEFLATE", "DEFLATE")
+_HARMLESS_BYTES = 2**18
+"""A deflated segment up to this size cannot become larger than 2**28 bytes."""
+_decoder_log = logging.getLogger("tifffile")
 
 
 class TiffRows:
@@ -23,22 +34,40 @@ class TiffRows:
     Pixels are those that `read_image` gives. One row of tiles or strips stays decoded, since rows are asked for in order.
     """
 
-    def __init__(self, path: Path, file: Any, page: Any) -> None:
+    def __init__(self, path: Path, file: Any, page: Any, handle: BinaryIO) -> None:
         self.path, self._file, self._page = path, file, page
-        self.close = weakref.finalize(self, file.close)
+        self.close = weakref.finalize(self, handle.close)
         """Close the file; so does the end of this object."""
         self.hw: tuple[int, int] = (int(page.imagelength), int(page.imagewidth))
-        self._segment_hw = (int(page.tilelength or page.rowsperstrip), int(page.tilewidth or page.imagewidth))
+        rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, self.hw[0]), self.hw[1])
+        self._segment_hw = (int(rows), int(columns))
         self._decoded: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
 
     @property
     def segment_bytes(self) -> int:
         """Decoded size of one tile or strip."""
-        rows, columns = min(self._segment_hw[0], self.hw[0]), self._segment_hw[1]
-        return rows * columns * int(self._page.samplesperpixel) * max(1, int(self._page.bitspersample) // 8)
+        return math.prod(self._segment_hw) * self._pixel_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Decoded size of a row of tiles, or of a strip."""
+        return min(self._segment_hw[0], self.hw[0]) * self.hw[1] * self._pixel_bytes
+
+    @property
+    def _pixel_bytes(self) -> int:
+        return int(self._page.samplesperpixel) * int(self._page.bitspersample) // 8
 
     def rows(self, top: int, bottom: int) -> Pixels:
         """Return rows `top` to `bottom` (without it) as uint8 RGB; raises ImageError where the file is damaged there."""
+        try:
+            with _silent_decoder():
+                return self._rows(top, bottom)
+        except MemoryError:
+            raise ImageError(f"'{self.path}' is too wide for the memory that is left; cut it into narrower pictures.") from None
+        except Exception as error:  # damaged data ends in whatever the decoder raises
+            raise ImageError(f"'{self.path}' is damaged or cut short ({reason(error)}).") from None
+
+    def _rows(self, top: int, bottom: int) -> Pixels:
         step = self._segment_hw[0]
         out = np.empty((bottom - top, self.hw[1], 3), np.uint8)
         for segment_row in range(top // step, -(-bottom // step)):
@@ -69,17 +98,16 @@ class TiffRows:
 
     def _segment(self, index: int) -> Any:
         page, handle = self._page, self._file.filehandle
-        try:
-            offset, count = page.dataoffsets[index], page.databytecounts[index]
-            if not count:
-                return None  # a sparse file leaves out what is empty
-            handle.seek(offset)
-            data = handle.read(count)
-            if len(data) < count:
-                raise ValueError(f"{len(data)} of {count} bytes are there")
-            return page.decode(data, index, jpegtables=page.jpegtables)[0]
-        except Exception as error:  # damaged data ends in whatever the decoder raises
-            raise ImageError(f"'{self.path}' is damaged or cut short ({' '.join(str(error).split())}).") from None
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        if not count:
+            return None  # a sparse file leaves out what is empty
+        if offset + count > handle.size:
+            raise ValueError(f"{max(0, handle.size - offset)} of {count} bytes are there")
+        handle.seek(offset)
+        data = handle.read(count)
+        if count > _HARMLESS_BYTES and page.compression.name in _DEFLATED:
+            _require_small(data, 2 * self.segment_bytes)
+        return page.decode(data, index, jpegtables=page.jpegtables)[0]
 
     def _as_rgb(self, values_HWC: np.ndarray[Any, Any]) -> Pixels:
         page = self._page
@@ -100,22 +128,48 @@ def opened_tiff(path: Path) -> TiffRows | None:
     except ImportError:
         say(f"{path.name} is decoded whole: windows of a TIFF need tifffile (pip install 'deeplabzoo[large]')")
         return None
-    try:
-        file = tifffile.TiffFile(path)
-        page = file.pages.first
-        obstacle = _obstacle(page)
-    except Exception as error:  # damaged headers end in whatever the parser raises
-        say(f"{path.name} is not read in windows: {' '.join(str(error).split())}")
-        return None
-    windows = TiffRows(path, file, page) if not obstacle else None
-    if windows is not None and windows.segment_bytes > _MOST_SEGMENT_BYTES:
-        obstacle = f"one {'tile' if page.is_tiled else 'strip'} of it holds {windows.segment_bytes / 1e6:.0f} MB"
-    if not obstacle:
-        return windows
-    with contextlib.suppress(OSError):
-        file.close()
+    with contextlib.ExitStack() as on_failure:
+        try:
+            with _silent_decoder():
+                handle = on_failure.enter_context(path.open("rb"))
+                file = on_failure.enter_context(tifffile.TiffFile(handle))
+                page = file.pages.first
+                obstacle = _obstacle(page)
+                windows = TiffRows(path, file, page, handle) if not obstacle else None
+                obstacle = obstacle or _too_much(windows)
+        except Exception as error:  # damaged headers end in whatever the parser raises
+            say(f"{path.name} is not read in windows: {reason(error)}")
+            return None
+        if not obstacle:
+            on_failure.pop_all()
+            return windows
     say(f"{path.name} is decoded whole: {obstacle}")
     return None
+
+
+def _too_much(windows: TiffRows | None) -> str:
+    """Return why windows would not save memory, in words; empty where they do."""
+    if windows is not None and windows.segment_bytes > _MOST_SEGMENT_BYTES:
+        return f"one tile or strip of it holds {windows.segment_bytes / 1e6:.0f} MB"
+    if windows is not None and windows.row_bytes > _MOST_ROW_BYTES:
+        return f"one row of its tiles holds {windows.row_bytes / 1e6:.0f} MB"
+    return ""
+
+
+def _require_small(deflated: bytes, most_bytes: int) -> None:
+    """Raise ValueError for a segment that inflates to more: tifffile would hold all of it."""
+    if len(zlib.decompressobj().decompress(deflated, most_bytes + 1)) > most_bytes:
+        raise ValueError(f"a tile or strip of it inflates to more than {most_bytes} bytes")
+
+
+@contextlib.contextmanager
+def _silent_decoder() -> Iterator[None]:
+    """Keep tifffile from logging damage that is told in a sentence of ours."""
+    before, _decoder_log.disabled = _decoder_log.disabled, True
+    try:
+        yield
+    finally:
+        _decoder_log.disabled = before
 
 
 def _obstacle(page: Any) -> str:
@@ -126,8 +180,12 @@ def _obstacle(page: Any) -> str:
         return "it is stored turned"
     if photometric not in ("RGB", "MINISBLACK", "MINISWHITE", "PALETTE"):
         return f"its colours are {photometric}"
-    if str(page.dtype) not in ("uint8", "uint16"):
-        return f"its values are {page.dtype}"
+    if str(page.dtype) not in ("uint8", "uint16") or int(page.bitspersample) not in (8, 16):
+        return f"its values are {page.dtype} of {page.bitspersample} bits"
+    if photometric == "PALETTE" and getattr(page.colormap, "shape", None) != (3, 2 ** int(page.bitspersample)):
+        return "it has no palette for all of its values"
+    if page.compression.name in ("LZMA", "ZSTD"):
+        return f"{page.compression.name} cannot be held to a size"
     if samples not in (1, 2, 3, 4) or (samples > 1 and int(page.planarconfig) != 1):
         return f"its {samples} channels are not stored pixel by pixel"
     if page.imagedepth != 1:

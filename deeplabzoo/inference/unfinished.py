@@ -18,6 +18,8 @@ from deeplabzoo.data.images import Labels
 from deeplabzoo.errors import OutputError
 from deeplabzoo.output import write_atomically
 
+_LONG_NAME_BYTES = 200
+
 
 class UnfinishedLabels:
     """Rows of labels, appended from the top; `finished` of them survive whatever ends the process.
@@ -28,8 +30,8 @@ class UnfinishedLabels:
 
     def __init__(self, output: Path, hw: tuple[int, int], dtype: np.dtype[Any], facts: Mapping[str, Any]) -> None:
         self.hw, self.dtype = hw, dtype
-        self._rows, self._progress = (output.with_name(f".{output.name[:100]}.{end}") for end in ("rows", "progress"))
-        self._lock = FileLock(output.with_name(f".{output.name[:100]}.lock"))
+        self._rows, self._progress = (_beside(output, end) for end in ("rows", "progress"))
+        self._lock = FileLock(_beside(output, "lock"))
         self._identity = hashlib.sha256(json.dumps([hw, str(dtype), dict(facts)], sort_keys=True).encode()).hexdigest()
         self.finished = self._appended = 0
 
@@ -89,3 +91,11 @@ class UnfinishedLabels:
             return rows if self._rows.stat().st_size >= rows * self._row_bytes and 0 <= rows <= self.hw[0] else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
+
+
+def _beside(output: Path, ending: str) -> Path:
+    """Return `.NAME.ending` next to the output; a name that would become too long for a disk keeps its beginning and a hash."""
+    name = output.name
+    if len(os.fsencode(name)) > _LONG_NAME_BYTES:
+        name = f"{name[:20]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return output.with_name(f".{name}.{ending}")

@@ -5,7 +5,6 @@ PyAV (FFmpeg's libraries) reads and writes. Of the frames only the one at work i
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,13 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from deeplabzoo.data.images import Pixels
-from deeplabzoo.errors import ImageError, OutputError, UsageError
+from deeplabzoo.errors import OutputError, UsageError
 from deeplabzoo.inference.formats import video_format
 from deeplabzoo.inference.labels import ClassArea
 from deeplabzoo.inference.optional import require
 from deeplabzoo.inference.overlay import blend
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.inference.video_labels import FrameLabels
+from deeplabzoo.inference.video_source import MAX_PIXELS, Shape, look, opened, reading_from, reason
 from deeplabzoo.output import write_atomically
 from deeplabzoo.say import say
 
@@ -68,7 +68,7 @@ def label_video(
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"The result '{out}' would overwrite the video; name another.")
     av = require("av", extra="video", purpose="labelling a video")
-    shape = _look(av, source)
+    shape = look(av, source, predictor.max_pixels or MAX_PIXELS)
     labels = FrameLabels(predictor, shape.upright_hw, smooth)
     start = time.perf_counter()
     frames, sound = 0, False
@@ -79,41 +79,19 @@ def label_video(
             with av.open(file, "w", format=container) as writing:
                 frames, sound = _transcode(av, source, shape, writing, codec, labels, alpha)
         except av.error.FFmpegError as error:
-            raise OutputError(f"Cannot write '{out}': {_reason(error)}.") from None
+            raise OutputError(f"Cannot write '{out}': {reason(error)}.") from None
 
     write_atomically(out, write)
     height, width = shape.upright_hw
     return VideoResult(frames, width, height, labels.areas(), sound, time.perf_counter() - start)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What the first frame tells: its size as stored, and the quarter turns, counter-clockwise, that make it upright."""
-
-    stored_hw: tuple[int, int]
-    quarter_turns: int
-
-    @property
-    def upright_hw(self) -> tuple[int, int]:
-        height, width = self.stored_hw
-        return (width, height) if self.quarter_turns % 2 else (height, width)
-
-
-def _look(av: Any, source: Path) -> _Shape:
-    with _reading(av, source), av.open(str(source)) as reading:
-        if not reading.streams.video:
-            raise ImageError(f"'{source}' holds no pictures; expected a video such as MP4, MOV, MKV or WebM.")
-        for frame in reading.decode(reading.streams.video[0]):
-            return _Shape((frame.height, frame.width), round(frame.rotation / 90))
-    raise ImageError(f"'{source}' holds not one frame that can be decoded; it may have been cut short.")
-
-
 def _transcode(
-    av: Any, source: Path, shape: _Shape, writing: Any, codec: str, labels: FrameLabels, alpha: float
+    av: Any, source: Path, shape: Shape, writing: Any, codec: str, labels: FrameLabels, alpha: float
 ) -> tuple[int, bool]:
     """Label and write every frame and copy the sound; returns the number of frames and whether there was sound."""
-    with _reading(av, source):
-        reading = av.open(str(source))
+    with reading_from(av, source):
+        reading = opened(av, source)
     with reading:
         video = reading.streams.video[0]
         video.thread_type = "AUTO"
@@ -141,7 +119,7 @@ def _transcode(
     return frames, sound is not None
 
 
-def _video_stream(writing: Any, codec: str, video: Any, shape: _Shape) -> Any:
+def _video_stream(writing: Any, codec: str, video: Any, shape: Shape) -> Any:
     """Return the stream to write: the source's clock, rate and pixel form, and the upright size made even."""
     stream = writing.add_stream(codec, rate=video.average_rate or video.guessed_rate or _UNKNOWN_RATE, options=_OPTIONS[codec])
     height, width = shape.upright_hw
@@ -173,7 +151,7 @@ def _parts(av: Any, source: Path, reading: Any, video: Any, sound: Any) -> Itera
     """Yield decoded frames and packets of sound in the order of the file."""
     packets = reading.demux([video] if sound is None else [video, sound])
     while True:
-        with _reading(av, source):
+        with reading_from(av, source):
             packet = next(packets, None)
             if packet is None:
                 return
@@ -196,7 +174,7 @@ class _Times:
         return self._last
 
 
-def _upright(frame: Any, shape: _Shape) -> Pixels:
+def _upright(frame: Any, shape: Shape) -> Pixels:
     """Return the frame as RGB, turned as the file asks; one of another size than the first is brought to that."""
     height, width = shape.stored_hw
     image_HWC: Pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
@@ -213,18 +191,3 @@ def _expected_frames(video: Any) -> int | None:
         return int(video.frames)
     known = video.duration and video.time_base and video.average_rate
     return round(video.duration * video.time_base * video.average_rate) if known else None
-
-
-@contextmanager
-def _reading(av: Any, source: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise ImageError(f"'{source}' does not exist; check the path.") from None
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        raise ImageError(f"'{source}' cannot be read as a video: {_reason(error)}.") from None
-
-
-def _reason(error: BaseException) -> str:
-    text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0].rstrip(".")
-    return text or type(error).__name__

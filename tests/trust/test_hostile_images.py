@@ -1,0 +1,320 @@
+"""Damaged, lying and odd pictures through every function that reads one: pixels, or one sentence, in stated time and memory.
+
+`make soak` cuts at every byte, changes tens of thousands of files, and reads bombs in a process that cannot grow.
+"""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzz.contract import Broken, Watch
+from fuzz.mutation import mutated
+from image_attacks import ENTRANCES, MODES, PHOTO, common_files, every_file, png, saved, window_files
+from image_bombs import gigapixels, growing
+from PIL import Image
+from trust_record import TrustRecord, write_record
+
+from deeplabzoo.data.images import read_header, read_image, read_mask
+from deeplabzoo.errors import ImageError
+
+PARTS = Path(__file__).resolve().parent
+CHANGES, CHANGES_IN_WINDOWS = 30_000, 10_000
+"""Changed files that a soak run tries."""
+COMMAND = "DEEPLABZOO_RECORD=1 python -m pytest -m soak tests/trust/test_hostile_images.py"
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """The watch, after every entrance has imported what it needs."""
+    one, folder = Watch(), tmp_path_factory.mktemp("warm")
+    for target in ENTRANCES.values():
+        assert one.run(target, window_files()["tiles"], folder) is None
+        (folder / target.file_name).unlink()
+    return one
+
+
+class Tally:
+    """What became of many inputs; `broken` has the first input for each place where a promise was broken."""
+
+    def __init__(self, watch: Watch, folder: Path) -> None:
+        self.watch, self.folder = watch, folder
+        self.answered = self.refused = 0
+        self.broken: dict[str, tuple[Broken, str]] = {}
+        self.slowest_s = 0.0
+
+    def read(self, entrance: str, data: bytes, kind: str) -> bool:
+        """Try one input; True where it was answered."""
+        began = time.process_time()
+        broken = self.watch.run(ENTRANCES[entrance], data, self.folder)
+        (self.folder / ENTRANCES[entrance].file_name).unlink()
+        self.slowest_s = max(self.slowest_s, time.process_time() - began)
+        if broken is not None:
+            self.broken.setdefault(broken.where, (broken, f"{kind} through {entrance}"))
+        answered = self.watch.outcome is None
+        self.answered += answered
+        self.refused += not answered
+        return answered
+
+    @property
+    def inputs(self) -> int:
+        return self.answered + self.refused
+
+    def verdict(self) -> str:
+        """All that was broken; empty where every promise held."""
+        return "\n".join(f"{kind}: {broken.what} ({broken.where})" for broken, kind in self.broken.values())
+
+
+def cut_short(tally: Tally, step: int) -> list[str]:
+    """Read the common files cut at every `step`-th byte, and return those that gave a picture that is not the whole one."""
+    partial = []
+    for number, (kind, data) in enumerate(common_files().items()):
+        path = tally.folder / "whole.png"
+        path.write_bytes(data)
+        whole, numbers = read_image(path), _mask_or_none(path)
+        path.unlink()
+        for length in range(1 + number % step, len(data), step):
+            for entrance, right in (("photo", whole), ("mask", numbers)):
+                if tally.read(entrance, data[:length], kind):
+                    path.write_bytes(data[:length])
+                    got = read_image(path) if entrance == "photo" else read_mask(path)
+                    path.unlink()
+                    if right is None or not np.array_equal(got, right):
+                        partial.append(f"{kind} through {entrance}: {length} of {len(data)} bytes")
+    for kind, data in window_files().items():
+        for length in range(1, len(data), step):
+            tally.read("windows", data[:length], f"tiff of {kind}")
+    return partial
+
+
+def _mask_or_none(path: Path) -> np.ndarray | None:
+    try:
+        return read_mask(path)
+    except Exception:
+        return None
+
+
+def changed(tally: Tally, count: int, count_in_windows: int, seed: int = 0) -> None:
+    """Read so many changed files of every format that Pillow writes, and of every layout that is read in windows."""
+    random_ = random.Random(seed)
+    files = list({**every_file(), **common_files()}.items())
+    layouts = list(window_files().items())
+    for _ in range(count):
+        kind, data = random_.choice(files)
+        tally.read(random_.choice(("photo", "photo", "upload", "mask", "header")), mutated(data, random_), kind)
+    for _ in range(count_in_windows):
+        kind, data = random_.choice(layouts)
+        tally.read("windows", mutated(data, random_), f"tiff of {kind}")
+
+
+def test_a_picture_cut_short_is_refused_or_whole(watch: Watch, tmp_path: Path) -> None:
+    """Never half a picture, never another error."""
+    tally = Tally(watch, tmp_path)
+    partial = cut_short(tally, 61)
+    assert not tally.verdict()
+    assert not partial
+    assert tally.refused > 200
+
+
+def test_changed_bytes_never_escape_as_another_error(watch: Watch, tmp_path: Path) -> None:
+    """Pixels or one of our sentences; no other file read, nothing written, in the time and memory stated."""
+    tally = Tally(watch, tmp_path)
+    changed(tally, 60, 60)
+    assert not tally.verdict()
+    assert min(tally.answered, tally.refused) > 20
+
+
+@pytest.mark.parametrize("bombs", [gigapixels, growing], ids=["gigapixels", "growing"])
+def test_bombs_stay_small(bombs, watch: Watch, tmp_path: Path) -> None:
+    """A few bytes that claim gigapixels, or that become gigabytes, take no more memory and time than a picture may."""
+    tally = Tally(watch, tmp_path)
+    for kind, data in bombs().items():
+        for entrance in ENTRANCES:
+            answered = tally.read(entrance, data, kind)
+            assert not (bombs is gigapixels and answered and entrance != "header"), f"{kind} through {entrance}"
+    assert not tally.verdict()
+
+
+def test_a_tile_is_inflated_to_its_size_and_no_further(watch: Watch, tmp_path: Path) -> None:
+    """Half a gigabyte in one tile of 16 x 16 pixels."""
+    tally = Tally(watch, tmp_path)
+    assert not tally.read("windows", growing()["tiff of a tile that inflates"], "tile")
+    assert "inflates to more than 1536 bytes" in str(watch.outcome)
+
+
+def test_a_picture_in_an_icon_is_held_to_the_limit(tmp_path: Path) -> None:
+    """Icons are decoded while they are opened, before a size can be asked for."""
+    path = tmp_path / "favicon.png"
+    path.write_bytes(gigapixels()["ico that holds a png"])
+    with pytest.raises(ImageError, match="more pixels than the limit of 256000000"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", list(common_files()))
+def test_the_suffix_does_not_matter(kind: str, tmp_path: Path) -> None:
+    """A picture under any other picture's suffix, or none, is read by its content."""
+    pixels = []
+    for suffix in (".png", ".jpg", ".tif", ".gif", ".webp", ".bmp", ".txt", ""):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(common_files()[kind])
+        pixels.append(read_image(path))
+    assert all(np.array_equal(one, pixels[0]) for one in pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("where", ["exif", "xmp"])
+def test_a_camera_held_in_any_way_gives_an_upright_photo(where: str, orientation: int, tmp_path: Path) -> None:
+    """JPEG as cameras write it, and the orientation in XMP alone as some editors leave it; the oracle is Exif 2.3."""
+    stored = np.zeros((48, 64, 3), np.uint8)
+    stored[:16, :32] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    path = tmp_path / "a.jpg"
+    path.write_bytes(
+        saved(Image.fromarray(stored), "JPEG", quality=95, **({"exif": exif} if where == "exif" else {"xmp": xmp.encode()}))
+    )
+    turned = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1],
+        5: stored.transpose(1, 0, 2), 6: stored.transpose(1, 0, 2)[:, ::-1],
+        7: stored.transpose(1, 0, 2)[::-1, ::-1], 8: stored.transpose(1, 0, 2)[::-1],
+    }[orientation]  # fmt: skip
+    got = read_image(path)
+    assert got.shape == turned.shape
+    assert np.abs(got.astype(int) - turned).mean() < 3
+
+
+def test_corrupt_metadata_does_not_cost_the_photo(tmp_path: Path) -> None:
+    """EXIF, a colour profile and XMP of seeded noise: the pixels are those of the photo without them, upright or turned."""
+    random_ = random.Random(1)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        plain = tmp_path / "plain"
+        plain.write_bytes(saved(Image.fromarray(PHOTO), kind, **options))
+        right = read_image(plain)
+        for _ in range(60):
+            exif = (
+                b"Exif\0\0"
+                + random_.choice((b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b""))
+                + random_.randbytes(random_.randrange(200))
+            )
+            noise = {"exif": exif, "icc_profile": random_.randbytes(random_.randrange(1, 300)), "xmp": random_.randbytes(99)}
+            path = tmp_path / "noisy"
+            path.write_bytes(saved(Image.fromarray(PHOTO), kind, **options, **noise))
+            got = read_image(path)
+            assert sorted(got.shape) == sorted(right.shape)
+            assert np.array_equal(np.sort(got, axis=None), np.sort(right, axis=None))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_kind_of_pixel_is_a_picture_or_a_sentence(mode: str, watch: Watch, tmp_path: Path) -> None:
+    """Palettes, alpha, four inks, Lab, 16 and 32 bits, floats: each in every format that holds it."""
+    tally = Tally(watch, tmp_path)
+    for kind, data in every_file().items():
+        if kind.endswith(f" {mode}"):
+            tally.read("photo", data, kind)
+            tally.read("mask", data, kind)
+    assert not tally.verdict()
+    assert tally.inputs
+
+
+def odd_file(kind: str, folder: Path) -> Path:
+    """Something that stands where a picture should."""
+    path = folder / "a.jpg"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as one:
+                one.bind(str(path))
+        case "device":
+            return Path("/dev/zero")
+        case "broken link":
+            path.symlink_to("nowhere.jpg")
+        case "link to itself":
+            path.symlink_to("a.jpg")
+        case "folder":
+            path.mkdir()
+        case "empty":
+            path.touch()
+        case "too long":
+            return folder / f"{'a' * 300}.jpg"
+        case "zero byte":
+            return folder / "a\0.jpg"
+        case "beneath a file":
+            path.write_bytes(png(2, 2))
+            return path / "b.jpg"
+    return path
+
+
+ODD = {
+    "pipe": "is a pipe, socket or device",
+    "socket": "is a pipe, socket or device",
+    "device": "is a pipe, socket or device",
+    "broken link": "is a link to nothing",
+    "link to itself": "cannot be read",
+    "folder": "is a folder",
+    "empty": "is empty",
+    "too long": "name too long",
+    "zero byte": "null byte",
+    "beneath a file": "cannot be read",
+}
+
+
+@pytest.mark.parametrize(("kind", "words"), ODD.items())
+def test_what_is_no_file_is_a_sentence_at_once(kind: str, words: str, tmp_path: Path) -> None:
+    """Nothing is opened that could keep the reader waiting, and the sentence says what is there."""
+    path = odd_file(kind, tmp_path)
+    for read in (read_image, read_mask):
+        with pytest.raises(ImageError, match=f"(?i){words}"):
+            read(path)
+    assert read_header(path) is None
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_hostile_images_in_full(watch: Watch, tmp_path: Path) -> None:
+    """Every cut, every bomb in a process that may not grow, and tens of thousands of changed files; the record says so."""
+    began = time.monotonic()
+    cuts, changes = Tally(watch, tmp_path), Tally(watch, tmp_path)
+    partial = cut_short(cuts, 1)
+    changed(changes, CHANGES, CHANGES_IN_WINDOWS, seed=1)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(PARTS), str(PARTS.parent)))}
+    process = subprocess.run(
+        [sys.executable, PARTS / "image_bombs.py"], capture_output=True, text=True, env=environment, check=True
+    )
+    bombs = [json.loads(line) for line in process.stdout.splitlines()]
+    broken = [one for one in bombs if one["broken"]]
+    inputs = cuts.inputs + changes.inputs + len(bombs)
+    failed = len(cuts.broken) + len(partial) + len(changes.broken) + len(broken)
+    write_record(
+        TrustRecord(
+            name="hostile_images",
+            area="images",
+            what="Pictures cut at every byte, changed at random or larger than they look, through every entrance.",
+            command=COMMAND,
+            seconds=round(time.monotonic() - began, 1),
+            inputs=inputs,
+            faults=inputs,
+            survived=inputs - failed,
+            details={
+                "cut": cuts.inputs,
+                "changed": changes.inputs,
+                "bombs": len(bombs),
+                "answered": cuts.answered + changes.answered + sum(not one["sentence"] for one in bombs),
+                "refused": cuts.refused + changes.refused + sum(bool(one["sentence"]) for one in bombs),
+                "slowest_s": round(max(cuts.slowest_s, changes.slowest_s), 2),
+                "formats": len(every_file()),
+            },
+        )
+    )
+    assert not cuts.verdict()
+    assert not partial
+    assert not changes.verdict()
+    assert not broken
