@@ -17,7 +17,13 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        ROOT / "benchmarks" / "README.md",
+        *ROOT.glob("docs/**/*.md"),
+    ]
 )
 
 NETWORK = "downloads files; the suite has no network"
@@ -43,6 +49,9 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/origins.md", "python -m deeplabzoo.convert deeplabv3_resnet101_coco-586e9e4e.pth"): NETWORK,
     ("docs/reproduce.md", 'pip install -e ".[train]"'): COSTS,
     ("docs/speed.md", "python -m deeplabzoo.benchmark deeplabv3_mobilenetv3_voc"): COSTS,
+    ("CONTRIBUTING.md", "make soak"): COSTS,
+    ("docs/licences.md", "python tests/trust/licences_page.py"): "writes into the repository; it has tests of its own",
+    ("docs/trust.md", "DEEPLABZOO_RECORD=1 make soak"): COSTS,
     ("docs/video.md", 'pip install "deeplabzoo[video]"'): CLIP,
     ("docs/video.md", "import deeplabzoo"): CLIP,
 }
