@@ -43,3 +43,23 @@ def test_multi_grid_multiplies_the_stage_dilation() -> None:
     assert block_rates((1, 2, 4), 8, 3) == (4, 8, 16)
     assert block_rates((1, 2, 1), 32, 3) == (1, 2, 1)
     assert block_rates((1, 2), 16, 4) == (2, 4, 2, 4)
+
+
+def test_halved_multi_grid_stays_whole() -> None:
+    """mmsegmentation's networks take half of the stage's dilation; a half that is no whole number is refused."""
+    assert block_rates((1, 2, 4), 16, 3, halved=True) == (1, 2, 4)
+    assert block_rates((2, 4, 6), 32, 3, halved=True) == (1, 2, 3)
+    with pytest.raises(UsageError, match="no whole dilations at output stride 32"):
+        block_rates((2, 3), 32, 2, halved=True)
+    assert block_rates((2, 3), 32, 2) == (2, 3)
+
+
+def test_rates_are_integers() -> None:
+    """6.0 equals 6 and is no dilation: torch's convolutions refuse it."""
+    rates = (
+        *aspp_rates(16),
+        *scale_rates((6, 12), 16, 8),
+        *block_rates((1, 2), 16, 2),
+        *block_rates((2, 4), 16, 2, halved=True),
+    )
+    assert {type(rate) for rate in rates} == {int}
