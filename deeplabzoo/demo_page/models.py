@@ -17,6 +17,27 @@ class BusyError(DeepLabZooError):
     """More photos wait for a model than it will work through soon."""
 
 
+class Room:
+    """Memory for uploads that wait, of all models together; the first of them always has room."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._taken_bytes = most_bytes, 0
+        self._counting = threading.Lock()
+
+    @contextmanager
+    def taken(self, count_bytes: int) -> Iterator[None]:
+        """Hold room for an upload, before it is read; raises BusyError where there is none left."""
+        with self._counting:
+            if self._taken_bytes and self._taken_bytes + count_bytes > self._most_bytes:
+                raise BusyError("Too many large photos wait at the moment; try again in a few seconds.")
+            self._taken_bytes += count_bytes
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._taken_bytes -= count_bytes
+
+
 class WarmModel:
     """One model: loaded at its first photo, then kept; photos wait for each other, at most `most_waiting` of them."""
 

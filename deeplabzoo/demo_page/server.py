@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import deeplabzoo
 from deeplabzoo.demo_page.connections import BoundedServer
-from deeplabzoo.demo_page.models import BusyError, Models
+from deeplabzoo.demo_page.models import BusyError, Models, Room
 from deeplabzoo.errors import DeepLabZooError, ImageError, UnknownNameError
 
 LOOPBACK = "127.0.0.1"
@@ -54,6 +54,8 @@ class Limits:
     max_seconds: float = 120.0
     """Until a request has arrived whole; the largest upload takes so long at 2 megabits a second."""
     max_connections: int = 256
+    max_waiting_bytes: int = 512_000_000
+    """Of all uploads that wait for their turn together."""
 
 
 class DemoServer(BoundedServer):
@@ -62,6 +64,7 @@ class DemoServer(BoundedServer):
     def __init__(self, host: str, port: int, models: Models, limits: Limits) -> None:
         super().__init__((host, port), _Handler, limits.max_connections, limits.max_seconds)
         self.models, self.limits = models, limits
+        self.room = Room(limits.max_waiting_bytes)
 
     @property
     def local_only(self) -> bool:
@@ -145,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "demo takes; make the photo smaller, or start the demo with a larger --max-megabytes.",
             )
         model = self.server.models[parse_qs(url.query).get("model", self.server.models.names)[0]]
-        with model.place():
+        with model.place(), self.server.room.taken(self.unread):
             declared, upload = self.unread, self.rfile.read(self.unread)
             self.unread = 0
             self._require_arrived()

@@ -77,7 +77,7 @@ def segment(port: int) -> tuple[int, dict[str, Any]]:
 def port(capfd: pytest.CaptureFixture[str]) -> Iterator[int]:
     """A demo whose requests have half a second to arrive; in the end it answers as ever, and no traceback was printed."""
     models = Models(["colors"], lambda _: Predictor(ColorNet(), "cpu"), most_waiting=2)
-    limits = Limits(max_bytes=100_000, max_pixels=40_000, max_seconds=0.5, max_connections=8)
+    limits = Limits(max_bytes=100_000, max_pixels=40_000, max_seconds=0.5, max_connections=8, max_waiting_bytes=60_000)
     with DemoServer(LOOPBACK, 0, models, limits) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -250,12 +250,22 @@ def test_a_slow_loris_loses_its_thread(port: int, beginning: bytes) -> None:
 
 def test_slow_uploads_do_not_keep_others_out(port: int) -> None:
     """Two uploads that never end hold both places in the queue for half a second, and no longer."""
-    head = POST + b"Content-Length: 90000\r\n\r\n"
+    head = POST + b"Content-Length: 25000\r\n\r\n"
     with ThreadPoolExecutor(2) as pool:
         replies = list(pool.map(lambda _: exchange(port, head, seconds=20), range(2)))
     for reply in replies:
         require_sentence(reply, 408)
     assert segment(port)[0] == 200
+
+
+def test_large_uploads_wait_outside_of_memory(port: int) -> None:
+    """What waits is bounded in bytes as well as in photos: 64 uploads of 32 MB for each model would be gigabytes."""
+    with socket.create_connection((LOOPBACK, port), timeout=20) as first:
+        first.sendall(POST + b"Content-Length: 50000\r\n\r\n")
+        time.sleep(0.1)
+        require_sentence(exchange(port, POST + b"Content-Length: 20000\r\n\r\n" + b"\0" * 20_000), 503)
+        assert segment(port)[0] == 200
+        require_sentence(received(first), 408)
 
 
 def test_more_connections_than_it_takes_are_told_so(port: int) -> None:

@@ -262,6 +262,37 @@ def test_a_disk_that_takes_no_more_is_a_sentence(server: FaultServer, share: flo
     gives_the_file(asked)
 
 
+def test_kill_9_in_the_middle_costs_half_a_file(server: FaultServer) -> None:
+    """No `finally` is run: what is left is a beginning and its validator, and the next fetch asks for the rest."""
+    context = multiprocessing.get_context("fork")
+    asked = url_row(server)
+    process = context.Process(target=_fetch_with_limit, args=(asked, str(cache_folder()), SIZE, context.SimpleQueue()))
+    server.faults[FILE] = [Fault(piece_bytes=SIZE // 10, pause_s=0.02, at_byte=(SIZE // 2, lambda: process.kill()))]
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    assert "net.pth" not in files_left()
+    gives_the_file(asked)
+    assert server.requests[-1].headers.get("Range", "").startswith("bytes=")
+
+
+def test_the_hubs_own_hash_counts_where_nothing_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob of anybody's repository is named by its hash: bytes that changed on the disk or on the way are noticed."""
+    link, blob = tmp_path / FILE[1:], tmp_path / SHA256
+    link.parent.mkdir()
+    link.symlink_to(blob)
+    monkeypatch.setattr(hub, "_hub_file", lambda *_: link)
+    blob.write_bytes(CONTENT)
+    assert hub.fetch_from_hub("someone/theirs", "net.pth") == link
+    blob.write_bytes(OTHER)
+    with pytest.raises(DownloadError, match="its sha256 is"):
+        hub.fetch_from_hub("someone/theirs", "net.pth")
+    assert not blob.exists()
+    assert not link.is_symlink()
+    with pytest.raises(DownloadError, match="was removed while it was checked; try again"):
+        hub.fetch_from_hub("someone/theirs", "net.pth")
+
+
 def test_waiting_for_another_process_is_said(
     server: FaultServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
