@@ -9,6 +9,9 @@ from typing import BinaryIO
 
 from deeplabzoo.errors import OutputError
 
+_KEPT_CHARACTERS = 50
+"""Of a name: at four bytes each they and the mark stay below 255 bytes."""
+
 
 def ensure_folder(folder: Path) -> None:
     """Make `folder` if it is missing and prove that a file can be made in it; raises OutputError.
@@ -49,4 +52,5 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _partial_name(name: str, mark: str) -> str:
-    return f".{name[:100]}.{mark}.part"
+    """Return the name under which a file is written; a long one is shortened, so that a disk that takes `name` takes this."""
+    return f".{name[:_KEPT_CHARACTERS]}.{mark}.part"

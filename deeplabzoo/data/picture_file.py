@@ -94,8 +94,8 @@ def opened(file: Path | io.BytesIO, name: str, max_pixels: int) -> Iterator[Imag
         finally:
             Image.MAX_IMAGE_PIXELS = before
     with image:
-        if image.format in ("JPEG", "MPO"):
-            _require_few_scans(file.read_bytes() if isinstance(file, Path) else file.getvalue(), name)
+        if image.format in _LOOKED_AT:
+            _LOOKED_AT[image.format](file.read_bytes() if isinstance(file, Path) else file.getvalue(), name)
         yield image
 
 
@@ -156,6 +156,16 @@ def _require_few_scans(jpeg: bytes, name: str) -> None:
             at = found.start() if found else len(jpeg)
         if scans > MAX_SCANS:
             raise ImageError(f"{name} is a JPEG of more than {MAX_SCANS} scans, which no camera writes; save it anew.")
+
+
+def _require_end(jpeg2000: bytes, name: str) -> None:
+    """Raise ImageError for a JPEG 2000 without its end: cut after a header it would decode to nothing, without an error."""
+    if b"\xff\xd9" not in jpeg2000:
+        raise ImageError(f"{name} is damaged or cut short: the end of its codestream is missing.")
+
+
+_LOOKED_AT = {"JPEG": _require_few_scans, "MPO": _require_few_scans, "JPEG2000": _require_end}
+"""Format -> what is looked at in its bytes, where the decoder itself would not."""
 
 
 def _orientation(image: Image.Image) -> int:

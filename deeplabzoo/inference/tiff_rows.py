@@ -138,7 +138,8 @@ def opened_tiff(path: Path) -> TiffRows | None:
                 windows = TiffRows(path, file, page, handle) if not obstacle else None
                 obstacle = obstacle or _too_much(windows)
         except Exception as error:  # damaged headers end in whatever the parser raises
-            say(f"{path.name} is not read in windows: {reason(error)}")
+            known = isinstance(error, tifffile.TiffFileError)
+            say(f"{path.name} is not read in windows: {reason(error) if known else 'its header is damaged'}")
             return None
         if not obstacle:
             on_failure.pop_all()
