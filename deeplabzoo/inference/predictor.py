@@ -124,7 +124,8 @@ class Predictor:
     The network is moved to the device chosen, and runs in its inference form, by `engine` and in `precision` as
     `DeepLab.optimize` takes them; "auto" takes the engine that an earlier measurement chose (`measure_engines`), else torch.
     When its weights have changed since the last call, the form is made anew; an OptimizedDeepLab is run as it is. Lists are
-    worked through photo by photo, so a photo's labels do not depend on what stands beside it in the list.
+    worked through photo by photo, so a photo's labels do not depend on what stands beside it in the list. Any number of threads
+    may call it at once, and it can be sent to other processes, where its form is made again.
 
         predictor = Predictor(deeplabzoo.create("deeplabv3_mobilenetv2_voc", pretrained=True))
         predictor("cat.jpg").overlay().show()
