@@ -124,7 +124,7 @@ def read_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
 def _raw_mode(image: Image.Image) -> str:
     """Return Pillow's name of the pixels as the file stores them, of a picture that is not decoded yet; empty if unknown."""
     tiles = getattr(image, "tile", None)
-    args = tiles[0].args if tiles else ""
+    args = tiles[0][3] if tiles else ""  # decoder, box, offset, arguments: a bare tuple before Pillow 11
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 

@@ -1,10 +1,16 @@
-"""What the oldest supported torch and timm do otherwise than the newest, brought about with whatever is installed."""
+"""What the oldest supported libraries do otherwise than the newest, brought about with whatever is installed."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
+from deeplabzoo.data.images import read_mask
 from deeplabzoo.errors import UsageError
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
@@ -32,3 +38,20 @@ def test_an_encoder_that_the_installed_timm_has_not_is_a_sentence(monkeypatch: p
     monkeypatch.setattr("timm.is_model", lambda name: name != "cspnext_tiny")
     with pytest.raises(UsageError, match=rf"timm {timm.__version__}, which is installed, has no encoder 'cspnext_tiny'"):
         DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="cspnext_tiny"))
+
+
+def test_masks_are_read_where_pillow_describes_their_pixels_by_bare_tuples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow 10 has no names for the parts of a tile, so no grey or palette mask could be read with the lower bound."""
+    labels = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    opened = Image.open
+
+    def as_pillow_10(*words: Any, **options: Any) -> Image.Image:
+        image = opened(*words, **options)
+        image.tile = [tuple(tile) for tile in image.tile]  # type: ignore[misc]
+        return image
+
+    monkeypatch.setattr("PIL.Image.open", as_pillow_10)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), labels)
