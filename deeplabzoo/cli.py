@@ -36,7 +36,7 @@ COMMANDS: dict[str, str] = {
     "convert": "a checkpoint of any known origin as one of ours, proved",
     "export": "a model as ONNX, OpenVINO or torch.export, proved",
     "publish": "a finished run as a release: weights, figures, card",
-    "weights": "list, check, record and tabulate the released files",
+    "weights": "list, check, verify, record, tabulate released files",
     "completion": "a script for bash, zsh or fish that completes all this",
 }
 """Every command, and what it does in one line of a screen of 80 columns."""

@@ -1,25 +1,32 @@
-"""`python -m deeplabzoo.weights list|check|record|table`: the released weights, whether they are still there, their figures.
+"""`python -m deeplabzoo.weights ACTION`: the released weights, whether they are still there and still as good, their figures.
 
 The manifest is the one place where a figure stands: `record` puts an evaluation report's figure into the row of the very file
-that was evaluated, and `table` writes the table of README and docs from the rows, so that no number is typed twice.
+that was evaluated, `verify` measures it again, and `table` writes the table of README and docs from the rows, so that no
+number is typed twice.
 """
 
+import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deeplabzoo.cli import Parser, run
-from deeplabzoo.errors import DownloadError, UsageError
+from deeplabzoo.cli import Parser, add_device_option, run
+from deeplabzoo.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
 from deeplabzoo.output import write_atomically
+
+if TYPE_CHECKING:
+    from deeplabzoo.zoo.manifest import WeightRow
 from deeplabzoo.plain_json import parse_json
 
 _EPILOG = """examples:
   python -m deeplabzoo.weights list "*_voc*"
   python -m deeplabzoo.weights check
   python -m deeplabzoo.weights check "deeplabv3_resnet*" --download
+  python -m deeplabzoo.weights verify deeplabv3plus_mobilenetv2_voc --data ~/data
   python -m deeplabzoo.evaluate deeplabv3_mobilenetv2_voc --data voc --root DIR --json report.json
   python -m deeplabzoo.weights record report.json
   python -m deeplabzoo.weights table --write README.md docs/weights.md
@@ -34,12 +41,14 @@ class _Action(Parser):
 
 
 def weights_command(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and list, check, record or tabulate; raises DeepLabZooError where it cannot."""
+    """Parse the command line and list, check, verify, record or tabulate; raises DeepLabZooError where it cannot."""
     args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     if args.action == "list":
         _list(args.pattern, as_json=args.json)
     elif args.action == "check":
         _check(args.pattern, download=args.download, as_json=args.json)
+    elif args.action == "verify":
+        _verify(args)
     elif args.action == "record":
         _record(args.reports)
     else:
@@ -53,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("weights", "List and check the released weights, record measured figures, write tables from them.", _EPILOG)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|record|table", parser_class=_Action)
+    parser = Parser("weights", "List, check and verify the released weights, record measured figures, write tables.", _EPILOG)
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="list|check|verify|record|table", parser_class=_Action
+    )
     listing = actions.add_parser("list", description="One line per released file.")
     listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, e.g. "*_voc*"')
     listing.add_argument("--json", action="store_true", help="the manifest's rows instead, as a JSON list")
@@ -66,6 +77,7 @@ def _parser() -> Parser:
         "--download", action="store_true", help="fetch each file, verify it and build its network; the cache is used and kept"
     )
     check.add_argument("--json", action="store_true", help="the answers as a JSON list when all have come")
+    _add_verify(actions.add_parser("verify", description="Measure the figures of rows again; 0 if every one is as stated."))
     record = actions.add_parser(
         "record", description="Put evaluation reports' figures into the rows of the files they measured."
     )
@@ -79,6 +91,20 @@ def _parser() -> Parser:
         help="documents with a block `<!-- weights-table:begin -->` … `… :end -->`, or a `measured-table`",
     )
     return parser
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("names", nargs="+", metavar="NAME", help="a name, NAME.TAG, or a shell pattern of either")
+    verify.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the folder that is, or directly contains, the data sets (default: DEEPLABZOO_DATA)",
+    )
+    verify.add_argument(
+        "--tolerance", type=float, default=0.1, metavar="POINTS", help="largest difference of a figure in points (default 0.1)"
+    )
+    add_device_option(verify)
 
 
 def _list(pattern: str, *, as_json: bool) -> None:
@@ -118,6 +144,39 @@ def _check(pattern: str, *, download: bool, as_json: bool) -> None:
         raise DownloadError(summary)
     if not as_json:
         print(summary)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    """Print a finding as it comes, golden logits before figures; raises WeightsError unless every one is as it was stated."""
+    from deeplabzoo.zoo.registry import list_weights
+
+    if not (math.isfinite(args.tolerance) and args.tolerance >= 0):
+        raise UsageError(f"--tolerance must be a number of points from 0, not {args.tolerance}.")
+    rows = {row.full_name: row for name in args.names for row in _rows_named(name, list_weights(name))}
+
+    from deeplabzoo.inference.verify import data_folder, verify  # after the names are known to be right: torch takes seconds
+
+    counts: Counter[str] = Counter()
+    for row in rows.values():
+        for finding in verify(row, data_folder(args.data), tolerance=args.tolerance, device=args.device):
+            print(finding, flush=True)
+            counts[finding.status] += 1
+    summary = (
+        f"of {counts.total()} statements on {len(rows)} released file{'s' if len(rows) > 1 else ''} {counts['ok']} hold, "
+        f"{counts['differs']} differ{'s' if counts['differs'] == 1 else ''}, {counts['unverified']} cannot be verified here."
+    )
+    if counts["ok"] < counts.total():
+        raise WeightsError(summary)
+    print(summary)
+
+
+def _rows_named(name: str, rows: list["WeightRow"]) -> list["WeightRow"]:
+    if not rows:
+        from deeplabzoo.zoo.manifest import released
+
+        known = [one for row in released() for one in (row.name, row.full_name)]
+        raise UnknownNameError(f"No released weights are called '{name}'.{did_you_mean(name, known)}")
+    return rows
 
 
 def _record(reports: Sequence[Path]) -> None:

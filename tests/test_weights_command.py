@@ -29,6 +29,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "images": 173,
         "limit": None,
         "subset": "173-image subset of 1449",
+        "image_list_sha256": "1" * 64,
         "protocol": "single scale, no flip, output stride 16, mean over classes with union > 0",
         "protocol_settings": {"scales": [1.0], "flip": False, "output_stride": 16},
         "miou": 0.723456,

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 GOLDEN_HW = (97, 129)
 """Odd sides of the form stride x n + 1, at which feature grids are nested."""
+ROUNDING = 1e-4
+"""Of the largest logit: how much float32 arithmetic of other machines and libraries moves logits at most.
+
+A product or sum rounds by u = 2^-24 = 6e-8, a sum of n products by about sqrt(n) u, 8e-6 for the longest (n = 18432), and a
+hundred layers, whose errors are independent, by sqrt(100) times that."""
 _FORMAT = "deeplabzoo golden logits"
 
 

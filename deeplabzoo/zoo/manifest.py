@@ -85,6 +85,8 @@ class Metric:
     origin: Literal["published", "measured"]
     subset: str | None = None
     """Says so where fewer pictures were scored than the publisher's list of the split holds."""
+    image_list_sha256: str | None = None
+    """Which pictures: the SHA-256 over their names as a report has it."""
     command: str | None = None
     """What measures it again; required where `origin` is "measured"."""
     date: str | None = None
@@ -99,6 +101,8 @@ class Metric:
             raise WeightsError("a measured figure needs its command, date and number of images.")
         if not 0 <= self.value <= 100:
             raise WeightsError(f"a figure in % is between 0 and 100, not {self.value!r}.")
+        if self.image_list_sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.image_list_sha256):
+            raise WeightsError(f"image_list_sha256 must be 64 hexadecimal digits, not {self.image_list_sha256!r}.")
         for name, value in (self.per_class or {}).items():
             if value is not None and not 0 <= value <= 100:
                 raise WeightsError(f"the figure of class {name} is between 0 and 100, not {value!r}.")

@@ -10,7 +10,7 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.models.strict import read_plain
 from deeplabzoo.zoo.manifest import Manifest
 
-_FIGURES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
+FIGURES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
 """Name in the manifest -> field of a report, 0...1."""
 _SAME_CONDITIONS = ("name", "protocol", "data", "split", "images", "output_stride", "scales", "flip", "origin")
 
@@ -92,6 +92,7 @@ def figures(report: Mapping[str, Any], place: str | None = None) -> list[dict[st
         "split": report["split"],
         "images": report["images"],
         "subset": report["subset"],
+        "image_list_sha256": report["image_list_sha256"],
         "output_stride": settings["output_stride"],
         "scales": list(settings["scales"]),
         "flip": settings["flip"],
@@ -102,7 +103,7 @@ def figures(report: Mapping[str, Any], place: str | None = None) -> list[dict[st
     }
     if place:
         conditions["report"] = place
-    return [{"name": name, "value": round(100 * report[field], 2), **conditions} for name, field in _FIGURES.items()]
+    return [{"name": name, "value": round(100 * report[field], 2), **conditions} for name, field in FIGURES.items()]
 
 
 def _command(command: str | None) -> str:
