@@ -6,6 +6,7 @@ vision; `palette="safe"` paints the classes of a picture with Okabe and Ito's co
 
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,13 @@ import numpy as np
 
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.data.palettes import Palette
+from deeplabzoo.errors import printable
 from deeplabzoo.inference.optional import require
 from deeplabzoo.inference.overlay import Color, is_background
 from deeplabzoo.inference.report import Report
 from deeplabzoo.inference.worst import Poor
 from deeplabzoo.output import write_atomically
+from deeplabzoo.say import say
 
 PlotPalette = Literal["data", "safe"]
 PALETTES: tuple[PlotPalette, ...] = ("data", "safe")
@@ -168,9 +171,9 @@ def _told(name: str, iou: float | None) -> str:
 
 
 def _short(name: str) -> str:
-    """Return the first of several synonyms, at most 22 characters of it."""
-    first = name.split(";")[0].split(",")[0].strip()
-    return first if len(first) <= 22 else f"{first[:21].rstrip()}…"
+    """Return the first of several synonyms, at most 22 characters of it, in which a dollar sign begins no formula."""
+    first = printable(name.split(";")[0].split(",")[0].strip())
+    return (first if len(first) <= 22 else f"{first[:21].rstrip()}…").replace("$", r"\$")
 
 
 def _ink(percent: float) -> str:
@@ -190,7 +193,8 @@ def _figure(width_in: float, height_in: float) -> Any:
 
 def _title(figure: Any, report: Report, what: str, columns: int) -> None:
     pictures = report.subset or f"{report.images} images"
-    where = f"{report.model} on {report.data} {report.split} ({pictures}): mIoU {100 * report.miou:.2f} %"
+    where = printable(f"{report.model} on {report.data} {report.split} ({pictures}): mIoU {100 * report.miou:.2f} %")
+    where = where.replace("$", r"\$")
     figure.suptitle(f"{what}\n{textwrap.fill(where, columns)}", fontsize=11)
 
 
@@ -199,6 +203,14 @@ def _save(figure: Any, path: Path) -> Path:
 
     picture = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(picture, dpi=110, format="png")
+    with warnings.catch_warnings(record=True) as met:
+        warnings.filterwarnings("always", "Glyph .* missing from font")
+        figure.savefig(picture, dpi=110, format="png")
+    missing = [one for one in met if "missing from font" in str(one.message)]
+    for one in met:
+        if one not in missing:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing:
+        say(f"{path.name}: the font has not every letter of the names; boxes stand for those")
     write_atomically(path, lambda file: file.write(picture.getvalue()))
     return path

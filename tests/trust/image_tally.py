@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from fuzz.contract import Broken, Watch
+from fuzz.contract import Broken, Target, Watch
 from image_attacks import ENTRANCES, window_files
 
 
@@ -25,14 +25,15 @@ class Tally:
         self.broken: dict[str, tuple[Broken, str]] = {}
         self.slowest_s = 0.0
 
-    def read(self, entrance: str, data: bytes, kind: str) -> bool:
+    def read(self, entrance: str | Target, data: bytes, kind: str) -> bool:
         """Try one input; True where it was answered."""
+        target = ENTRANCES[entrance] if isinstance(entrance, str) else entrance
         began = time.process_time()
-        broken = self.watch.run(ENTRANCES[entrance], data, self.folder)
-        (self.folder / ENTRANCES[entrance].file_name).unlink()
+        broken = self.watch.run(target, data, self.folder)
+        (self.folder / target.file_name).unlink()
         self.slowest_s = max(self.slowest_s, time.process_time() - began)
         if broken is not None:
-            self.broken.setdefault(broken.where, (broken, f"{kind} through {entrance}"))
+            self.broken.setdefault(broken.where, (broken, f"{kind} through {target.name}"))
         answered = self.watch.outcome is None
         self.answered += answered
         self.refused += not answered
