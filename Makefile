@@ -9,10 +9,11 @@ soak:  ## Faults and fuzzing for hours; DEEPLABZOO_RECORD=1 writes benchmarks/tr
 
 coverage:  ## Lines and branches that CI's tests run, children included; about four times the tests' own time
 	$(PYTHON) tests/trust/measure_coverage.py run
+	$(PYTHON) tests/trust/measure_coverage.py loops
 	$(PYTHON) tests/trust/measure_coverage.py report
 
 mutation:  ## Small wrong changes of the modules that everything rests on, each to be noticed by their tests; hours
-	$(PYTHON) tests/trust/mutation.py atrous metrics manifest labels cells
+	for module in atrous manifest metrics labels cells; do $(PYTHON) tests/trust/mutation.py $$module; done
 
 trust:  ## docs/trust.md from the records and from tests/trust/defects
 	$(PYTHON) tests/trust/trust_page.py

@@ -1,8 +1,9 @@
-"""Which lines and branches of the package the tests of CI run: `measure_coverage.py run`, then `measure_coverage.py report`.
+"""Which lines and branches of the package the tests of CI run: `measure_coverage.py run`, then `loops`, then `report`.
 
-Processes that tests start are measured, too. What numba compiles counts where it is compiled, since machine code tells nobody
-which line it is at. `run` takes words for pytest and may be called several times, for a part of the tests each; `report` adds
-them up, prints the parts, and with DEEPLABZOO_RECORD=1 writes benchmarks/trust/coverage.json. Needs the extra `trust`.
+Processes that tests start are measured, too. Machine code tells nobody which line it is at, so `loops` repeats the tests of what
+numba compiles with these loops run by Python. `run` takes words for pytest and may be called several times, for a part of the
+tests each; `report` adds all up, prints the parts, and with DEEPLABZOO_RECORD=1 writes benchmarks/trust/coverage.json. Needs the
+extra `trust`.
 """
 
 import argparse
@@ -23,13 +24,15 @@ _RUNS = ROOT / ".coverage.runs.jsonl"
 """What each run took, until it is reported."""
 _WHOLE = ("models", "zoo", "inference", "metrics", "train")
 """Parts whose lines are promised to be run, nine of ten at least."""
+_LOOPS = ["tests/test_cells.py", "tests/test_labels.py", "tests/test_metrics.py", "tests/test_transforms.py", "-k"]
+_LOOPS.append("left_out or every_row or argmax_of or first_of_equal or finite or bytes or compiled_and or window or one_colour")
+"""Tests of compiled loops on pictures that are small enough for Python."""
 
 
-def run(words: list[str]) -> int:
-    """Run the tests under coverage and return pytest's status."""
+def run(words: list[str], **variables: str) -> int:
+    """Run tests under coverage, with these variables set, and return pytest's status."""
     began = time.perf_counter()
-    environment = os.environ | {"NUMBA_JIT_COVERAGE": "1", "NUMBA_CACHE_DIR": str(ROOT / ".coverage.numba")}
-    environment |= {"COVERAGE_FILE": str(ROOT / ".coverage"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"COVERAGE_FILE": str(ROOT / ".coverage"), "OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "--timeout=3000", *words]
     status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     with _RUNS.open("a") as file:
@@ -95,11 +98,13 @@ def _least(files: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 
 def main() -> int:
-    """Run the tests, or report what the runs found."""
+    """Run the tests, repeat those of loops, or report what the runs found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("action", choices=("run", "loops", "report"))
     parser.add_argument("words", nargs=argparse.REMAINDER, help="for pytest: files, options")
     args = parser.parse_args()
+    if args.action == "loops":
+        return run(_LOOPS, NUMBA_DISABLE_JIT="1")
     return run(args.words) if args.action == "run" else report()
 
 
