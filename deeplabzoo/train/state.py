@@ -65,7 +65,9 @@ def save_state(folder: Path, state: State) -> None:
         partial.rename(final)
         _flush(folder)
         for older in list(_states(folder))[_KEPT:]:
-            shutil.rmtree(older.rename(older.with_name(f".gone_{older.name[5:]}")))
+            older.rename(older.with_name(f".gone_{older.name[5:]}"))
+        for gone in folder.glob(".gone_*"):
+            shutil.rmtree(gone)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(

@@ -20,10 +20,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PHASES = {
     "deeplabzoo.train.loop:open_splits": "opening the data",
+    "deeplabzoo.train.loop:build": "building the network",
+    "deeplabzoo.train.stream:Stream.__getitem__": "reading pictures",
     "deeplabzoo.train.trainer:class_weights_of": "reading the labels",
     "deeplabzoo.train.loop:RunLog": "opening the log",
     "deeplabzoo.train.trainer:Trainer.update": "a step",
@@ -35,7 +37,7 @@ PHASES = {
     "deeplabzoo.publishing.publish:_write_card": "writing the card",
     "deeplabzoo.publishing.publish:beside_manifest": "adding to the manifest",
 }
-"""Functions by which the record tells where a kill came down; between them it is what came before, or `between`."""
+"""Functions by which the record tells where a kill came down; outside of them it is `after` the last one."""
 
 Function = Callable[..., Any]
 
@@ -84,7 +86,7 @@ def _note_phases(file: Path) -> None:
                 before = bytes(page[:64]).decode().strip()
                 note(phase)
                 result = function(*args, **options)
-                note("between" if phase != "writing weights" else before)
+                note(before if before in ("an evaluation", "the report") else f"after {phase}")
                 return result
 
             return wrapped
@@ -109,13 +111,14 @@ def _go_back(seconds: float) -> None:
     time.time_ns = lambda: int(wrong() * 1e9)
 
 
-def _work(order: dict[str, Any]) -> int:
+def _work(order: dict[str, Any]) -> NoReturn:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started the tests with `&` has it ignored
     os.environ.update(order.get("environment", {}))
-    told = os.open(order["told"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    told = os.open(order["told"], os.O_WRONLY | os.O_APPEND)
     for stream, there in ((0, os.open(os.devnull, os.O_RDONLY)), (1, told), (2, told)):
         os.dup2(there, stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     if "doing" in order:
         _note_phases(Path(order["doing"]))
     if "aim" in order:
@@ -128,7 +131,10 @@ def _work(order: dict[str, Any]) -> int:
         _go_back(order["clock_s"])
     sys.argv = [f"deeplabzoo.{order['run']}", *order["words"]]
     module = importlib.import_module({"train": "deeplabzoo.train.__main__", "publish": "deeplabzoo.publish"}[order["run"]])
-    return int(module.main(order["words"]))
+    status = int(module.main(order["words"]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # tearing down what the fork shares takes as long as a run, and no kill in it could cost anything
 
 
 def _warm_up() -> None:
@@ -147,8 +153,8 @@ def _warm_up() -> None:
     assert timm.__version__
 
 
-def _serve() -> int | None:
-    """Answer orders until stdin ends; in the fork of a run, return its exit status instead."""
+def _serve() -> None:
+    """Answer orders until stdin ends; the fork of a run does not come back."""
     statuses: dict[int, int] = {}
     for line in sys.stdin:
         order = json.loads(line)
@@ -162,12 +168,11 @@ def _serve() -> int | None:
         else:
             answer = os.fork()
             if answer == 0:
-                return _work(order)
+                _work(order)
         print(json.dumps(answer), flush=True)
-    return None
 
 
 if __name__ == "__main__":
     _warm_up()
     print(json.dumps("ready"), flush=True)
-    sys.exit(_serve())
+    _serve()

@@ -117,6 +117,16 @@ def test_files_of_others_in_the_folder_stop_no_run(tmp_path: Path) -> None:
     assert {".DS_Store", ".nfs0012_34", "._step_00000002"} < {path.name for path in folder.states.iterdir()}
 
 
+def test_a_state_that_is_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A step can be saved again, by a run that was stopped, resumed and stopped before its next step."""
+    folder = a_run(tmp_path, 2, 4)
+    save_state(folder.states, a_state(4, size=7))
+    assert sorted(path.name for path in folder.states.iterdir()) == ["step_00000002", "step_00000004"]
+    state = folder.state()
+    assert state is not None
+    assert len(state.tensors["net"]["w"]) == 7
+
+
 def test_a_full_disk_leaves_the_former_state_and_no_half_one(tmp_path: Path) -> None:
     """One sentence, no file that keeps the disk full, and the state before is the newest."""
     folder = a_run(tmp_path, 2)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -52,10 +53,14 @@ class Run:
     pid: int
     told_file: Path
     doing_file: Path
+    listener: threading.Thread | None = None
+    """Writes what a run prints that can write no file itself."""
 
     @property
     def told(self) -> str:
         """What it has printed."""
+        if self.listener is not None:
+            self.listener.join()
         return self.told_file.read_text(errors="replace")
 
     @property
@@ -136,7 +141,13 @@ class Driver:
         told.touch()
         doing.write_bytes(b" " * 64)
         order = {"run": what, "words": list(map(str, words)), "told": str(told), "doing": str(doing), **meets}
-        return Run(self, self.answer(order), told, doing)
+        if "full_from" not in meets:
+            return Run(self, self.answer(order), told, doing)
+        order["told"] = str(told.with_suffix(".pipe"))
+        os.mkfifo(order["told"])
+        listener = threading.Thread(target=lambda: told.write_bytes(Path(order["told"]).read_bytes()))
+        listener.start()
+        return Run(self, self.answer(order), told, doing, listener)
 
     def publish(self, run: Path, data: Path, manifest: Path, *, tag: str = "v1", **meets: Any) -> Run:
         """Start publishing a finished run into its folder and beside a manifest."""
