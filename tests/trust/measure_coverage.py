@@ -2,8 +2,8 @@
 
 Processes that tests start are measured, too. Machine code tells nobody which line it is at, so `loops` repeats the tests of
 what numba compiles with these loops run by Python. `run` takes words for pytest and may be called several times, for a part of
-the tests each; `report` adds all up, prints the parts, and with DEEPLABZOO_RECORD=1 writes benchmarks/trust/coverage.json. Needs
-the extra `trust`.
+the tests each; `report` adds all up, prints the parts, and with DEEPLABZOO_RECORD=1 writes benchmarks/trust/coverage.json. The
+extra `trust` brings what it needs.
 """
 
 import argparse
