@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplabzoo.data.base import Sample
+from deeplabzoo.data.normalise import normalised
 from deeplabzoo.data.shapes import Shapes
 from deeplabzoo.data.transforms import Augmentation
 from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.models.config import Preprocessing
 from deeplabzoo.train.recipe import Recipe, Stage
-from deeplabzoo.train.stream import Batch, Stream, batches, epoch_order, normalised, step_seed
+from deeplabzoo.train.stream import Batch, Stream, batches, epoch_order, step_seed
 
 RECIPE = Recipe(
     name="t",
@@ -124,9 +125,13 @@ def test_uneven_shares_are_refused() -> None:
         Stream(Shapes("train"), RECIPE, Preprocessing(), processes=3)
 
 
-def test_normalisation_is_that_of_inference() -> None:
-    """The tensor that training sees for a pixel is the one that `prepare` makes of it, channel order included."""
+@pytest.mark.parametrize("compiled", [True, False])
+def test_normalisation_is_that_of_inference(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sees for a pixel what `prepare` makes of it, channel order included; torch and the look-up agree."""
     from deeplabzoo.inference.preprocess import prepare
+
+    if not compiled:
+        monkeypatch.setattr("deeplabzoo.jit.available", lambda: False)
 
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     for order in ("RGB", "BGR"):

@@ -17,8 +17,9 @@ from deeplabzoo.benchmarking.photos import write_photos
 from deeplabzoo.benchmarking.training_memory import memory_of
 from deeplabzoo.benchmarking.training_settings import Settings
 from deeplabzoo.benchmarking.training_sides import open_side, write_networks
+from deeplabzoo.data.normalise import normalised
 from deeplabzoo.errors import UsageError
-from deeplabzoo.train.stream import Batch, normalised
+from deeplabzoo.train.stream import Batch
 from deeplabzoo.zoo.table import replace_block
 
 ROOT = Path(__file__).resolve().parents[1]

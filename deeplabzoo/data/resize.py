@@ -9,19 +9,13 @@ import math
 from types import ModuleType
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from deeplabzoo.data.images import Pixels
 from deeplabzoo.say import say
 
-_BITS = 22
-"""Of a weight's fraction: Pillow's 32 bits less 8 for the pixel and 2 for the sign and an overshoot (Resample.c)."""
-
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the source; fractions are meant."""
-Starts = npt.NDArray[np.int32]
-Weights = npt.NDArray[np.int32]
 
 
 @functools.cache
@@ -53,7 +47,8 @@ def resize_into(
     if compiled is None:
         place(out_HWC, _by_pillow(part_HWC, (left, top, right, bottom), kept_hw), flip=flip, fill=fill)
         return
-    across, down = taps(part_HWC.shape[1], left, right, kept_hw[1]), taps(part_HWC.shape[0], top, bottom, kept_hw[0])
+    across = compiled.taps(part_HWC.shape[1], left, _step(left, right, kept_hw[1]), kept_hw[1])
+    down = compiled.taps(part_HWC.shape[0], top, _step(top, bottom, kept_hw[0]), kept_hw[0])
     whole = image_HWC if image_HWC.flags.c_contiguous else np.ascontiguousarray(image_HWC)
     compiled.resample_into(whole[rows], columns.start, *across, *down, flip, np.array(fill, np.uint8), out_HWC)
 
@@ -66,23 +61,9 @@ def place(out_HWC: Pixels, pixels_HWC: Pixels, *, flip: bool, fill: tuple[int, i
     out_HWC[:height, width:] = fill
 
 
-def taps(size: int, start: float, stop: float, count: int) -> tuple[Starts, Weights]:
-    """Return first source pixel and fixed-point weights of `count` outputs that cover [start, stop) of a side of `size` pixels.
-
-    The weights are outputs x taps, in units of 2^-22, zero where an output has fewer taps; no tap lies outside the side.
-    """
-    step = float(np.float32(stop) - np.float32(start)) / count
-    reach = max(1.0, step)  # antialiasing: a smaller picture averages over what it leaves out
-    centre = start + (np.arange(count) + 0.5) * step
-    low = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
-    high = np.minimum((centre + reach + 0.5).astype(np.int64), size)
-    most = int((high - low).max())
-    low = np.minimum(low, size - most)  # the last outputs begin with weights of zero instead of ending with them
-    source = low[:, None] + np.arange(most)
-    weight = np.maximum(0.0, 1.0 - np.abs((source - centre[:, None] + 0.5) * (1.0 / reach)))
-    weight[source >= high[:, None]] = 0.0
-    weight /= functools.reduce(np.add, weight.T)[:, None]  # in Pillow's order: a sum of floats depends on it
-    return low.astype(np.int32), (0.5 + weight * (1 << _BITS)).astype(np.int32)
+def _step(start: float, stop: float, count: int) -> float:
+    """Return how many source pixels an output covers; Pillow subtracts in float32."""
+    return float(np.float32(stop) - np.float32(start)) / count
 
 
 def _needed(start: float, stop: float, count: int, size: int) -> tuple[tuple[float, float], slice]:

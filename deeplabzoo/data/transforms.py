@@ -121,7 +121,12 @@ def _resized_labels(
         ((2 * np.arange(start, start + kept) + 1) * size) // (2 * scaled)
         for start, kept, size, scaled in zip(corner, kept_hw, labels_HW.shape, scaled_hw, strict=True)
     )
-    window: Labels = labels_HW[rows].take(columns[::-1] if flip else columns, axis=1)
+    columns = columns[::-1] if flip else columns
+    window: Labels
+    if scaled_hw[0] <= labels_HW.shape[0]:
+        window = labels_HW[rows].take(columns, axis=1)
+    else:  # a row that is shown more than once is picked from once
+        window = labels_HW[rows[0] : rows[-1] + 1].take(columns, axis=1)[rows - rows[0]]
     return window
 
 

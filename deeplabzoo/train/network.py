@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from deeplabzoo.data.base import SegmentationData
+from deeplabzoo.data.normalise import normalised
 from deeplabzoo.errors import DeepLabZooError, TrainingError
 from deeplabzoo.models.atrous import scale_rates
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -14,7 +15,7 @@ from deeplabzoo.say import say
 from deeplabzoo.train.init import carry_over, recalibrate_batch_norm
 from deeplabzoo.train.recipe import Recipe
 from deeplabzoo.train.state import State
-from deeplabzoo.train.stream import Batch, Stream, normalised
+from deeplabzoo.train.stream import Batch, Stream
 from deeplabzoo.zoo.encoder_weights import load_encoder
 from deeplabzoo.zoo.factory import create, load
 from deeplabzoo.zoo.registry import ModelName, parse_name

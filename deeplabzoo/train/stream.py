@@ -176,20 +176,3 @@ def _begun(loader: "DataLoader[Batch | DeepLabZooError]") -> Iterator[Batch | De
     begun = iter(loader)
     signal.signal(signal.SIGCHLD, before)
     return begun
-
-
-def normalised(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return uint8 RGB as the float32 input that the weights expect, on the image's own device, in channels_last memory.
-
-    Picture by picture and in place, on rows of pixels: one picture stays in the processor's cache through all steps, which
-    takes a fifth of the time of whole batches of planes. The steps stay three, so that the numbers are those of inference.
-    """
-    if preprocessing.channel_order == "BGR":
-        image_BCHW = image_BCHW.flip(1)
-    batch, channels, height, width = image_BCHW.shape
-    mean, std = (torch.tensor(one).repeat(width).to(image_BCHW.device) for one in (preprocessing.mean, preprocessing.std))
-    pixels = image_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    normal = torch.empty(pixels.shape, dtype=torch.float32, device=image_BCHW.device)
-    for one, given in zip(normal, pixels, strict=True):
-        one.copy_(given).div_(255).sub_(mean).div_(std)
-    return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deeplabzoo.data.normalise import normalised
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.allocator import keep_freed_memory
 from deeplabzoo.models.deeplab import DeepLab
@@ -23,7 +24,7 @@ from deeplabzoo.train.recipe import Recipe
 from deeplabzoo.train.signals import StopRequest
 from deeplabzoo.train.splits import Splits, class_weights_of
 from deeplabzoo.train.state import State
-from deeplabzoo.train.stream import Batch, Stream, batches, normalised, step_seed
+from deeplabzoo.train.stream import Batch, Stream, batches, step_seed
 
 
 @dataclass(frozen=True)
