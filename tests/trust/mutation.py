@@ -34,8 +34,6 @@ class Target:
     tests: tuple[str, ...]
     has_loops: bool = False
     """Whether numba compiles it: then nothing compiled may be kept, since numba does not see a changed constant."""
-    every: int = 1
-    """Of the mutants one of so many is tried, where each takes long: compiling a loop is seconds."""
 
 
 TARGETS = {
@@ -43,7 +41,7 @@ TARGETS = {
     "metrics": Target("deeplabzoo.metrics", ("test_metrics.py",), has_loops=True),
     "manifest": Target("deeplabzoo.zoo.manifest", ("test_manifest.py", "test_weights_command.py")),
     "labels": Target("deeplabzoo.inference.labels", ("test_labels.py", "test_predictor.py")),
-    "cells": Target("deeplabzoo.inference.cells", ("test_cells.py", "test_labels.py"), has_loops=True, every=8),
+    "cells": Target("deeplabzoo.inference.cells", ("test_cells.py", "test_labels.py"), has_loops=True),
 }
 
 _LIBRARIES = (
@@ -222,8 +220,8 @@ def _outcome(target: Target, path: Path, source: str, seconds: int) -> tuple[str
     return {0: "survived"}.get(process.exitcode or 0, "noticed" if (process.exitcode or 0) > 0 else "stopped"), took
 
 
-def try_all(name: str, chosen: Sequence[Mutant] | None = None) -> None:
-    """Try every mutant of a target, say which survive, and write the record."""
+def try_all(name: str, every: int, lines: tuple[int, int] | None = None) -> None:
+    """Try one of `every` mutants of a target, say which survive, and write the record unless only some lines were meant."""
     sys.dont_write_bytecode = False  # each mutant imports the package anew
     for library in _LIBRARIES:
         importlib.import_module(library)
@@ -233,7 +231,8 @@ def try_all(name: str, chosen: Sequence[Mutant] | None = None) -> None:
     outcome, plain = _outcome(target, path, source, 600)
     if outcome != "survived":
         raise SystemExit(f"The tests of {name} fail on the unchanged module; mutants would tell nothing.")
-    tried = mutants(source)[:: target.every] if chosen is None else list(chosen)
+    first, last = lines or (1, source.count("\n") + 1)
+    tried = [mutant for mutant in mutants(source) if first <= mutant.line <= last][::every]
     outcomes, survivors, processor = Counter[str](), [], 0.0
     for number, mutant in enumerate(tried, 1):
         outcome, took = _outcome(target, path, mutant.source, int(20 + 5 * plain))
@@ -243,11 +242,18 @@ def try_all(name: str, chosen: Sequence[Mutant] | None = None) -> None:
             survivors.append({"where": mutant.where, "line": mutant.line, "was": mutant.was, "now": mutant.now})
             print(f"[{number}/{len(tried)}] {path.name}:{mutant.line} survived: {mutant.was}  ->  {mutant.now}", flush=True)
     print(f"{name}: {dict(outcomes)} of {len(tried)}", flush=True)
-    _record(name, target, outcomes, survivors, processor, time.perf_counter() - began)
+    if lines is None:
+        _record(name, target, every, outcomes, survivors, processor, time.perf_counter() - began)
 
 
 def _record(
-    name: str, target: Target, outcomes: Counter[str], survivors: list[dict[str, object]], processor: float, wall: float
+    name: str,
+    target: Target,
+    every: int,
+    outcomes: Counter[str],
+    survivors: list[dict[str, object]],
+    processor: float,
+    wall: float,
 ) -> None:
     from trust_record import TrustRecord, write_record
 
@@ -255,13 +261,14 @@ def _record(
         TrustRecord(
             name=f"mutation_{name}",
             area="tests",
-            what=f"small wrong changes of {target.module}, one at a time, each noticed by {' or '.join(target.tests)}",
-            command=f"{COMMAND} {name}",
+            what=f"small wrong changes of {target.module}{f', one of {every}' if every > 1 else ''}, noticed by "
+            + " or ".join(target.tests),
+            command=f"{COMMAND} {name}{f' --every {every}' if every > 1 else ''}",
             seconds=round(processor, 1),
             faults=outcomes.total(),
             survived=outcomes.total() - outcomes["survived"],
             details={
-                "share_of_mutants_tried": 1 / target.every,
+                "one_mutant_tried_of": every,
                 "noticed": outcomes["noticed"],
                 "stopped_for_time_or_memory": outcomes["stopped"],
                 "wall_seconds": round(wall, 1),
@@ -276,19 +283,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="+", choices=TARGETS)
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="one mutant of N, where there is no time for all")
     parser.add_argument("--lines", type=int, nargs=2, metavar=("FIRST", "LAST"), help="these lines alone; no record")
     args = parser.parse_args()
     for name in args.targets:
-        source = ROOT.joinpath(*TARGETS[name].module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
         if args.list:
+            source = ROOT.joinpath(*TARGETS[name].module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
             for mutant in mutants(source):
                 print(f"{mutant.line} {mutant.where}: {mutant.was}  ->  {mutant.now}")
-        elif args.lines:
-            os.environ.pop("DEEPLABZOO_RECORD", None)
-            first, last = args.lines
-            try_all(name, [mutant for mutant in mutants(source) if first <= mutant.line <= last])
         else:
-            try_all(name)
+            try_all(name, args.every, args.lines)
 
 
 if __name__ == "__main__":
