@@ -20,7 +20,9 @@ from torch import nn
 import deeplabzoo
 from deeplabzoo.data.images import Pixels
 from deeplabzoo.data.shapes import Shapes
+from deeplabzoo.errors import DeepLabZooError
 from deeplabzoo.inference.device import evaluating
+from deeplabzoo.inference.engines import compiled
 from deeplabzoo.inference.engines.by_size import BySize
 from deeplabzoo.inference.engines.openvino import compiled_runner
 from deeplabzoo.inference.predictor import Predictor
@@ -159,6 +161,26 @@ def test_a_graph_for_one_size_is_planned_once() -> None:
     image = np.zeros((1, 3, 4, 5), np.float32)
     at_once(lambda _: [runner(image) for _ in range(5)])
     assert opened == [None, image.shape]
+
+
+def test_a_second_size_that_cannot_be_compiled_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler fails for some networks once sizes are open; its own error has a page and names no way out."""
+
+    def frozen(_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(image_BCHW: torch.Tensor) -> torch.Tensor:
+            if image_BCHW.shape[-1] != 65:
+                raise AssertionError("expected an int, got None\n\nSet TORCHDYNAMO_VERBOSE=1 for the stack trace")
+            return image_BCHW
+
+        return forward
+
+    monkeypatch.setattr(compiled, "_frozen", frozen)
+    net = deeplabzoo.create("deeplabv3_resnet10t", num_classes=3, encoder_pretrained=False).eval()
+    run = compiled.build(net, size=(33, 65))
+    for _ in range(2):
+        with pytest.raises(DeepLabZooError, match=r"compiled for 97 x 65 \(expected an int, got None\); use engine='torch'"):
+            run(torch.zeros(1, 3, 65, 97))
+    assert run(torch.zeros(1, 3, 33, 65)).shape == (1, 3, 33, 65)
 
 
 def test_openvino_answers_eight_threads() -> None:

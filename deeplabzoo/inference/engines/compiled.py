@@ -23,7 +23,7 @@ def build(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what `torch_engine.build` does, compiled for one image of `size` (default: the weights' own) before it returns.
 
-    Raises UsageError as that does, and DeepLabZooError where the compiler fails, with its first line.
+    Raises UsageError as that does, and DeepLabZooError where the compiler fails, now or at a new size, with its first line.
     """
     started = time.perf_counter()
     device = next(net.parameters()).device
@@ -32,11 +32,7 @@ def build(
         form = inference_form(net).to(dtype)
     forward = runner(_frozen(form), device, dtype)
     height, width = size or net.preprocessing.size
-    try:
-        forward(torch.zeros(1, net.config.in_chans, height, width))
-    except Exception as error:  # the compiler stack raises errors of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DeepLabZooError(f"The network could not be compiled ({reason}); use engine='torch'.") from error
+    _compiling(forward, torch.zeros(1, net.config.in_chans, height, width))
     say(f"engine compiled, {precision}: ready for {width} x {height} after {time.perf_counter() - started:.0f} s")
     seen = {(1, height, width)}
 
@@ -45,10 +41,25 @@ def build(
         if (batch, *sides) not in seen:
             if len(seen) == 1:
                 say(f"engine compiled: {batch} x {sides[1]} x {sides[0]} is another size; compiling once more for any size.")
+            low_BCHW = _compiling(forward, image_BCHW)
             seen.add((batch, sides[0], sides[1]))
+            return low_BCHW
         return forward(image_BCHW)
 
     return saying
+
+
+def _compiling(forward: Callable[[torch.Tensor], torch.Tensor], image_BCHW: torch.Tensor) -> torch.Tensor:
+    try:
+        return forward(image_BCHW)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compiler stack raises errors of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        height, width = image_BCHW.shape[-2:]
+        raise DeepLabZooError(
+            f"The network could not be compiled for {width} x {height} ({reason}); use engine='torch'."
+        ) from error
 
 
 def _frozen(form: InferenceForm) -> Callable[[torch.Tensor], torch.Tensor]:
