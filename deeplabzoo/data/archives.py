@@ -8,11 +8,12 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
+from deeplabzoo.data.tar_stream import TarStream
 from deeplabzoo.errors import DownloadError, OutputError
 from deeplabzoo.say import say
 
@@ -21,6 +22,12 @@ Download = Callable[[str, Path], object]
 
 _BLOCK_BYTES = 1 << 20
 _MAX_FILES = 500_000
+_MAX_DEPTH = 64
+"""Folders in folders."""
+_SURROUNDINGS = 4
+"""Times the size of what is wanted that the whole archive may have unpacked."""
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+"""Of zip files; LZMA may take gigabytes of memory to unpack a few bytes."""
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
@@ -95,7 +102,7 @@ def extract_folder(archive: Path, folder: str, target: Path, *, max_bytes: int) 
 def _unpack(archive: Path, folder: PurePosixPath, unpacked: Path, max_bytes: int) -> None:
     files = left_bytes = 0
     try:
-        with _members(archive) as members:
+        with _members(archive, _SURROUNDINGS * max_bytes) as members:
             for name, source in members:
                 inside = _safe_name(name, archive)
                 if not inside.is_relative_to(folder) or inside == folder:
@@ -125,18 +132,23 @@ Members = Iterator[tuple[str, IO[bytes] | None]]
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[Members]:
+def _members(archive: Path, max_tar_bytes: int) -> Iterator[Members]:
     """Give (name, open file) of every member but folders; None instead of a file for links and devices."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             yield _zip_members(zipped)
     else:
-        with tarfile.open(archive) as tar:
+        with (
+            closing(TarStream(archive, max_tar_bytes)) as stream,
+            tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar,
+        ):
             yield _tar_members(tar)
 
 
 def _tar_members(tar: tarfile.TarFile) -> Members:
     for member in tar:
+        if member.size < 0:
+            raise tarfile.ReadError("a size in it is below 0")
         if not member.isdir():
             yield member.name, tar.extractfile(member) if member.isreg() else None
 
@@ -145,6 +157,8 @@ def _zip_members(zipped: zipfile.ZipFile) -> Members:
     for member in zipped.infolist():
         if member.is_dir():
             continue
+        if member.compress_type not in _COMPRESSIONS:
+            raise zipfile.BadZipFile("it is compressed in a way that is not read")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             yield member.filename, None
@@ -155,6 +169,8 @@ def _zip_members(zipped: zipfile.ZipFile) -> Members:
 
 def _safe_name(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
+    if len(path.parts) > _MAX_DEPTH:
+        raise DownloadError(f"'{archive.name}' holds folders more than {_MAX_DEPTH} deep; refused.")
     if path.is_absolute() or ".." in path.parts or any(sign in name for sign in "\\:\0"):
         raise DownloadError(f"'{archive.name}' holds the name '{name}', which leads out of its folder; refused.")
     return path

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab
 
 FORMAT, VERSION = "deeplabzoo", 1
+_MAX_HEADER_BYTES = 4 << 20
+"""Of a safetensors file; networks of a thousand tensors have some 100 kB."""
+_MAX_RANK = 64
+"""Dimensions of a tensor; what PyTorch does with thousands takes time of their square."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -128,9 +132,10 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
 def is_own(path: str | Path) -> bool:
     """Whether a file is a checkpoint of our own; False for anything else, damaged files included."""
     try:
+        _require_short_header(Path(path))
         with safe_open(str(path), framework="pt") as file:
             return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):
         return False
 
 
@@ -168,6 +173,7 @@ def read_safetensors(path: Path, *, dtype: torch.dtype | None = None) -> tuple[d
     if path.stat().st_size == 0:
         raise WeightsError(f"'{path}' is empty; download or save it again.")
     try:
+        _require_short_header(path)
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})  # the library has checked the header against the file's length
         with path.open("rb", buffering=0) as raw:
@@ -179,8 +185,18 @@ def read_safetensors(path: Path, *, dtype: torch.dtype | None = None) -> tuple[d
         raise WeightsError(f"'{path}' is not a whole safetensors file ({error}); download or save it again.") from error
 
 
+def _require_short_header(path: Path) -> None:
+    """Raise ValueError for a header that no network needs, of which the library would read 100 MB, a name at a time."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {length} bytes, and {_MAX_HEADER_BYTES} are enough for any network")
+
+
 def _read_tensor(raw: io.FileIO, base: int, about: Mapping[str, Any], dtype: torch.dtype | None) -> torch.Tensor:
     begin, end = about["data_offsets"]
+    if len(about["shape"]) > _MAX_RANK:
+        raise ValueError(f"a tensor has {len(about['shape'])} dimensions")
     tensor = torch.empty(about["shape"], dtype=_DTYPES[about["dtype"]])
     if tensor.numel():
         raw.seek(base + begin)

@@ -3,14 +3,13 @@
 A pickle is a program that may call anything. Two fences stand around it here, and no code of numpy sees what it holds. Before
 it starts, its instructions are read: one that no pickle of arrays has, or one that asks for more memory than the file is long,
 ends the reading. While it runs, the handful of names that arrays are written with mean stand-ins of this module, made anew for
-each file, which only keep what they are given; any other name ends the reading. Arrays are built afterwards, from bytes whose
-number fits shape and type.
+each file, which only keep what they are given, and copy no more than the file is long; any other name ends the reading. Arrays
+are built afterwards, from bytes whose number fits shape and type.
 """
 
 import io
 import math
 import pickle
-import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ import numpy as np
 import torch
 
 from deeplabzoo.errors import WeightsError
+from deeplabzoo.zoo.pickle_fence import FOREIGN, Copies, require_plain
 
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """The number that a PyTorch file from before 1.6 begins with, as its pickle writes it."""
-_FOREIGN = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEXT_BUFFER", "READONLY_BUFFER"}
-"""Instructions that reach outside the file or make objects in ways that arrays are not written in."""
-_MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
+_SHARED = 4
+"""Times that a file's bytes may become values: arrays that are tied are written once."""
 _TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _NAMES_OF_PARAMETERS = "StructuredToParameterName@@"
 """Paddle keeps the names of its own objects under this one."""
@@ -42,8 +41,8 @@ def read_array_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         data = path.read_bytes()
-        _inspect(data)
-        value = _tensors(_Reader(io.BytesIO(data)).load())
+        require_plain(data, FOREIGN | {"BINPERSID"})
+        value = _tensors(_Reader(data).load(), Copies(_SHARED * len(data)))
     except OSError as error:
         raise WeightsError(f"'{path}' cannot be read: {error.strerror}.") from None
     except Exception:  # a damaged or hostile pickle can fail in any way its bytes lead to
@@ -56,15 +55,7 @@ def read_array_pickle(path: Path) -> dict[str, Any]:
     return value
 
 
-def _inspect(data: bytes) -> None:
-    """Raise UnpicklingError unless all instructions are such as arrays are written with; too large lengths fail here too."""
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(data), start=1):
-        is_far = instruction.name in _MEMO and isinstance(argument, int) and argument > count
-        if instruction.name in _FOREIGN or is_far:
-            raise pickle.UnpicklingError(f"{instruction.name} does not occur in a pickle of arrays.")
-
-
-def _stand_ins() -> Mapping[tuple[str, str], Callable[..., Any]]:
+def _stand_ins(copies: Copies) -> Mapping[tuple[str, str], Callable[..., Any]]:
     """Return what the names mean that arrays are written with: made for one file, so that no file can change another's."""
 
     class Type:
@@ -92,6 +83,7 @@ def _stand_ins() -> Mapping[tuple[str, str], Callable[..., Any]]:
     def encode(text: str, encoding: str = "latin1") -> bytes:
         if encoding != "latin1":
             raise pickle.UnpicklingError("Bytes are written as Latin-1 only.")
+        copies.spend(text)
         return text.encode("latin1")
 
     def no_bytes() -> bytes:
@@ -103,12 +95,12 @@ def _stand_ins() -> Mapping[tuple[str, str], Callable[..., Any]]:
     meanings: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "dtype"): Type,
         ("numpy", "ndarray"): Array,
-        ("collections", "OrderedDict"): dict,
+        ("collections", "OrderedDict"): copies.counted(dict),
         ("_codecs", "encode"): encode,
     }
     for builtins in ("builtins", "__builtin__"):
         meanings[builtins, "bytes"] = no_bytes  # an empty array's, before protocol 3
-        meanings |= {(builtins, one.__name__): one for one in (dict, list, tuple)}
+        meanings |= {(builtins, one.__name__): copies.counted(one) for one in (dict, list, tuple)}
     for core in ("numpy.core", "numpy._core"):
         meanings |= {
             (f"{core}.multiarray", "_reconstruct"): reconstruct,
@@ -121,9 +113,9 @@ def _stand_ins() -> Mapping[tuple[str, str], Callable[..., Any]]:
 class _Reader(pickle.Unpickler):
     """Python's unpickler with a dozen names in its world."""
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, encoding="latin1")
-        self._meanings = _stand_ins()
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._meanings = _stand_ins(Copies(len(data)))
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a name; raises UnpicklingError for all but those of arrays."""
@@ -133,17 +125,18 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError("A name that arrays are not written with.") from None
 
 
-def _tensors(value: Any) -> Any:
+def _tensors(value: Any, copies: Copies) -> Any:
     if type(value) is dict:
-        return {key: _tensors(one) for key, one in value.items() if key != _NAMES_OF_PARAMETERS}
+        return {key: _tensors(one, copies) for key, one in value.items() if key != _NAMES_OF_PARAMETERS}
     if type(value) is tuple and len(value) == 2 and isinstance(value[0], str) and hasattr(value[1], "content"):
         value = value[1]  # a tensor of Paddle's: its name and its array
-    return _tensor(*value.content) if hasattr(value, "content") else value
+    return _tensor(copies, *value.content) if hasattr(value, "content") else value
 
 
-def _tensor(shape: Any, kind: Any, is_fortran: Any, data: Any) -> torch.Tensor:
+def _tensor(copies: Copies, shape: Any, kind: Any, is_fortran: Any, data: Any) -> torch.Tensor:
     if kind.name not in _TYPES or kind.order not in ("<", ">", "|", "="):
         raise pickle.UnpicklingError("An array of something else than numbers.")
+    copies.spend(data)
     layout = np.dtype(kind.name).newbyteorder(kind.order)
     sides = tuple(int(side) for side in shape)
     raw = data.encode("latin1") if isinstance(data, str) else bytes(data)

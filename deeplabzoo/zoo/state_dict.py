@@ -11,9 +11,12 @@ import torch
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.checkpoint import read_safetensors
 from deeplabzoo.zoo.array_pickle import is_array_pickle, read_array_pickle
+from deeplabzoo.zoo.torch_pickle import require_modest
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 """Keys under which training scripts keep the state dict beside optimizer and epoch."""
+_SHARED = 4
+"""Times that a file's bytes may stand for values on average: tensors that are tied are written once."""
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
@@ -52,7 +55,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     head = _first_bytes(path)
     if is_array_pickle(head):
         tensors = _tensors_of(read_array_pickle(path), path)
-    elif head[:2] == b"PK" or head[:1] == b"\x80":
+    elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         tensors = _tensors_of(_unpickle(path), path)
     elif head[8:9] == b"{" or path.suffix == ".safetensors":
         _, tensors = read_safetensors(path)
@@ -60,6 +63,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"'{path}' is no weights file that deeplabzoo knows: neither safetensors nor PyTorch, and no known foreign format."
         )
+    _require_honest(tensors, path)
     return {_bare(name): _plain(tensor) for name, tensor in tensors.items()}
 
 
@@ -82,6 +86,7 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_UNREAD):
             warnings.simplefilter("ignore")  # remarks on old formats, meant for whoever wrote the file
+            require_modest(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
@@ -99,6 +104,20 @@ def _tensors_of(value: Any, path: Path) -> Mapping[str, torch.Tensor]:
         if isinstance(found, Mapping) and found and all(isinstance(one, torch.Tensor) for one in found.values()):
             return found
     raise WeightsError(f"'{path}' holds no state dict: expected tensors by name, at its top or under {', '.join(_WRAPPERS)}.")
+
+
+def _require_honest(tensors: Mapping[Any, torch.Tensor], path: Path) -> None:
+    """Raise WeightsError unless all tensors have names, are plain values in memory, and are no larger than the file.
+
+    A few bytes can stand for any number of values: repeated along a dimension of stride 0, or shared by many tensors.
+    """
+    for name, tensor in tensors.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not isinstance(name, str) or not plain or tensor.is_complex():
+            raise WeightsError(f"'{path}' holds '{name}', which is no plain tensor with a name; ask for a state dict.")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > _SHARED * path.stat().st_size:
+        raise WeightsError(f"'{path}' claims {claimed} bytes of tensors and has not nearly as many; it is not read.")
 
 
 def _bare(name: str) -> str:

@@ -68,6 +68,7 @@ def read_weights(path: Path, source: str | None = None) -> WeightsFile:
     else:
         found = read(path)
         file = _converted(found) if isinstance(found, Converted) else _bare(found)
+    _require_numbers(file.state_dict, path)
     sha256 = sha256_at_hand(path)
     row = next((row for row in released() if row.sha256 == sha256), None)
     identity = {"name": row.name if row else None, "tag": row.tag if row else None, "sha256": sha256}
@@ -126,6 +127,14 @@ def _commit_of(path: Path) -> str:
     """Return the commit that a file of the Hub's cache is of, so that a branch that moves meanwhile mixes no two."""
     name = path.parent.name
     return name if re.fullmatch(r"[0-9a-f]{40}", name) else ""
+
+
+def _require_numbers(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise WeightsError for a value that is no number: a network of them labels every pixel 0, without a word."""
+    for name, tensor in tensors.items():
+        # a sum is quick and needs no memory; it may overflow where all values are finite
+        if tensor.is_floating_point() and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise WeightsError(f"'{path}' holds the tensor '{name}' with values that are not finite; it cannot be used.")
 
 
 def _own(path: Path) -> WeightsFile:

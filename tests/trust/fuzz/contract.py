@@ -6,6 +6,8 @@ more processor time and no more memory than its target says.
 """
 
 import contextlib
+import functools
+import importlib
 import os
 import resource
 import signal
@@ -27,8 +29,8 @@ LONGEST_SENTENCE = 2000
 """Characters; the longest list of names that a message holds has some 900."""
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _FORBIDDEN = (
-    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile", "os.kill", "os.putenv", "os.link", "os.symlink",
-    "os.truncate", "subprocess.", "socket.", "ctypes.dlopen",
+    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile", "os.kill", "os.putenv", "os.link",
+    "os.symlink", "os.truncate", "subprocess.", "socket.", "ctypes.dlopen",
     "ctypes.call_function", "pickle.find_class", "webbrowser.", "urllib.", "sqlite3.", "ftplib.", "smtplib.",
 )  # fmt: skip
 """Beginnings of the names of audit events (Python's table of them) that no parser has a reason for."""
@@ -52,7 +54,7 @@ class Target:
     max_bytes: int = 1 << 16
     """Longest input tried."""
     seconds: float = 2.0
-    """Processor time stated for one input."""
+    """Processor time stated for one input, and for each MiB of it."""
     mebibytes: int = 256
     """Memory stated for one input, beyond what was in use before."""
     writes: bool = False
@@ -73,15 +75,20 @@ class _StoppedError(BaseException):
 
 
 class Watch:
-    """Watches parsers in this process; there is one, since audit hooks cannot be taken away again."""
+    """Watches parsers in this process; `the_watch` gives the only one, since audit hooks cannot be taken away again."""
 
     def __init__(self) -> None:
         self._folder: str | None = None
         self._writes = False
+        self.outcome: BaseException | None = None
+        """What the last input ended in; None where it was read."""
         self._seen: list[str] = []
         self._readable = tuple(
             {*map(os.path.realpath, (sys.prefix, sys.base_prefix, *site.getsitepackages())), str(_REPOSITORY)}
         )
+        for library in ("h5py", "timm", "torch"):  # what they do while they are imported is not the parser's doing
+            with contextlib.suppress(ImportError):
+                importlib.import_module(library)
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -92,13 +99,18 @@ class Watch:
         paths = [os.fsdecode(one) for one in arguments if isinstance(one, str | bytes)]
         if event.startswith(_CHANGING) and not (self._writes and all(map(self._is_inside, paths))):
             self._refuse(f"{event} {arguments!r:.200}")
-        if event == "open" and isinstance(arguments[0], str | bytes) and not self._is_inside(paths[0]):
+        if (
+            event == "open"
+            and isinstance(arguments[0], str | bytes)
+            and not self._is_inside(paths[0])
+            and paths[0] != os.devnull
+        ):
             writes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
             if writes or not os.path.realpath(paths[0]).startswith((*self._readable, "/proc/", "/dev/urandom")):
                 self._refuse(f"open {paths[0]!r} to {'write' if writes else 'read'}")
 
     def _is_inside(self, path: str) -> bool:
-        return os.path.realpath(path).startswith(f"{self._folder}{os.sep}")
+        return f"{os.path.realpath(path)}{os.sep}".startswith(f"{self._folder}{os.sep}")
 
     def _refuse(self, what: str) -> None:
         self._seen.append(what)
@@ -110,15 +122,16 @@ class Watch:
         path.write_bytes(data)
         self._seen.clear()
         before, started = _resident(), time.process_time()
-        outcome: BaseException | None = None
+        self.outcome = None
         self._writes = target.writes
         self._folder = os.path.realpath(folder)
         try:
-            with contextlib.chdir(folder), warnings.catch_warnings(), _alarm(4 * target.seconds):
+            stated = target.seconds * (1 + len(data) / (1 << 20))
+            with contextlib.chdir(folder), warnings.catch_warnings(), _alarm(4 * stated):
                 warnings.simplefilter("error")
                 target.parse(path)
         except BaseException as error:
-            outcome = error
+            self.outcome = error
         finally:
             self._folder = None
         seconds, grown = time.process_time() - started, (_peak() - before) >> 20
@@ -127,13 +140,19 @@ class Watch:
             return Broken(f"did {self._seen[0]}", self._seen[0].split()[0])
         if found:
             return Broken(f"wrote {found}", "folder")
-        if outcome is not None and (broken := _judged(outcome)) is not None:
+        if self.outcome is not None and (broken := _judged(self.outcome)) is not None:
             return broken
-        if seconds > target.seconds:
-            return Broken(f"took {seconds:.1f} s, {target.seconds} s are stated", "seconds")
+        if seconds > stated:
+            return Broken(f"took {seconds:.1f} s, {stated:.1f} s are stated", "seconds")
         if grown > target.mebibytes:
             return Broken(f"took {grown} MiB, {target.mebibytes} MiB are stated", "memory")
         return None
+
+
+@functools.cache
+def the_watch() -> Watch:
+    """Return the watch of this process."""
+    return Watch()
 
 
 def limit_memory(mebibytes: int) -> None:

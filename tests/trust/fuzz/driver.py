@@ -1,26 +1,26 @@
 """The process that tries inputs on one target, guided by coverage (atheris), until its processor time is used up.
 
-It never ends at a defect: each is kept with the input that showed it, once for each place, and the next input is tried. What was
-done so far is in `progress.json`, whatever ends it: one entry a run, so that the next run, with a defect fixed, goes on from there.
+It never ends at a defect: each is kept with the input that showed it, once for each place, and the next input is tried. What
+was done so far is in `progress.json`, whatever ends it: one entry a run, so that the next run, with a defect fixed, goes on.
 """
 
 import importlib
-import json
 import os
 import random
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import atheris
 
 with atheris.instrument_imports(include=["deeplabzoo"]):
     from fuzz.targets import TARGETS
 
-from fuzz.contract import Broken, Target, Watch, limit_memory
+from fuzz.contract import Broken, Target, limit_memory, the_watch
 from fuzz.mutation import mutated, mutated_json
+from fuzz.progress import Run, runs_in, write_runs
 
 _SPARE = 8
 """Times the memory stated for one input that the process may grow by before an allocation fails."""
@@ -33,10 +33,9 @@ class Driver:
         self.target, self.folder, self.seconds = target, folder, seconds
         self.scratch = folder / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.watch = Watch()
-        self.inputs = 0
-        self.defects: dict[str, str] = {}
+        self.watch = the_watch()
         self.earlier = runs_in(folder)
+        self.run = Run()
         self.started = 0.0
 
     def warm_up(self, files: Sequence[bytes]) -> None:
@@ -51,23 +50,21 @@ class Driver:
 
     def __call__(self, data: bytes) -> None:
         """Try one input."""
-        self.inputs += 1
+        self.run.inputs += 1
         broken = self.watch.run(self.target, data, self.scratch)
-        if broken is not None and broken.where not in self.defects:
+        if broken is not None and broken.where not in self.run.defects:
             self._keep(data, broken)
-        if self.inputs % 200 == 0 or broken is not None:
+        if self.run.inputs % 200 == 0 or broken is not None:
             self._report()
 
     def _keep(self, data: bytes, broken: Broken) -> None:
-        self.defects[broken.where] = broken.what
-        (self.folder / f"defect_{len(self.earlier)}_{len(self.defects)}").write_bytes(data)
+        self.run.defects[broken.where] = broken.what
+        (self.folder / f"defect_{len(self.earlier)}_{len(self.run.defects)}").write_bytes(data)
 
     def _report(self) -> None:
-        used = time.process_time() - self.started
-        run = {"inputs": self.inputs, "seconds": used, "defects": self.defects}
-        (self.folder / "progress.new").write_text(json.dumps([*self.earlier, run], indent=1))
-        os.replace(self.folder / "progress.new", self.folder / "progress.json")
-        if used > self.seconds:
+        self.run.seconds = time.process_time() - self.started
+        write_runs(self.folder, [*self.earlier, self.run])
+        if self.run.seconds > self.seconds:
             os._exit(0)
 
     def mutate(self, data: bytes, max_bytes: int, seed: int) -> bytes:
@@ -82,13 +79,6 @@ class Driver:
         if random_.random() < 0.4:
             return mutated(data, random_, self.target.words, max_bytes)
         return bytes(atheris.Mutate(data, max_bytes))
-
-
-def runs_in(folder: Path) -> list[dict[str, Any]]:
-    """Return what the runs that kept their progress in `folder` did: inputs, processor seconds, defects by place."""
-    file = folder / "progress.json"
-    runs: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
-    return runs
 
 
 def main(name: str, folder: Path, seconds: float) -> NoReturn:

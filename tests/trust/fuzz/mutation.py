@@ -26,9 +26,9 @@ _SIZES = (
 )
 """Offsets, lengths and counts that overflow, or lie just inside or outside of something."""
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 1e308, -0.0, float("nan"), float("inf"), float("-inf"), 10**400, 1 << 64, "", "x", "..", "../../x",
-    "/etc/passwd", "C:\\x", "a\0b", "\x1b[2J", "\ud800", "\u202e", "line\nline", "²", "x" * 5000, [], {}, [[]], [None], {"": None},
-    [0] * 300, {"__class__": "os.system"}, "none", "NaN", "1e999", [1, "a"], ["a", 1.5], [[1, 2], [3]],
+    None, True, False, 0, -1, 1, 1e308, -0.0, float("nan"), float("inf"), float("-inf"), 10**400, 1 << 64, "", "x", "..",
+    "../../x", "/etc/passwd", "C:\\x", "a\0b", "\x1b[2J", "\ud800", "\u202e", "line\nline", "²", "x" * 5000, [], {}, [[]],
+    [None], {"": None}, [0] * 300, {"__class__": "os.system"}, "none", "NaN", "1e999", [1, "a"], ["a", 1.5], [[1, 2], [3]],
 )  # fmt: skip
 
 

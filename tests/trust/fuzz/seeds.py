@@ -1,4 +1,4 @@
-"""Inputs that fuzzing begins with: small files of every kind that a parser reads, made by this package and the tests' writers."""
+"""Inputs that fuzzing begins with: small files of every kind that a parser reads, made by this package and the tests."""
 
 import gzip
 import io
@@ -101,8 +101,19 @@ def name_words() -> tuple[bytes, ...]:
 def recipes() -> list[bytes]:
     """Recipe files, and lines of `--set` arguments."""
     files = [json.dumps(function().to_dict()).encode() for function in list(RECIPES.values())[::3]]
-    lines = ["lr=0.01", "augmentation.crop=321,321\nloss=ce:1,lovasz:0.5", "stages=[{\"share\": 1, \"lr\": 0.1}]\nstages.0.lr=1e-3", "steps=10\nepochs=2.5",
-             "model=deeplabv3_resnet18", "teacher=none", "network.atrous_rates=[6,12,18]", "batch=16.0", "amp=bf16", "milestones=(1,2)", "classes=a,b"]  # fmt: skip
+    lines = [
+        "lr=0.01",
+        "augmentation.crop=321,321\nloss=ce:1,lovasz:0.5",
+        'stages=[{"share": 1, "lr": 0.1}]\nstages.0.lr=1e-3',
+        "steps=10\nepochs=2.5",
+        "model=deeplabv3_resnet18",
+        "teacher=none",
+        "network.atrous_rates=[6,12,18]",
+        "batch=16.0",
+        "amp=bf16",
+        "milestones=(1,2)",
+        "classes=a,b",
+    ]
     return [*files, *(line.encode() for line in lines)]
 
 
@@ -224,10 +235,30 @@ def config_files() -> list[bytes]:
 
 def config_subjects() -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
     """Tensors and settings of one network of each library that keeps settings beside its tensors."""
-    mobile = DeepLabConfig(architecture="deeplabv3", encoder="mobilenetv2_100", num_classes=2, output_stride=8, atrous_rates=(), pooling_first=True,
-                           refine_conv=False, align_corners=True, encoder_padding="same", encoder_norm_eps=1e-3)  # fmt: skip
-    plus = DeepLabConfig(architecture="deeplabv3plus", encoder="resnet18", num_classes=2, decoder_refine_conv=True, decoder_convs=1, align_corners=True,
-                         atrous_rates=(12, 24, 36), depthwise_norm=False, encoder_dilate_strided=True, dropout=0.5)  # fmt: skip
+    mobile = DeepLabConfig(
+        architecture="deeplabv3",
+        encoder="mobilenetv2_100",
+        num_classes=2,
+        output_stride=8,
+        atrous_rates=(),
+        pooling_first=True,
+        refine_conv=False,
+        align_corners=True,
+        encoder_padding="same",
+        encoder_norm_eps=1e-3,
+    )
+    plus = DeepLabConfig(
+        architecture="deeplabv3plus",
+        encoder="resnet18",
+        num_classes=2,
+        decoder_refine_conv=True,
+        decoder_convs=1,
+        align_corners=True,
+        atrous_rates=(12, 24, 36),
+        depthwise_norm=False,
+        encoder_dilate_strided=True,
+        dropout=0.5,
+    )
     found = {}
     for name, config, origin in (("transformers", mobile, transformers), ("smp", plus, smp)):
         with torch.device("meta"):

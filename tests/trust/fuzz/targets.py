@@ -1,15 +1,11 @@
 """The parsers that read what nobody vouches for, each as a function of one file in a folder of its own."""
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from fuzz import seeds
-from fuzz.contract import Target
 
 from deeplabzoo.data.archives import extract_folder
 from deeplabzoo.data.class_file import read_class_file
@@ -22,6 +18,8 @@ from deeplabzoo.zoo.origins import smp, tf_graph, tflite, tflite_mobilenetv2, tr
 from deeplabzoo.zoo.registry import find_weights, list_models, list_weights, parse_name
 from deeplabzoo.zoo.state_dict import read_state_dict
 from deeplabzoo.zoo.weights_file import read_weights
+from fuzz import seeds
+from fuzz.contract import Target
 
 
 def _tflite(path: Path) -> object:
