@@ -43,6 +43,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/demo.md", "python -m deeplabzoo.demo"): "a server that runs until it is stopped; tests/test_demo.py starts it",
     ("docs/demo.md", "DEEPLABZOO_CHROMIUM="): "a test by itself, where a browser is installed",
     ("docs/export.md", "# labels.py"): "run by tests/test_export_command.py on the file that it makes",
+    ("docs/install.md", "pip install ."): INSTALLS,
     ("docs/large_images.md", "predictor = deeplabzoo.Predictor(net, tile=768)"): FRAGMENT,
     ("docs/many_images.md", "from deeplabzoo.inference.ray import"): "tests/test_ray.py runs it where Ray is installed",
     ("docs/many_images.md", "import pickle"): FRAGMENT,
