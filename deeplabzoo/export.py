@@ -10,7 +10,7 @@ from deeplabzoo.cli import Parser, named_network, run
 from deeplabzoo.errors import UsageError, did_you_mean
 from deeplabzoo.output import ensure_folder, write_atomically
 
-_FORMATS = ("onnx", "torch-export", "openvino")
+_FORMATS = ("onnx", "torch-export", "openvino", "executorch")
 _OUTPUTS = ("logits", "argmax", "uint8")
 _EPILOG = """\
 The file takes `image`, float32 B x 3 x H x W as its metadata `preprocessing` says, and answers at the image's size: `logits`
@@ -70,11 +70,13 @@ def _parser() -> Parser:
     parser.add_argument("model", metavar="MODEL", help="a name (`deeplabzoo.list_models()`) or a checkpoint file")
     parser.add_argument("--weights", metavar="TAG|FILE", help="which weights of the named model (default: its default tag)")
     parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join(_FORMATS))
-    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .onnx, .pt2 or .xml; its folder must exist")
+    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .onnx, .pt2, .xml or .pte; its folder must exist")
     parser.add_argument("--output", choices=_OUTPUTS, default="logits", help="what the file answers (default logits)")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--dynamic", action="store_true", help="any batch, height and width (the default)")
-    sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="one image of this size alone")
+    sizes.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="one image of this size alone (executorch: always)"
+    )
     parser.add_argument("--int8", action="store_true", help="convolutions in 8 bits, fitted to the photos of --calibrate")
     parser.add_argument(
         "--calibrate", metavar="DIR", help="photos for --int8 (folder, pattern or .txt list); not those of --check"

@@ -136,7 +136,7 @@ def test_tables_are_written_from_records(tmp_path: Path) -> None:
     assert document.read_text() == text
 
 
-@pytest.mark.parametrize("document", ["benchmarks/README.md", "docs/speed.md"])
+@pytest.mark.parametrize("document", ["benchmarks/README.md", "docs/speed.md", "docs/export.md", "docs/demo.md"])
 def test_the_documents_hold_what_the_records_say(document: str, tmp_path: Path) -> None:
     """No number is typed (house rule 4)."""
     copy = tmp_path / "copy.md"

@@ -1,23 +1,31 @@
 """The demo's page in a real browser: drop, look, isolate, compare, download, webcam; and no other computer is asked."""
 
+import dataclasses
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from chromium import Browser
 from PIL import Image
 
 import deeplabzoo
 import deeplabzoo.demo as demo
+from deeplabzoo.benchmarking.demo_table import FOLDER, TASK
+from deeplabzoo.benchmarking.record import Record, Row, Spread, conditions
 from deeplabzoo.inference.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
 CAT = Path(__file__).resolve().parents[1] / "docs" / "images" / "cat.jpg"
 MODEL = "deeplabv3plus_mobilenetv2_voc"
+RECORDS = Path(__file__).resolve().parents[1] / "benchmarks" / FOLDER
+DROPS = 9
+COMMAND = "DEEPLABZOO_CHROMIUM=/usr/bin/chromium python -m pytest -m slow tests/test_demo_browser.py"
 PRESSED = "document.querySelector('.legend button[aria-pressed=true]')"
 
 
@@ -86,6 +94,33 @@ def test_a_dropped_photo_is_segmented(page: Browser, pictures: Path) -> None:
     page.look(390, 844, phone=True)
     assert page.run("document.documentElement.scrollWidth") <= 390
     page.picture(pictures / "demo_phone.png")
+
+
+def test_the_time_from_drop_to_answer(page: Browser) -> None:
+    """The status tells it, at the page, from the drop until the answer is painted; DEEPLABZOO_RECORD=1 keeps it."""
+    drop_cat(page)  # loads the model
+    times = []
+    for _ in range(DROPS):
+        page.run("document.getElementById('status').textContent = ''")
+        drop_cat(page)
+        status = page.run("document.getElementById('status').textContent")
+        width, height, time_ms = re.fullmatch(r"cat\.jpg: (\d+) × (\d+) pixels, (\d+) ms from drop to answer", status).groups()
+        times.append(float(time_ms))
+    row = Row(name=MODEL, task=TASK, side="demo", threads=torch.get_num_threads(), pairs=DROPS, note="docs/images/cat.jpg")
+    row = dataclasses.replace(row, size=(int(height), int(width)), ms=Spread.of(times))
+    assert row.ms.median < 30_000
+    if os.environ.get("DEEPLABZOO_RECORD") == "1":
+        record = Record(
+            rows=(row,),
+            command=f"DEEPLABZOO_RECORD=1 {COMMAND} -k time",
+            precision="fp32",
+            layout="channels_last",
+            seed=0,
+            settings={"browser": page.call("Browser.getVersion")["product"], "engine": "auto"},
+            **conditions(torch.device("cpu")),
+        )
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        record.write(RECORDS / "drop_to_answer.json")
 
 
 def test_opacity_and_one_class_alone(page: Browser, pictures: Path) -> None:

@@ -17,6 +17,8 @@ from timm.layers.conv2d_same import Conv2dSame
 
 import deeplabzoo
 from deeplabzoo import export as command
+from deeplabzoo.errors import DeepLabZooError
+from deeplabzoo.exporting.executorch import executorch_runner
 from deeplabzoo.exporting.open_sizes import OpenConv2dSame
 from deeplabzoo.exporting.report import read_export
 from deeplabzoo.exporting.wish import SUFFIXES, Format
@@ -133,6 +135,29 @@ def test_torch_export_round_trip(checkpoint: str, tmp_path: Path) -> None:
         torch.testing.assert_close(program.module()(image), deeplabzoo.load(checkpoint)(image), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["logits", "uint8"])
+def test_executorch_runs_in_its_own_runtime(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The .pte gives the network's answers, compared by the command on random images and photos; its JSON describes it."""
+    pytest.importorskip("executorch", reason="executorch is not installed")
+    root, out = labelled_folder(tmp_path / "data"), tmp_path / "person.pte"
+    words = [PERSON, "--format", "executorch", "--output", output, "--size", "96", "96", "--out", str(out)]
+    assert command.main([*words, "--check", "folder:2", "--root", str(root)]) == 0
+    assert "100.000 % of labels equal on 2 photos" in capsys.readouterr().out
+    facts = json.loads(out.with_suffix(".json").read_text())
+    assert json.loads(facts["classes"]) == ["background", "person"]
+    assert json.loads(facts["check"])["miou_exported"] > 99
+    assert facts["output"] == output
+
+
+def test_executorch_that_is_not_installed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no extra, since it chooses its torch itself."""
+    for module in ("executorch", "executorch.runtime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DeepLabZooError, match="pip install executorch"):
+        executorch_runner(tmp_path / "model.pte")
+
+
 def test_int8_file_labels_the_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Calibrated on a folder, compared on its photos, marked as int8."""
     photos = labelled_folder(tmp_path / "data", 160) / "val" / "images"
@@ -171,6 +196,8 @@ def command_runner():  # type: ignore[no-untyped-def]
     ("words", "sentence"),
     [
         (["--format", "coreml", "--out", "x.mlpackage"], "'coreml' is not offered: coremltools"),
+        (["--format", "litert", "--out", "x.tflite"], "'litert' is not offered: litert-torch"),
+        (["--format", "executorch", "--out", "x.pte"], "takes images of one size; name it with --size H W"),
         (["--format", "onx", "--out", "x.onnx"], "Unknown format 'onx'.*Did you mean 'onnx'"),
         (["--format", "onnx", "--out", "x.xml"], r"must end in \.onnx"),
         (["--format", "onnx", "--out", "no/such/x.onnx"], "does not exist"),
@@ -209,7 +236,7 @@ def test_the_documents_script_runs_with_onnxruntime_and_numpy_alone(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SUFFIXES)
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])
 @pytest.mark.parametrize("model", BUNDLED)
 def test_every_bundled_model_exports(model: str, kind: Format, tmp_path: Path) -> None:
     """Parity is asserted by the command itself."""

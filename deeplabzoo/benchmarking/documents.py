@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deeplabzoo.benchmarking import large_images_table, training_table
+from deeplabzoo.benchmarking import demo_table, exports_table, large_images_table, training_table
 from deeplabzoo.benchmarking.table import BLOCK, records_table
 from deeplabzoo.cli import Parser
 from deeplabzoo.errors import UsageError
@@ -19,6 +19,8 @@ def tables(records: Path) -> Mapping[str, str]:
     return {
         BLOCK: records_table(records),
         training_table.BLOCK: training_table.records_table(records / _TRAINING),
+        demo_table.BLOCK: demo_table.demo_table(records / demo_table.FOLDER),
+        exports_table.BLOCK: exports_table.exports_table(records / exports_table.FOLDER),
         **large_images_table.large_images_tables(records / large_images_table.FOLDER),
     }
 

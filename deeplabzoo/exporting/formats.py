@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deeplabzoo.errors import DeepLabZooError
+from deeplabzoo.exporting.executorch import add_facts_beside, executorch_runner, write_executorch
 from deeplabzoo.exporting.open_sizes import with_open_sizes
 from deeplabzoo.exporting.wish import Format, Wish
 from deeplabzoo.inference.calibration import Calibration
@@ -33,6 +34,7 @@ def write(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> None:
         "onnx": _write_onnx,
         "torch-export": _write_torch_export,
         "openvino": _write_openvino,
+        "executorch": _write_executorch,
     }
     writers[wish.format](net, wish, path, facts)
 
@@ -42,6 +44,8 @@ def runner(format: Format, path: Path) -> Runner:
     if format == "torch-export":
         program = torch.export.load(path).module()
         return lambda image: program(torch.from_numpy(image)).numpy()
+    if format == "executorch":
+        return executorch_runner(path)
     return session_runner(path) if format == "onnx" else compiled_runner(path)
 
 
@@ -59,6 +63,8 @@ def add_facts(format: Format, path: Path, facts: Facts) -> None:
         ov = require("openvino", extra="openvino", purpose="Writing OpenVINO")
         model = ov.Core().read_model(str(path)).clone()
         _save_openvino(model, path, facts)
+    elif format == "executorch":
+        add_facts_beside(path, facts)
     else:
         extra = {"deeplabzoo.json": ""}
         program = torch.export.load(path, extra_files=extra)
@@ -86,19 +92,27 @@ def _write_openvino(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> None:
 
 
 def _write_torch_export(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> None:
+    _save_torch_export(_exported(net, wish), path, {**description(net, wish.output), **facts})
+
+
+def _write_executorch(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> None:
+    with _quiet():
+        write_executorch(_exported(net, wish), path, {**description(net, wish.output), **facts})
+
+
+def _exported(net: DeepLab, wish: Wish) -> torch.export.ExportedProgram:
     form = GraphForm(with_open_sizes(net), wish.output).eval()
     # sides that no layer takes for a constant or for one another
     image_BCHW = torch.zeros(1 if wish.size else 2, net.config.in_chans, *(wish.size or (97, 129)))
     axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(form, (image_BCHW,), dynamic_shapes=None if wish.size else (axes,))
+            return torch.export.export(form, (image_BCHW,), dynamic_shapes=None if wish.size else (axes,))
     except Exception as error:  # torch raises a dozen kinds here, and each is a page long
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise DeepLabZooError(
             f"torch.export cannot write {net.config.architecture} on {net.config.encoder} ({reason}); use --format onnx."
         ) from error
-    _save_torch_export(program, path, {**description(net, wish.output), **facts})
 
 
 def _save_torch_export(program: Any, path: Path, facts: Facts) -> None:

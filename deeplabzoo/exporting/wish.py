@@ -7,12 +7,11 @@ from typing import Literal
 from deeplabzoo.errors import OutputError, UsageError
 from deeplabzoo.inference.onnx_graph import Output
 
-Format = Literal["onnx", "torch-export", "openvino"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
+Format = Literal["onnx", "torch-export", "openvino", "executorch"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "executorch": ".pte"}
 NOT_OFFERED = {
-    "coreml": "coremltools converts on Linux but runs on macOS alone, so its file could not be proven here",
-    "executorch": "its exporter pins a torch release of its own and would replace the installed one",
-    "litert": "its converter pins a torch release of its own and would replace the installed one",
+    "coreml": "coremltools converts it on Linux, but a CoreML file runs on macOS alone, so it could not be proven",
+    "litert": "litert-torch asks for torch below 2.15, and what it wrote with torch 2.15 did not run (docs/export.md)",
 }
 """Formats that people ask for -> why there is no such file."""
 
@@ -36,7 +35,9 @@ class Wish:
             raise UsageError(f"--out '{self.out}' must end in {suffix}, as files of the format {self.format} do.")
         if not self.out.parent.is_dir():
             raise OutputError(f"The folder '{self.out.parent}' of --out does not exist; make it, or name another place.")
-        if self.calibrate is not None and self.format == "torch-export":
-            raise UsageError("--int8 is for the formats onnx and openvino; leave it out with torch-export.")
+        if self.calibrate is not None and self.format not in ("onnx", "openvino"):
+            raise UsageError(f"--int8 is for the formats onnx and openvino; leave it out with {self.format}.")
+        if self.size is None and self.format == "executorch":
+            raise UsageError("A file of the format executorch takes images of one size; name it with --size H W.")
         if self.size is not None and min(self.size) < 33:
             raise UsageError(f"--size must be at least 33 x 33 pixels, not {self.size[0]} x {self.size[1]}.")
