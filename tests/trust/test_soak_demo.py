@@ -46,7 +46,7 @@ def demo(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         yield process, int(found[1])
         assert process.poll() is None, "the demo ended"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
         assert "Traceback" not in (tmp_path / "said").read_text()
     finally:
         process.kill()
