@@ -80,13 +80,22 @@ class Run:
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
         """Return the exit status once it has ended; a run that takes longer than `seconds` is a failure."""
-        end = time.monotonic() + seconds
-        while (status := self.status) is None:
-            if time.monotonic() > end:
-                os.killpg(self.pid, signal.SIGKILL)
-                raise AssertionError(f"still running after {seconds} s, at '{self.doing}': {self.told[-2000:]}")
-            time.sleep(0.01)
+        self.gone_after(seconds)
+        status = self.status
+        assert status is not None
         return status
+
+    def gone_after(self, at_most: float = PATIENCE_S) -> float:
+        """Wait for its end and return the seconds, without pauses in which the machine held run and tests still."""
+        seconds, seen = 0.0, time.monotonic()
+        while self.status is None:
+            if seconds > at_most:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise AssertionError(f"still running after {at_most} s, at '{self.doing}': {self.told[-2000:]}")
+            time.sleep(0.01)
+            now = time.monotonic()
+            seconds, seen = seconds + min(now - seen, 1.0), now
+        return seconds
 
     @property
     def processor_s(self) -> float:
