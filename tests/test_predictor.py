@@ -14,6 +14,7 @@ from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.inference.overlay import MOST_ENTRIES, percent
 from deeplabzoo.inference.predictor import Predictor, Result
+from deeplabzoo.inference.preprocess import logits_at_original, prepare
 
 
 def scene(height: int = 120, width: int = 200) -> np.ndarray:
@@ -55,6 +56,19 @@ def test_the_way_a_photo_comes_does_not_matter(predictor: Predictor, tmp_path: P
         np.testing.assert_array_equal(predictor(source).labels, expected)
     for result in predictor(sources):
         np.testing.assert_array_equal(result.labels, expected)
+
+
+def test_confidence_is_given_when_it_is_asked_for(predictor: Predictor) -> None:
+    """The probability of every label, from the very logits; a photo that is cut has none, and says so."""
+    image = scene(151, 233)
+    result = Predictor(ColorNet(), device="cpu", confidence=True)(image)
+    logits = logits_at_original(ColorNet().eval(), prepare(image, ColorNet().preprocessing))[0].detach()
+    assert result.confidence is not None
+    np.testing.assert_allclose(result.confidence, logits.softmax(dim=0).amax(dim=0).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(result.labels, predictor(image).labels)
+    assert predictor(image).confidence is None
+    with pytest.raises(UsageError, match="233 x 151 pixels is cut into tiles; use tile=None"):
+        Predictor(ColorNet(), device="cpu", confidence=True, tile=64)(image)
 
 
 def test_a_list_equals_its_photos_one_by_one(predictor: Predictor) -> None:

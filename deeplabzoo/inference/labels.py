@@ -35,6 +35,9 @@ BAND_VALUES = 2**22
 COMPILE_AFTER_PIXELS = 2**24
 """Labels made by torch in this process before numba is loaded: it takes longer than a few photos do (64 at 513 x 513)."""
 
+Confidence = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""Probability of each pixel's label, 0...1, H x W."""
+
 _made_by_torch = 0
 
 
@@ -63,10 +66,19 @@ def labels_on_grid(low_1CHW: torch.Tensor, grid: Grid) -> Labels:
     return _as_array(_labels(low_1CHW, grid)[0])
 
 
-def confidence_on_grid(low_1CHW: torch.Tensor, grid: Grid) -> tuple[Labels, np.ndarray[tuple[int, int], np.dtype[np.float32]]]:
-    """Return the labels and the probability of each, float32 H x W: the softmax of the photo-sized logits at that class."""
-    labels_1HW, confidence_1HW = _with_confidence(low_1CHW, grid)
-    return _as_array(labels_1HW[0]), confidence_1HW[0].cpu().numpy()
+def confidence_on_grid(low_1CHW: torch.Tensor, grid: Grid) -> tuple[Labels, Confidence]:
+    """Return the labels and the probability of each, float32 H x W: the softmax of the photo-sized logits at that class.
+
+    The probability needs every class at every pixel, so this takes as long as plain upsampling, in bounded memory.
+    """
+    labels_HW = _empty(grid.original_hw, low_1CHW)
+    confidence_HW = torch.empty(grid.original_hw, device=low_1CHW.device)
+    rows_1CHW = _rows(low_1CHW.detach().float(), grid)
+    for top, bottom in _bands(low_1CHW.shape[1], grid, BAND_VALUES):
+        band_CHW = _columns(rows_1CHW[:, :, top:bottom], grid)[0]
+        largest_HW, labels_HW[top:bottom] = band_CHW.max(dim=0)
+        confidence_HW[top:bottom] = band_CHW.sub_(largest_HW).exp_().sum(dim=0).reciprocal_()
+    return _as_array(labels_HW), confidence_HW.cpu().numpy()
 
 
 def labels_of(low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners: bool) -> torch.Tensor:
@@ -76,16 +88,6 @@ def labels_of(low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners
     may be smaller than the logits' own. Raises UsageError for a tensor of another rank or a size below 1.
     """
     return _labels(low_BCHW, _plain(low_BCHW, size_hw, align_corners))
-
-
-def labels_and_confidence_of(
-    low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `labels_of` does and the softmax probability of each label, float32 B x H x W.
-
-    The probability needs every class at every pixel, so this takes as long as plain upsampling, at a bounded memory.
-    """
-    return _with_confidence(low_BCHW, _plain(low_BCHW, size_hw, align_corners))
 
 
 def compile_labels() -> bool:
@@ -167,18 +169,6 @@ def _worth_compiling(pixels: int) -> bool:
         return True
     _made_by_torch += pixels
     return False
-
-
-def _with_confidence(low_BCHW: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    labels_BHW = _empty((low_BCHW.shape[0], *grid.original_hw), low_BCHW)
-    confidence_BHW = torch.empty(labels_BHW.shape, device=low_BCHW.device)
-    for low_CHW, labels_HW, confidence_HW in zip(low_BCHW.detach().float(), labels_BHW, confidence_BHW, strict=True):
-        rows_1CHW = _rows(low_CHW[None], grid)
-        for top, bottom in _bands(len(low_CHW), grid, BAND_VALUES):
-            band_CHW = _columns(rows_1CHW[:, :, top:bottom], grid)[0]
-            largest_HW, labels_HW[top:bottom] = band_CHW.max(dim=0)
-            confidence_HW[top:bottom] = band_CHW.sub_(largest_HW).exp_().sum(dim=0).reciprocal_()
-    return labels_BHW, confidence_BHW
 
 
 def _empty(shape: tuple[int, ...], low_BCHW: torch.Tensor) -> torch.Tensor:

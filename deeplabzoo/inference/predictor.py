@@ -4,10 +4,10 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -19,16 +19,18 @@ from deeplabzoo.inference.device import choose_device, evaluating
 from deeplabzoo.inference.engine import OptimizedDeepLab, require_names
 from deeplabzoo.inference.engine_choice import FreshForm
 from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for, require_room
-from deeplabzoo.inference.labels import ClassArea, class_areas
+from deeplabzoo.inference.labels import ClassArea, Confidence, class_areas
 from deeplabzoo.inference.large_image import ArrayRows, PixelRows
 from deeplabzoo.inference.overlay import Color, blend, with_legend
-from deeplabzoo.inference.preprocess import labels_at_original, prepare
+from deeplabzoo.inference.preprocess import Prepared, confidence_at_original, labels_at_original, prepare
 from deeplabzoo.inference.stamp import STAMP_KEY, drawn, png_text
 from deeplabzoo.inference.tile_plan import Tiling, tiling_for, tiling_of
 from deeplabzoo.inference.tiles import Band, labelled_bands
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.output import write_atomically
 from deeplabzoo.say import say
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,8 @@ class Result:
     palette: tuple[Color, ...]
     seconds: float
     """Time from decoded photo to labels."""
+    confidence: Confidence | None = None
+    """Probability of each pixel's label, float32 0...1, H x W, where the predictor was asked for it."""
 
     def found(self) -> list[ClassArea]:
         """Return the classes that occur in the photo with their pixels and share, largest first."""
@@ -133,7 +137,8 @@ class Predictor:
     `tile` cuts pictures into overlapping tiles of that side, or (height, width), at their own resolution times `scale` instead
     of resizing them as the weights' preprocessing says; "auto" cuts only where the network's input would exceed 2048 x 2048
     pixels even so; None never cuts. `overlap` is what neighbours share, in pixels (default: a quarter of the tile). Pictures of
-    more than `max_pixels` are refused (default 256 million, for what has to be decoded whole).
+    more than `max_pixels` are refused (default 256 million, for what has to be decoded whole). With `confidence` each result
+    has the probability of every label too, for photos that are not cut.
 
     Raises UsageError for an unknown engine or device, settings that make no sense, or a network that does not take three
     channels.
@@ -150,6 +155,7 @@ class Predictor:
         overlap: int | None = None,
         scale: float | None = None,
         max_pixels: int | None = None,
+        confidence: bool = False,
     ) -> None:
         require_names(engine, precision)
         if net.config.in_chans != 3:
@@ -157,7 +163,7 @@ class Predictor:
         if max_pixels is not None and max_pixels < 4:
             raise UsageError(f"max_pixels must be at least 4, not {max_pixels!r}.")
         self.tiling, self.max_pixels = tiling_of(tile, overlap, scale), max_pixels
-        self.computed = (engine, precision)
+        self.computed, self.confidence = (engine, precision), confidence
         if isinstance(net, OptimizedDeepLab):
             self.device, self.net = net.device, net.net
             self.computed = (net.engine, net.precision)
@@ -201,9 +207,20 @@ class Predictor:
     def _one(self, source: ImageSource) -> Result:
         image_HWC = read_image(source, max_pixels=self.max_pixels or MAX_PIXELS)
         start = time.perf_counter()
-        tiling = self.tiling_for((image_HWC.shape[0], image_HWC.shape[1]))
+        tiling, confidence_HW = self.tiling_for((image_HWC.shape[0], image_HWC.shape[1])), None
+        if tiling is not None and self.confidence:
+            height, width = image_HWC.shape[:2]
+            raise UsageError(
+                f"confidence is known of photos that go through the network whole, but this one of {width} x {height} pixels "
+                "is cut into tiles; use tile=None, or leave confidence out."
+            )
         try:
-            labels_HW = self._whole(image_HWC) if tiling is None else self._in_tiles(image_HWC, tiling)
+            if tiling is not None:
+                labels_HW = self._in_tiles(image_HWC, tiling)
+            elif self.confidence:
+                labels_HW, confidence_HW = self._whole(image_HWC, confidence_at_original)
+            else:
+                labels_HW = self._whole(image_HWC, labels_at_original)
         except torch.OutOfMemoryError:
             height, width = image_HWC.shape[:2]
             raise DeepLabZooError(
@@ -211,13 +228,13 @@ class Predictor:
                 "smaller tiles (tile=512), or a smaller photo."
             ) from None
         seconds = time.perf_counter() - start
-        return Result(image_HWC, labels_HW, self.net.classes, self.net.palette, seconds)
+        return Result(image_HWC, labels_HW, self.net.classes, self.net.palette, seconds, confidence_HW)
 
-    def _whole(self, image_HWC: Pixels) -> Labels:
+    def _whole(self, image_HWC: Pixels, answer: Callable[[DeepLab | OptimizedDeepLab, Prepared], Answer]) -> Answer:
         net = self.form()
         prepared = prepare(image_HWC, net.preprocessing)
         with evaluating(net):
-            return labels_at_original(net, prepared)
+            return answer(net, prepared)
 
     def form(self) -> DeepLab | OptimizedDeepLab:
         """Return what runs now: the inference form of the network with the weights that it has at this moment."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from deeplabzoo.data.images import Labels, Pixels
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.device import device_of
-from deeplabzoo.inference.labels import Grid, labels_on_grid, upsampled_logits
+from deeplabzoo.inference.labels import Confidence, Grid, confidence_on_grid, labels_on_grid, upsampled_logits
 from deeplabzoo.models.config import Preprocessing
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ def labels_at_original(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) ->
     """Return the label of every pixel of the photo, H x W: the argmax of `logits_at_original` without holding it whole."""
     low_1CHW, grid = low_resolution(net, prepared)
     return labels_on_grid(low_1CHW, grid)
+
+
+def confidence_at_original(net: "DeepLab | OptimizedDeepLab", prepared: Prepared) -> tuple[Labels, Confidence]:
+    """Return the labels and the probability of each, H x W both; it takes every class at every pixel, so it is slower."""
+    low_1CHW, grid = low_resolution(net, prepared)
+    return confidence_on_grid(low_1CHW, grid)
 
 
 def image_probabilities(
