@@ -37,8 +37,8 @@ from deeplabzoo.zoo.table import replace_block
 KIND = "deeplabzoo.install/1"
 BLOCK = "install-table"
 ROOT = Path(__file__).resolve().parents[1]
-_NOT_USERS = ("export", "test")
-"""Extras without a row: another name of one, and what contributors need."""
+_NOT_USERS = ("export", "test", "trust", "release")
+"""Extras without a row: another name of one, and what contributors and releases need."""
 _IMPORTS = 15
 
 
