@@ -85,6 +85,15 @@ def test_a_picture_cut_short_is_refused_or_whole(watch: Watch, tmp_path: Path) -
     assert tally.refused > 200
 
 
+def test_a_jpeg_2000_without_its_end_is_refused(tmp_path: Path) -> None:
+    """Its decoder takes a codestream that ends behind the header for an empty picture."""
+    whole, path = common_files()["jp2"], tmp_path / "a.jp2"
+    for length in range(150, len(whole) - 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ImageError):
+            read_image(path)
+
+
 def test_changed_bytes_never_escape_as_another_error(watch: Watch, tmp_path: Path) -> None:
     """Pixels or one of our sentences; no other file read, nothing written, in the time and memory stated."""
     tally = Tally(watch, tmp_path)
