@@ -63,13 +63,19 @@ class ConfusionMatrix:
     def update(self, labels_pred_HW: Labels, labels_true_HW: Labels) -> None:
         """Add one picture, or any two integer arrays of the same shape; true pixels of `ignore_index` are left out.
 
-        Raises UsageError if the shapes differ or a prediction is no class, DataError if a true label is no class.
+        Raises UsageError if the shapes differ, labels are no integers or a prediction is no class, DataError if a true label is
+        no class; nothing is counted then.
         """
         if labels_pred_HW.shape != labels_true_HW.shape:
             raise UsageError(
                 f"Predicted labels have shape {labels_pred_HW.shape} but true labels {labels_true_HW.shape}; "
                 "resize the prediction to the truth, never the truth."
             )
+        for labels in (labels_pred_HW, labels_true_HW):
+            if labels.dtype.kind not in "iub":
+                raise UsageError(
+                    f"Predicted and true labels must be integers, not {labels.dtype}; take the argmax of scores first."
+                )
         true, predicted = np.ascontiguousarray(labels_true_HW).reshape(-1), np.ascontiguousarray(labels_pred_HW).reshape(-1)
         if true.dtype == predicted.dtype == np.uint8:
             self._add_bytes(true, predicted)
@@ -80,7 +86,7 @@ class ConfusionMatrix:
         if true.size == 0:
             return
         self._require_classes(int(true.min()), int(true.max()), int(predicted.min()), int(predicted.max()))
-        cells = true.astype(np.int64) * self.num_classes + predicted
+        cells = true.astype(np.int64) * self.num_classes + predicted.astype(np.int64)
         self.counts += np.bincount(cells, minlength=self.num_classes**2).reshape(self.counts.shape)
 
     def _add_bytes(self, true: Labels, predicted: Labels) -> None:

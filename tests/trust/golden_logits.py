@@ -38,7 +38,7 @@ LIGHT_PARAMETERS = 12_000_000
 """Of an encoder; the smaller ones are in CI, all in `make soak`."""
 
 FLOAT32_TOLERANCE = 5 * ROUNDING
-"""Of the largest logit: weights that nobody trained amplify rounding, which took one of all kinds to nine tenths of ROUNDING."""
+"""Of the largest logit: weights that nobody trained amplify rounding, which took one kind to nine tenths of ROUNDING."""
 FLOAT64_TOLERANCE = 1e-10
 """Of the largest logit. What makes 8e-5 of float32's u makes 1.5e-13 of float64's, 2^-53 = 1.1e-16; the file keeps twelve
 digits; the rest is left to exponentials of other machines, and is a hundredth of what one per cent of an epsilon does."""
