@@ -20,6 +20,7 @@ export async function makeView(answer, name, opacity) {
   const setOpacity = (share) => { tint.style.opacity = share; };
 
   one("h2").textContent = answer.model;
+  for (const side of ["width", "height"]) one(".picture").style.setProperty(`--${side}`, answer[side]);
   await paintPhoto(photo, answer);
   paintTint(tint, answer, labels, null);
   paintLines(lines, labels, null);
@@ -85,7 +86,7 @@ function watchPointer(picture, tag, answer, labels, isolate) {
 }
 
 function times(seconds) {
-  return Object.entries(seconds).map(([stage, value]) => `${stage} ${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`).join(" · ");
+  return Object.entries(seconds).filter(([, value]) => value >= 0.0001).map(([stage, value]) => `${stage} ${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`).join(" · ");
 }
 
 function flatten(photo, tint, lines) {
