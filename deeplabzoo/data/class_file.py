@@ -46,6 +46,8 @@ def read_class_file(file: Path) -> ClassFile:
     have gaps. A line named `void` gives a colour or id that is not scored (255 never is). Raises DataError for a file that is
     empty or not UTF-8, gives a name, id or colour twice, or gives some of its classes an id or a colour and others none.
     """
+    if file.exists() and not file.is_file():
+        raise DataError(f"'{file}' is no file; expected one class name a line.")
     try:
         with file.open("rb") as opened:
             data = opened.read(_MAX_BYTES + 1)

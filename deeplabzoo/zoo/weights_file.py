@@ -63,6 +63,8 @@ def read_weights(path: Path, source: str | None = None) -> WeightsFile:
     A file whose hash is in the manifest is that released file, wherever it lies. Raises WeightsError in one sentence.
     """
     path = next((inside for file in FOLDER_FILES if (inside := path / file).is_file()), path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise WeightsError(f"'{path}' is a device or a pipe, which has no end; name a file.")
     if is_own(path):
         file = _own(path)
     else:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 import deeplabzoo
 from deeplabzoo.errors import WeightsError
+from deeplabzoo.zoo.origins.settings import settings_beside
 from deeplabzoo.zoo.state_dict import read_state_dict
 from deeplabzoo.zoo.weights_file import read_weights
 
@@ -149,6 +150,32 @@ def test_tensors_without_names_are_refused(names: dict[object, np.ndarray], tmp_
     path.write_bytes(pickle.dumps(names, 4))
     with pytest.raises(WeightsError, match="no plain tensor with a name"):
         read_state_dict(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/urandom"])
+def test_what_has_no_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    """A pipe or a device in the place of weights, and of the settings beside them."""
+    path = tmp_path / "net.pth"
+    (tmp_path / "folder").mkdir()
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "folder" / "pytorch_model.bin")
+    for place in (path, tmp_path / "folder" / "config.json"):
+        if kind == "pipe":
+            os.mkfifo(place)
+        else:
+            place.symlink_to(kind)
+    with pytest.raises(WeightsError, match="a device or a pipe"):
+        deeplabzoo.load(path)
+    assert settings_beside(tmp_path / "folder" / "pytorch_model.bin") == {}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_numpys_own_files_are_no_state_dicts(suffix: str, tmp_path: Path) -> None:
+    """With an object in them numpy would unpickle it."""
+    path = tmp_path / f"net{suffix}"
+    objects = np.array([{"a": 1}], dtype=object)
+    np.save(path, objects) if suffix == ".npy" else np.savez(path, objects)
+    with pytest.raises(WeightsError):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33])

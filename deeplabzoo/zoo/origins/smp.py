@@ -25,10 +25,10 @@ from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import Architecture, DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.heads import effective_rates
-from deeplabzoo.plain_json import parse_json
 from deeplabzoo.zoo.origins.converted import Converted
 from deeplabzoo.zoo.origins.exported import Exported, require_same_arithmetic, without_auxiliary
 from deeplabzoo.zoo.origins.renaming import inverted, rename
+from deeplabzoo.zoo.origins.settings import settings_beside
 from deeplabzoo.zoo.origins.smp_decoder import head_rules
 from deeplabzoo.zoo.origins.smp_encoders import SMPEncoder, encoder_of, find_encoder
 
@@ -36,7 +36,6 @@ ORIGIN = "segmentation_models_pytorch"
 
 _HEAD = "segmentation_head.0.weight"
 _BINARY = ("background", "foreground")
-_MAX_CONFIG_BYTES = 1 << 20
 _CLASSES: Mapping[Architecture, str] = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus"}
 
 
@@ -171,18 +170,14 @@ def _architecture(names: Collection[str]) -> Architecture:
 
 def _settings(path: Path, architecture: Architecture) -> Mapping[str, Any]:
     """Return the `config.json` beside a file where it is SMP's; raises WeightsError where it is of another SMP model."""
-    beside = path.with_name("config.json")
-    try:
-        if beside.stat().st_size > _MAX_CONFIG_BYTES:
-            return {}
-        settings = parse_json(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(settings, dict) or not isinstance(settings.get("encoder_name"), str):
+    settings = settings_beside(path)
+    if not isinstance(settings.get("encoder_name"), str):
         return {}
     told = settings.get("_model_class", _CLASSES[architecture])
     if told != _CLASSES[architecture]:
-        raise WeightsError(f"'{beside}' is of a {told}, but the weights beside it are of a {_CLASSES[architecture]}.")
+        raise WeightsError(
+            f"'{path.with_name('config.json')}' is of a {told}, but the weights beside it are of a {_CLASSES[architecture]}."
+        )
     return settings
 
 

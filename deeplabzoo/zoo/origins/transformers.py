@@ -20,10 +20,10 @@ import torch
 from deeplabzoo.data.palettes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.plain_json import parse_json
 from deeplabzoo.zoo.origins.class_names import inferred_classes
 from deeplabzoo.zoo.origins.converted import Converted
 from deeplabzoo.zoo.origins.renaming import rename
+from deeplabzoo.zoo.origins.settings import settings_beside
 from deeplabzoo.zoo.origins.transformers_export import export as export
 from deeplabzoo.zoo.origins.transformers_names import mobilenetv2_rules, mobilevit_rules, with_joined_attention
 from deeplabzoo.zoo.origins.transformers_networks import mobilenetv2_config, mobilevit_config
@@ -32,7 +32,6 @@ from deeplabzoo.zoo.origins.widths import encoder_of_widths
 ORIGIN = "transformers"
 
 _CLASSIFIER = "segmentation_head.classifier.convolution.weight"
-_MAX_CONFIG_BYTES = 1 << 20
 _TENSORFLOW = Preprocessing(pad=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _APPLE = Preprocessing(
     size=(544, 544), resize="shortest", only_shrink=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channel_order="BGR"
@@ -122,12 +121,8 @@ def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any])
 
 def _settings(path: Path, network: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """Return the `config.json` beside a file if it is of the same network, and a note on where it was not found."""
-    beside = path.with_name("config.json")
-    try:
-        found = parse_json(beside.read_text(encoding="utf-8")) if beside.stat().st_size <= _MAX_CONFIG_BYTES else {}
-    except (OSError, ValueError):
-        found = {}
-    if isinstance(found, dict) and found.get("model_type") == network:
+    found = settings_beside(path)
+    if found.get("model_type") == network:
         return found, ()
     stride = 8 if network == "mobilenet_v2" else 16
     return {}, (f"no config.json beside it: output stride {stride} and the other settings of the published models assumed",)

@@ -94,6 +94,7 @@ def main(name: str, folder: Path, seconds: float) -> NoReturn:
     limit_memory(_SPARE * target.mebibytes)
     arguments = [
         f"-max_len={target.max_bytes}",
+        f"-artifact_prefix={folder}/",
         "-timeout=600",
         "-rss_limit_mb=0",
         "-malloc_limit_mb=0",
