@@ -35,7 +35,7 @@ SIZE = (65, 320)
 TensorFlow's padding is another one."""
 SAMPLES = 16
 LIGHT_PARAMETERS = 12_000_000
-"""Of an encoder; the smaller ones are in CI, all in `make soak`."""
+"""Of an encoder; CI takes of the smaller ones, `make soak` all."""
 
 FLOAT32_TOLERANCE = 5 * ROUNDING
 """Of the largest logit: weights that nobody trained amplify rounding, which took one kind to nine tenths of ROUNDING."""
