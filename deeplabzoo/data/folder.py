@@ -19,6 +19,7 @@ WHOLE = "all"
 """The split's name where a data set is not split."""
 
 _ENOUGH_MASKS = 32
+_LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
 def open_split(root: Path, split: str, classes: Sequence[str] | None = None) -> Pairs:
@@ -33,6 +34,9 @@ def open_split(root: Path, split: str, classes: Sequence[str] | None = None) -> 
     Raises DataError if a folder is missing, a file has no partner, or no class names are known.
     """
     files, masks = _files(root, split)
+    lossy = [mask for _, mask in files.values() if mask.suffix.lower() in _LOSSY_SUFFIXES]
+    if lossy:
+        say(f"{len(lossy)} masks in '{masks}' are JPEG ({lossy[0].name}), which changes numbers at outlines; save PNGs.")
     known = _classes(root, classes)
     codes = known.codes
     read: Callable[[Path], Labels] = read_mask

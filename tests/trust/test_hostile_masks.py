@@ -3,6 +3,7 @@
 A right mask that looks odd gives its labels; a wrong one is named, the status is 1, and nothing is written.
 """
 
+import logging
 import random
 import re
 import time
@@ -15,7 +16,7 @@ from fuzz.contract import Target
 from fuzz.mutation import mutated
 from image_attacks import STATED_MEBIBYTES, STATED_SECONDS
 from image_tally import Tally, warmed
-from mask_attacks import CLASSES, LABELS, MASKS, RIGHT, WRONG, Mask, write_folder
+from mask_attacks import CLASSES, LABELS, MASKS, NUMBERS, RIGHT, WRONG, Mask, write_folder
 from PIL import Image
 from trust_record import TrustRecord, write_record
 
@@ -111,6 +112,18 @@ def test_masks_without_a_label_are_no_data(root: Path, net: DeepLab) -> None:
         folder_check(root)
     with pytest.raises(DeepLabZooError):
         deeplabzoo.evaluate(net, "folder", root, "val", progress=False, engine=None)
+
+
+def test_jpeg_masks_are_said_even_where_their_numbers_are_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With many classes a blurred number is another class, which no check of numbers can find."""
+    (root / "classes.txt").write_text("\n".join(f"class {number}" for number in range(255)) + "\n")
+    for path in root.glob("*/masks/*.png"):
+        Image.fromarray(NUMBERS).save(path.with_suffix(".jpg"))
+        path.unlink()
+    with caplog.at_level(logging.INFO, "deeplabzoo"):
+        folder_check(root)
+    assert "2 masks in" in caplog.text
+    assert "are JPEG (train0.jpg), which changes numbers at outlines; save PNGs." in caplog.text
 
 
 def test_the_command_leaves_with_1_and_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
