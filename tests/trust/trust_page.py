@@ -84,14 +84,14 @@ def _trust_table(found: list[Record]) -> Iterator[str]:
     yield "| area | what was done | inputs tried | faults injected | survived | time | date, commit |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for one in found:
-        faults = f"{one['faults']:,} | {one['survived']:,}" if one["faults"] else "| "
-        inputs = f"{one['inputs']:,}" if one["inputs"] else ""
+        inputs, faults, survived = (f"{one[key]:,}" if one[key] else "" for key in ("inputs", "faults", "survived"))
         where = f"{one['date'][:10]}, {(one['commit'] or 'unknown')[:7]}"
         what = f"{_cell(one['what'])} (`{_cell(one['command'])}`)"
-        yield f"| {AREAS.get(one['area'], one['area'])} | {what} | {inputs} | {faults} | {_time(one['seconds'])} | {where} |"
-    inputs, faults, survived = (sum(one[key] for one in found) for key in ("inputs", "faults", "survived"))
-    seconds = sum(one["seconds"] for one in found)
-    yield f"| **all** | | {inputs:,} | {faults:,} | {survived:,} | {_time(seconds)} | |"
+        area, time = AREAS.get(one["area"], one["area"]), _time(one["seconds"])
+        yield f"| {area} | {what} | {inputs} | {faults} | {survived} | {time} | {where} |"
+    inputs, faults = (sum(one[key] for one in found) for key in ("inputs", "faults"))
+    survived = sum(one["survived"] for one in found if one["faults"])
+    yield f"| **all** | | {inputs:,} | {faults:,} | {survived:,} | {_time(sum(one['seconds'] for one in found))} | |"
 
 
 def _defects_table() -> Iterator[str]:

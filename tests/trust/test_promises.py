@@ -1,0 +1,91 @@
+"""docs/promises.md names a test for each promise: each of them exists, can run, and every theme of asks.md stands there."""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+PAGE = (TESTS.parent / "docs" / "promises.md").read_text(encoding="utf-8")
+NAMED = re.findall(r"`((?:trust/)?test_\w+\.py::test_\w+)`", PAGE)
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Return a file's syntax; most are asked for more than once."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def complaint(name: str, tests: Path = TESTS) -> str:
+    """Return why pytest would not run a test of this name on every machine that has the extras, or nothing."""
+    file, _, function = name.partition("::")
+    path = tests / file
+    if not path.is_file():
+        return f"{name}: there is no such file"
+    found = [node for node in parsed(path).body if isinstance(node, ast.FunctionDef) and node.name == function]
+    if len(found) != 1:
+        return f"{name}: {'no such test' if not found else 'written twice, and the second hides the first'}"
+    if any("mark.skip(" in ast.unparse(one) or "mark.xfail" in ast.unparse(one) for one in found[0].decorator_list):
+        return f"{name}: never runs, or may fail"
+    return ""
+
+
+def test_every_named_test_exists_and_can_run() -> None:
+    """A promise whose test was renamed or taken away is no promise."""
+    assert [why for name in NAMED if (why := complaint(name))] == []
+
+
+def test_every_promise_names_a_test() -> None:
+    """Each line of a list above the last heading, which lists what is not promised, names at least one test."""
+    kept, _, _ = PAGE.partition("## Asked for, and not promised")
+    promises = re.split(r"\n(?=- )", kept)[1:]
+    assert len(promises) > 80
+    assert [promise for promise in promises if "::test_" not in promise] == []
+    assert re.findall(r"^\*\*([A-Z])\. ", kept, flags=re.MULTILINE) == list("ABCDEFGHIJKLMNOP")
+
+
+def test_what_is_marked_is_called_so() -> None:
+    """A reader who sees no word about it may take it that CI runs the test."""
+    named = {name: _marks(name) for name in NAMED}
+    outside = {name for name, marks in named.items() if marks & {"slow", "soak"}}
+    said = {name for name in NAMED if re.search(rf"\b(slow|soak)\b[^`]{{0,40}}`{re.escape(name)}`", PAGE)}
+    assert outside == said
+
+
+def _marks(name: str) -> set[str]:
+    file, _, function = name.partition("::")
+    tree = parsed(TESTS / file)
+    (found,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    of_module = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"]
+    text = " ".join(ast.unparse(one) for one in (*found.decorator_list, *of_module) if "parametrize" not in ast.unparse(one))
+    return set(re.findall(r"mark\.(\w+)", text))
+
+
+def test_the_check_sees_dead_names(tmp_path: Path) -> None:
+    """A check that finds nothing wrong with anything would prove nothing."""
+    assert complaint("test_atrous.py::test_rates_are_the_papers") == ""
+    assert "no such file" in complaint("test_nowhere.py::test_x")
+    assert "no such test" in complaint("test_atrous.py::test_that_is_gone")
+    (tmp_path / "test_skipped.py").write_text("@pytest.mark.skip(reason='later')\ndef test_skipped(): ...\n")
+    assert "never runs" in complaint("test_skipped.py::test_skipped", tmp_path)
+
+
+@pytest.mark.slow
+def test_pytest_collects_every_named_test() -> None:
+    """The same, asked of pytest itself, with everything imported."""
+    files = sorted({name.partition("::")[0] for name in NAMED})
+    words = ["--collect-only", "-q", "-m", "", "-o", "addopts=--strict-markers", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, *(f"tests/{file}" for file in files)],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    collected = {re.sub(r"\[.*", "", line).removeprefix("tests/") for line in done.stdout.splitlines() if "::" in line}
+    assert set(NAMED) - collected == set()
