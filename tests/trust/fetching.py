@@ -77,7 +77,7 @@ class Fetching:
         """End it as the system does when memory runs out: no `finally` is run."""
         self._process.kill()
 
-    def answer(self, seconds: float = 120) -> str | None:
+    def answer(self, seconds: float = 600) -> str | None:
         """Return the path, or `error: ` and the sentence; None after a kill."""
         try:
             if not self._ours.poll(seconds):
