@@ -18,9 +18,10 @@ from deeplabzoo.benchmarking.record import Record, Row, Spread, read_record
 from deeplabzoo.benchmarking.sides import open_side
 from deeplabzoo.benchmarking.subjects import open_subject
 from deeplabzoo.benchmarking.table import text_table
-from deeplabzoo.benchmarking.turns import alternate, denormals_flushed, every_thread_flushes
+from deeplabzoo.benchmarking.turns import alternate, every_thread_flushes
 from deeplabzoo.benchmarking.worker import Worker
 from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.denormals import denormals_flushed
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 

@@ -57,6 +57,16 @@ def test_logits_are_the_networks_at_any_size(engine: ModuleType) -> None:
 
 
 @ENGINES
+def test_the_callers_own_arithmetic_stays(engine: ModuleType) -> None:
+    """An engine that lets denormals be zero does so for itself alone, while it runs."""
+    smallest = np.float64(5e-324)
+    run = engine.build(network())
+    assert smallest * 1.0 != 0
+    run(torch.randn(1, 3, 65, 65))
+    assert smallest * 1.0 != 0
+
+
+@ENGINES
 def test_the_graph_is_written_once(
     engine: ModuleType, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,8 +22,9 @@ from deeplabzoo.benchmarking.scaling_chart import draw_scaling
 from deeplabzoo.benchmarking.sides import LIBRARY_OF, OURS, PLAIN, require_ours, require_peer
 from deeplabzoo.benchmarking.subjects import open_subject
 from deeplabzoo.benchmarking.table import text_table
-from deeplabzoo.benchmarking.turns import denormals_flushed, every_thread_flushes
+from deeplabzoo.benchmarking.turns import every_thread_flushes
 from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.denormals import denormals_flushed
 from deeplabzoo.inference.device import choose_device
 from deeplabzoo.output import ensure_folder
 from deeplabzoo.say import say

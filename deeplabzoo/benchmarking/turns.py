@@ -2,8 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from tqdm import tqdm
@@ -62,19 +61,6 @@ def turn(call: Callable[[], object], device: torch.device | None = None) -> floa
         call()
     seconds = once + (time.perf_counter() - begun_again)
     return 1000 * seconds / (1 + more)
-
-
-@contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Let denormals be zero in this thread, and in worker threads that start inside: call it before the first parallel work.
-
-    Untrained weights make denormals, and whoever meets more of them would be slowed down many times over.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def every_thread_flushes() -> bool:

@@ -26,8 +26,9 @@ from deeplabzoo.benchmarking.memory import peak_of
 from deeplabzoo.benchmarking.random_weights import made_pictures
 from deeplabzoo.benchmarking.runtimes import RUNTIMES
 from deeplabzoo.benchmarking.sides import Side, Task, open_side
-from deeplabzoo.benchmarking.turns import denormals_flushed, every_thread_flushes, turn
+from deeplabzoo.benchmarking.turns import every_thread_flushes, turn
 from deeplabzoo.errors import DeepLabZooError, UsageError
+from deeplabzoo.inference.denormals import denormals_flushed
 
 _SMALL = 64
 """Side of the picture that lets libraries start before memory is measured."""

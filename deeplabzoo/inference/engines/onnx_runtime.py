@@ -9,6 +9,7 @@ import torch
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.calibration import CalibrationImages
+from deeplabzoo.inference.denormals import denormals_flushed
 from deeplabzoo.inference.engines.by_size import BySize
 from deeplabzoo.inference.graph_cache import cached_graph
 from deeplabzoo.inference.onnx_graph import Runner
@@ -55,7 +56,8 @@ def low_resolution(model: Path | bytes, *, threads: int | None = None) -> Callab
 def session_runner(model: Path | bytes, *, threads: int | None = None) -> Runner:
     """Open a graph in ONNX Runtime, on the CPU; the function returned maps the array `image` to the first output.
 
-    Denormal numbers count as zero: an untrained MobileViT makes so many that it would run twelve times slower.
+    Denormal numbers count as zero: an untrained MobileViT makes so many that it would run twelve times slower. ONNX Runtime
+    leaves the thread that opens a graph so, which is undone.
     """
     ort = require("onnxruntime", extra="onnxruntime", purpose="Running ONNX")
     source: Any = model if isinstance(model, bytes) else str(model)
@@ -68,7 +70,13 @@ def session_runner(model: Path | bytes, *, threads: int | None = None) -> Runner
         if shape is not None:
             for axis, length in zip(("batch", "height", "width"), (shape[0], *shape[2:]), strict=True):
                 options.add_free_dimension_override_by_name(axis, length)
-        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return lambda image: session.run(None, {"image": image})[0]
+        with denormals_flushed():
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+        def run(image: Any) -> Any:
+            with denormals_flushed():
+                return session.run(None, {"image": image})[0]
+
+        return run
 
     return BySize(open_graph)
