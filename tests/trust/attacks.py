@@ -6,8 +6,6 @@ import pickle
 import struct
 import tarfile
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -284,19 +282,6 @@ def false_headers() -> dict[str, bytes]:
         "only the length": struct.pack("<Q", 8),
         "seven bytes": b"\0" * 7,
     }
-
-
-def write_all(files: Mapping[str, bytes], folder: Path) -> Path:
-    """Write each file under its name, made a file name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / file_name(name)).write_bytes(data)
-    return folder
-
-
-def file_name(name: str) -> str:
-    """The name of an attack as that of a file."""
-    return "".join(one if one.isalnum() else "_" for one in name)
 
 
 def non_finite(value: float) -> dict[str, torch.Tensor]:

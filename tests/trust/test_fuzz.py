@@ -13,9 +13,9 @@ from fuzz.mutation import mutated, mutated_json
 from fuzz.targets import TARGETS
 from trust_record import write_record
 
-COUNTS = {"graphdef": 40, "hdf5": 60, "names": 40, "settings": 40, "tflite": 80}
+COUNTS = {"graphdef": 20, "names": 30, "settings": 30, "tflite": 40}
 """Inputs of a target that takes longer than most."""
-INPUTS = 150
+INPUTS = 80
 
 
 def found() -> list[tuple[str, bytes]]:

@@ -27,7 +27,7 @@ def unpack(path: Path) -> object:
     return extract_folder(path, "wanted", path.parent / "unpacked", max_bytes=LIMIT)
 
 
-UNPACK = Target("archives", unpack, list, file_name="data.archive", writes=True, mebibytes=64)
+UNPACK = Target("archives", unpack, list, file_name="data.archive", writes=True, mebibytes=32)
 
 
 def entry(name: str, data: bytes = b"x", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -83,8 +83,8 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
     "a size of 2 ** 88": lambda: _with_size(b"\x80" + b"\xff" * 11),
     "a size that is no number": lambda: _with_size(b"zzzzzzzzzzz\0"),
     "headers of its own for ever": lambda: tar(entry("wanted/a", b"30 path=wanted/a\n" * 10_000, type=tarfile.XHDTYPE)),
-    "a header of 256 MiB": lambda: gzip.compress(tar(entry("x", bytes(1 << 28), type=tarfile.XHDTYPE)), 1),
-    "a name of 256 MiB": lambda: gzip.compress(tar(entry("x", b"a" * (1 << 28), type=tarfile.GNUTYPE_LONGNAME)), 1),
+    "a header of 32 MiB": lambda: gzip.compress(tar(entry("x", bytes(1 << 25), type=tarfile.XHDTYPE)), 1),
+    "a name of 32 MiB": lambda: gzip.compress(tar(entry("x", b"a" * (1 << 25), type=tarfile.GNUTYPE_LONGNAME)), 1),
     "bomb of gzip": lambda: gzip.compress(_zeros()),
     "bomb of bzip2": lambda: bz2.compress(_zeros()),
     "bomb of xz": lambda: lzma.compress(_zeros()),
@@ -95,8 +95,8 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
     "zip with a link": lambda: zipped({"wanted/a": b"/etc/passwd"}, stat.S_IFLNK | 0o777),
     "zip with a pipe": lambda: zipped({"wanted/a": b""}, stat.S_IFIFO | 0o666),
     "zip with a device": lambda: zipped({"wanted/a": b""}, stat.S_IFCHR | 0o666),
-    "zip bomb": lambda: zipped({"wanted/a": bytes(1 << 26)}, compression=zipfile.ZIP_DEFLATED),
-    "zip bomb of lzma": lambda: zipped({"wanted/a": bytes(1 << 26)}, compression=zipfile.ZIP_LZMA),
+    "zip bomb": lambda: zipped({"wanted/a": bytes(1 << 24)}, compression=zipfile.ZIP_DEFLATED),
+    "zip bomb of lzma": lambda: zipped({"wanted/a": bytes(1 << 24)}, compression=zipfile.ZIP_LZMA),
     "zip whose file is longer than it says": lambda: _lying_zip(),
     "zip with a password": lambda: _flagged_zip(0x1),
     "zip of an unknown method": lambda: zipped({"wanted/a": b"x"}).replace(
@@ -118,7 +118,7 @@ def _with_size(field: bytes) -> bytes:
 
 
 def _zeros(name: str = "wanted/a") -> bytes:
-    return tar(entry(name, bytes(1 << 26)))
+    return tar(entry(name, bytes(1 << 24)))
 
 
 def _lying_zip() -> bytes:
@@ -137,7 +137,7 @@ def _flagged_zip(flag: int) -> bytes:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_archive_leaves_nothing(name: str, tmp_path: Path) -> None:
-    """One of our own errors, within the stated time and 64 MiB; no folder, no file and no link is left, inside or out."""
+    """One of our own errors, within the stated time and 32 MiB; no folder, no file and no link is left, inside or out."""
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     broken = the_watch().run(UNPACK, HOSTILE[name](), folder)

@@ -63,13 +63,14 @@ def record(name: str, runs: Sequence[Run]) -> TrustRecord:
     seconds = sum(run.seconds for run in runs)
     return TrustRecord(
         name=f"fuzz_{name}",
-        area="weights" if name not in ("names", "recipes", "palettes") else "numbers",
+        area={"recipes": "training", "palettes": "images"}.get(name, "weights"),
         what=f"The reader of {name} was given inputs changed at random, guided by coverage, for {seconds / 60:.1f} minutes.",
         command=f"cd tests/trust && DEEPLABZOO_RECORD=1 python -m fuzz {name}",
         seconds=round(seconds, 1),
         inputs=sum(run.inputs for run in runs),
         details={
             "runs": len(runs),
+            "seconds_wanted": SECONDS,
             "edges": max(run.edges for run in runs),
             "defects_found": len(defects),
             "defects_in_last_run": len(runs[-1].defects),

@@ -155,10 +155,16 @@ def the_watch() -> Watch:
     return Watch()
 
 
-def limit_memory(mebibytes: int) -> None:
+@contextmanager
+def limited_memory(mebibytes: int) -> Iterator[None]:
     """Let this process take so much more address space than it has, so that a bomb ends here and not with the machine."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + (mebibytes << 20), resource.RLIM_INFINITY))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (mebibytes << 20), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _judged(outcome: BaseException) -> Broken | None:

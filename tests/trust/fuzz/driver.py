@@ -18,7 +18,7 @@ import atheris
 with atheris.instrument_imports(include=["deeplabzoo"]):
     from fuzz.targets import TARGETS
 
-from fuzz.contract import Broken, Target, limit_memory, the_watch
+from fuzz.contract import Broken, Target, limited_memory, the_watch
 from fuzz.mutation import mutated, mutated_json
 from fuzz.progress import Run, runs_in, write_runs
 
@@ -91,7 +91,6 @@ def main(name: str, folder: Path, seconds: float) -> NoReturn:
         (corpus / f"seed_{index}").write_bytes(data)
     driver = Driver(target, folder, seconds)
     driver.warm_up(files)
-    limit_memory(_SPARE * target.mebibytes)
     arguments = [
         f"-max_len={target.max_bytes}",
         f"-artifact_prefix={folder}/",
@@ -102,7 +101,8 @@ def main(name: str, folder: Path, seconds: float) -> NoReturn:
         "-use_value_profile=0",
     ]
     atheris.Setup([name, *arguments, str(corpus)], driver, custom_mutator=driver.mutate)
-    atheris.Fuzz()
+    with limited_memory(_SPARE * target.mebibytes):
+        atheris.Fuzz()
     raise SystemExit(0)
 
 
