@@ -57,7 +57,7 @@ class Trainer:
         keep_freed_memory()
         self.net = net.to(device)
         if recipe.channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)
+            into_channels_last(self.net)
         if recipe.recalibrate_norms and state is None:
             measure_norms(self.net, recipe, data.train)
         freeze(self.net, stages=recipe.freeze_stages, norms=recipe.freeze_norms)
@@ -213,3 +213,13 @@ def _compiled(module: torch.nn.Module, recipe: Recipe, processes: Processes) -> 
         )
     compiled: torch.nn.Module = torch.compile(module)  # type: ignore[assignment]
     return compiled
+
+
+def into_channels_last(net: torch.nn.Module) -> None:
+    """Give the kernels of a network the memory layout B x H x W x C; those of five dimensions, which have none, stay.
+
+    torch's own `net.to(memory_format=…)` raises where a network has such a kernel, as timm's lambda layers do.
+    """
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

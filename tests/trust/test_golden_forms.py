@@ -11,7 +11,9 @@ from trust_record import TrustRecord, write_record
 
 from deeplabzoo.inference.device import evaluating
 from deeplabzoo.inference.golden import golden_input
+from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.train.trainer import into_channels_last
 
 KINDS = [kind for kind in kinds() if kind.light]
 SAMPLE = {"bundled/deeplabv3plus_mobilenetv2_voc.v1", "encoder/convnext", "head/v3_group"}
@@ -38,7 +40,8 @@ def in_a_batch_of_four(net: DeepLab, image_1CHW: torch.Tensor) -> torch.Tensor:
 
 
 def in_channels_last(net: DeepLab, image_1CHW: torch.Tensor) -> torch.Tensor:
-    turned = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    turned = copy.deepcopy(net)
+    into_channels_last(turned)
     return plain(turned, image_1CHW.contiguous(memory_format=torch.channels_last))
 
 
@@ -82,6 +85,15 @@ def wrong(found: dict[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
 def test_every_form_gives_the_same_answer(kind: Kind) -> None:
     """Logits within rounding, and the same label wherever rounding cannot decide it."""
     assert wrong(compared(kind)) == {}
+
+
+def test_kernels_of_five_dimensions_do_not_stop_a_training() -> None:
+    """Lambda networks have them, and torch turns no such kernel into channels_last, the default layout of a recipe."""
+    net = DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="lambda_resnet26t", num_classes=2, head_channels=16))
+    into_channels_last(net)
+    kernels = [parameter for parameter in net.parameters() if parameter.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert {parameter.ndim for parameter in net.parameters()} >= {4, 5}
 
 
 @pytest.mark.soak
