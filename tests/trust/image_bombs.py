@@ -9,7 +9,7 @@ import struct
 import tempfile
 from pathlib import Path
 
-from fuzz.contract import Target, Watch, limit_memory
+from fuzz.contract import Target, limited_memory, the_watch
 from image_attacks import ENTRANCES, PHOTO, chunk, common_files, directory, patched, png, saved, tiff, zeros
 from PIL import Image
 
@@ -141,19 +141,18 @@ def _first_rows(path: Path) -> object:
 
 def main() -> None:
     """Read every bomb through every entrance, and print what became of each."""
-    watch = Watch()
+    watch = the_watch()
     with tempfile.TemporaryDirectory() as folder:
         for target in ENTRANCES.values():
             watch.run(target, common_files()["png"], Path(folder))  # imports and tables, once
-        limit_memory(LIMIT_MEBIBYTES)
-        for kind, files in (("gigapixels", gigapixels()), ("growing", growing()), ("within", within())):
-            for name, data in files.items():
-                for target in _targets(kind):
-                    scratch = Path(tempfile.mkdtemp(dir=folder))
-                    broken = watch.run(target, data, scratch)
-                    told = "" if watch.outcome is None else str(watch.outcome)
-                    line = {"kind": kind, "file": name, "entrance": target.name, "bytes": len(data), "sentence": told}
-                    print(json.dumps({**line, "broken": None if broken is None else broken.what}), flush=True)
+        with limited_memory(LIMIT_MEBIBYTES):
+            for kind, files in (("gigapixels", gigapixels()), ("growing", growing()), ("within", within())):
+                for name, data in files.items():
+                    for target in _targets(kind):
+                        broken = watch.run(target, data, Path(tempfile.mkdtemp(dir=folder)))
+                        told = "" if watch.outcome is None else str(watch.outcome)
+                        line = {"kind": kind, "file": name, "entrance": target.name, "bytes": len(data), "sentence": told}
+                        print(json.dumps({**line, "broken": None if broken is None else broken.what}), flush=True)
 
 
 if __name__ == "__main__":

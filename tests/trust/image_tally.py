@@ -3,13 +3,13 @@
 import time
 from pathlib import Path
 
-from fuzz.contract import Broken, Target, Watch
+from fuzz.contract import Broken, Target, Watch, the_watch
 from image_attacks import ENTRANCES, window_files
 
 
 def warmed(folder: Path) -> Watch:
     """Return a watch over readers that have imported what they need."""
-    watch = Watch()
+    watch = the_watch()
     for target in ENTRANCES.values():
         assert watch.run(target, window_files()["tiles"], folder) is None
         (folder / target.file_name).unlink()

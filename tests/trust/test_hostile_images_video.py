@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from color_net import ColorNet
-from fuzz.contract import Target, Watch, limit_memory
+from fuzz.contract import Target, limited_memory, the_watch
 from fuzz.mutation import mutated
 from test_video import clip
 from trust_record import TrustRecord, write_record
@@ -113,27 +113,29 @@ def _label(path: Path) -> object:
 def attack(folder: Path, changes: int, cuts: int, seed: int) -> None:
     """Label changed and cut videos in this process and print what became of them; a line before each, should it crash."""
     files = write_clips(folder)
-    watch, random_ = Watch(), random.Random(seed)
+    watch, random_ = the_watch(), random.Random(seed)
     inputs = [(suffix, data[: len(data) * cut // cuts]) for suffix, data in files.items() for cut in range(cuts)]
     inputs += [(suffix, mutated(files[suffix], random_)) for suffix in random_.choices(SUFFIXES, k=changes)]
-    limit_memory(LIMIT_MEBIBYTES)
     scratch = folder / "scratch"
     scratch.mkdir()
     answered = refused = 0
     broken: dict[str, str] = {}
     slowest = 0.0
-    for suffix, data in inputs:
-        name = f"a{suffix}"
-        target = Target("video", _label, list, file_name=name, seconds=STATED_SECONDS, mebibytes=STATED_MEBIBYTES, writes=True)
-        (folder / "last").write_bytes(data)
-        began = time.process_time()
-        found = watch.run(target, data, scratch)
-        slowest = max(slowest, time.process_time() - began)
-        (scratch / name).unlink()
-        answered += watch.outcome is None
-        refused += watch.outcome is not None
-        if found is not None:
-            broken.setdefault(found.where, f"{suffix}: {found.what}")
+    with limited_memory(LIMIT_MEBIBYTES):
+        for suffix, data in inputs:
+            name = f"a{suffix}"
+            target = Target(
+                "video", _label, list, file_name=name, seconds=STATED_SECONDS, mebibytes=STATED_MEBIBYTES, writes=True
+            )
+            (folder / "last").write_bytes(data)
+            began = time.process_time()
+            found = watch.run(target, data, scratch)
+            slowest = max(slowest, time.process_time() - began)
+            (scratch / name).unlink()
+            answered += watch.outcome is None
+            refused += watch.outcome is not None
+            if found is not None:
+                broken.setdefault(found.where, f"{suffix}: {found.what}")
     print(json.dumps({"answered": answered, "refused": refused, "broken": broken, "slowest_s": round(slowest, 2)}))
 
 
