@@ -10,6 +10,7 @@ import torch
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.calibration import CalibrationImages
+from deeplabzoo.inference.denormals import denormals_flushed
 from deeplabzoo.inference.engines.by_size import BySize
 from deeplabzoo.inference.graph_cache import cached_graph
 from deeplabzoo.inference.onnx_graph import Runner
@@ -61,11 +62,12 @@ def compiled_runner(model: Path | bytes, *, threads: int | None = None, precisio
         graph = core.read_model(model if isinstance(model, bytes) else str(model))
         if shape is not None:
             graph.reshape(list(shape))
-        request = core.compile_model(graph, "CPU", settings).create_infer_request()
+        with denormals_flushed():
+            request = core.compile_model(graph, "CPU", settings).create_infer_request()
         turn = threading.Lock()  # a request takes one picture at a time and refuses others; all cores work on that one
 
         def run(image: Any) -> Any:
-            with turn:
+            with turn, denormals_flushed():
                 return request.infer({0: image})[0].copy()
 
         return run
