@@ -40,6 +40,8 @@ def look(av: Any, source: Path, max_pixels: int) -> Shape:
         if not reading.streams.video:
             raise ImageError(f"'{source}' holds no pictures; expected a video such as MP4, MOV, MKV or WebM.")
         context = reading.streams.video[0].codec_context
+        if context is None:
+            raise ImageError(f"'{source}' is written in a code that FFmpeg does not know; expected one such as H.264 or VP9.")
         _require_small(source, context.width, context.height, max_pixels)  # before a frame takes its memory
         for frame in reading.decode(reading.streams.video[0]):
             _require_small(source, frame.width, frame.height, max_pixels)
