@@ -190,8 +190,8 @@ def torch_bombs() -> dict[str, bytes]:
         "copies of a dictionary": in_torch_zip(listed),
         "memo": in_torch_zip(b"\x80\x02]r\xff\xff\xff\x7f."),
         "old file, long storage": in_old_torch_file(_tensor(1 << 40, (4,), (1,), old=True)),
-        "nested lists": in_torch_zip(b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b"."),
-        "nested tuples": in_torch_zip(b"\x80\x02)" + b"\x85" * 2_000_000 + b"."),
+        "nested lists": in_torch_zip(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
+        "nested tuples": in_torch_zip(b"\x80\x02)" + b"\x85" * 200_000 + b"."),
         "many dimensions": in_torch_zip(_tensor(4, (1,) * 60_000, (1,) * 60_000), **{"data/0": four}),
         "counter": in_torch_zip(b"\x80\x02ccollections\nCounter\n" + _short(b"x" * 1000) + b"\x85R."),
     }
@@ -200,7 +200,7 @@ def torch_bombs() -> dict[str, bytes]:
 def array_bombs() -> dict[str, bytes]:
     """Small pickles that look like numpy's and copy one long value very often."""
     text = (
-        b"\x80\x02" + _short(b"x" * 500_000) + b"q\x000" + b"c_codecs\nencode\nq\x010(" + b"h\x01h\x00\x85R" * 100_000 + b"t."
+        b"\x80\x02" + _short(b"x" * 100_000) + b"q\x000" + b"c_codecs\nencode\nq\x010(" + b"h\x01h\x00\x85R" * 100_000 + b"t."
     )
     pairs = (
         b"\x80\x02]("
@@ -217,13 +217,13 @@ def array_bombs() -> dict[str, bytes]:
         "copies of pairs": pairs,
         "copies of a list": lists,
         "the same array a million times": pickle.dumps(dict.fromkeys(range(100000), arrays["a"]), 4),
-        "nested lists": b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b".",
-        "nested tuples": b"\x80\x02)" + b"\x85" * 2_000_000 + b".",
+        "nested lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        "nested tuples": b"\x80\x02)" + b"\x85" * 200_000 + b".",
         "a list in itself": b"\x80\x02}X\x01\x00\x00\x00aq\x00]q\x01h\x01as.",
         "a dictionary in itself": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
         "a dictionary that is its own key": b"\x80\x02}q\x00h\x00K\x01s.",
         "a long number": b"\x80\x02\x8b" + struct.pack("<i", 1 << 20) + b"\xff" * (1 << 20) + b".",
-        "digits": b"\x80\x02L" + b"9" * 2_000_000 + b"L\n.",
+        "digits": b"\x80\x02L" + b"9" * 200_000 + b"L\n.",
     }
 
 
