@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from benchmarks import install
 
 ROOT = Path(__file__).resolve().parents[1]
