@@ -20,7 +20,7 @@ from trust_record import TrustRecord, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "make coverage"
-_RUNS = ROOT / ".coverage.runs.jsonl"
+_RUNS = ROOT / ".coverage-runs.jsonl"
 """What each run took, until it is reported."""
 _WHOLE = ("models", "zoo", "inference", "metrics", "train")
 """Parts whose lines are promised to be run, nine of ten at least."""
@@ -43,7 +43,7 @@ def run(words: list[str], **variables: str) -> int:
 def report() -> int:
     """Add the runs up, print a table, and write the record."""
     subprocess.run([sys.executable, "-m", "coverage", "combine", "--quiet"], cwd=ROOT, check=True)
-    answer = ROOT / ".coverage.json"
+    answer = ROOT / ".coverage-report.json"
     subprocess.run([sys.executable, "-m", "coverage", "json", "--quiet", "-o", str(answer)], cwd=ROOT, check=True)
     files = json.loads(answer.read_text())["files"]
     parts = _parts(files)
