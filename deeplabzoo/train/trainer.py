@@ -222,4 +222,4 @@ def into_channels_last(net: torch.nn.Module) -> None:
     """
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
