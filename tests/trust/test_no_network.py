@@ -47,9 +47,11 @@ REACH_THE_NETWORK = {
     "zoo/hub.py": {"huggingface_hub"},
     "zoo/download.py": {"http.client", "urllib.error", "urllib.request"},
     "zoo/checking.py": {"http.client", "urllib.error", "urllib.request"},
+    "zoo/redirects.py": {"urllib.request"},
     "publishing/upload.py": {"huggingface_hub"},
     "publishing/card.py": {"huggingface_hub"},
     "demo_page/server.py": {"http.server"},
+    "demo_page/connections.py": {"http.server", "socket"},
     "train/log.py": {"wandb"},
 }
 """Every module that could open a connection, with what it would do it by; SECURITY.md says when each does."""
