@@ -96,7 +96,7 @@ def _trust_table(found: list[Record]) -> Iterator[str]:
 
 def _defects_table() -> Iterator[str]:
     listed = defects()
-    yield f"{len(listed)} defects were found and fixed; each has a test, written before the fix."
+    yield f"{len(listed)} defects were found and fixed; each has a test."
     yield ""
     yield "| area | what was wrong | what is done now | found by | test |"
     yield "| --- | --- | --- | --- | --- |"
