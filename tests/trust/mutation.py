@@ -190,7 +190,6 @@ def _judge(target: Target, path: Path, source: str, seconds: int) -> None:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     os.chdir(ROOT)
-    sys.path[:0] = [str(ROOT)]
     sys.meta_path.insert(0, _Finder(target.module, path, source))
     import hypothesis
     import numba
@@ -286,6 +285,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="one mutant of N, where there is no time for all")
     parser.add_argument("--lines", type=int, nargs=2, metavar=("FIRST", "LAST"), help="these lines alone; no record")
     args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # the package beside this file, also where another checkout is installed
     for name in args.targets:
         if args.list:
             source = ROOT.joinpath(*TARGETS[name].module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
