@@ -30,7 +30,7 @@ def _numba() -> Any:
         return importlib.import_module("numba")
     except ImportError as error:  # missing, or at odds with the numpy that is there
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == "numba" else f"fails ({error})"
-        say(f'numba {reason}; labels and scores are made without it, equal but slower (pip install "deeplabzoo[fast]").')
+        say(f'numba {reason}; labels, scores, training input come without it, equal, slower (pip install "deeplabzoo[fast]").')
         return None
 
 

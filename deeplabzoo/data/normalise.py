@@ -12,8 +12,8 @@ _RGB = 3
 def normalised(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """Return uint8 RGB as the float32 input that the weights expect, on the image's own device, in channels_last memory.
 
-    A byte has 256 values, so on a processor the arithmetic is done for those alone and looked up for each pixel (half the
-    time). Elsewhere it is done in place and picture by picture, on rows of pixels. The steps are those of inference.
+    A byte has 256 values, so on a processor the arithmetic is done for those alone and looked up for each pixel. Elsewhere it
+    is done in place and picture by picture, on rows of pixels. The steps are those of inference.
     """
     if preprocessing.channel_order == "BGR":
         image_BCHW = image_BCHW.flip(1)

@@ -55,7 +55,7 @@ def resample_into(  # type: ignore[no-untyped-def]
     """Write the window into the top left corner of `out_HWC`, and `fill` (RGB) everywhere else.
 
     Each loop over columns does one thing. Loops over neighbours in memory become vector instructions; one that picks pixels
-    from here and there does not, and would keep arithmetic in the same loop from it (a third of the time as it is).
+    from here and there does not, and would keep arithmetic in the same loop from it.
     """
     height, row_taps = row_weights.shape
     width, column_taps = column_weights.shape
