@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,8 +60,10 @@ def test_a_run_leaves_its_folder(reference: Path) -> None:
     """recipe.json, log.jsonl, state/, last and best weights, report.json and curves.png, and nothing half-written."""
     names = {path.name for path in reference.iterdir()}
     assert names == {"recipe.json", "log.jsonl", "state", "last.safetensors", "best.safetensors", "report.json", "curves.png"}
-    assert sorted(path.name for path in (reference / "state").iterdir()) == ["step_00000006", "step_00000007"]
     report = json.loads((reference / "report.json").read_text())
+    facts = json.loads((reference / "state" / "step_00000007" / "facts.json").read_text())["facts"]
+    kept = {6, 7, facts["best"]["step"]}
+    assert {path.name for path in (reference / "state").iterdir()} == {f"step_{step:08d}" for step in kept}
     assert report["recipe"] == "shapes"
     assert report["val"]["images"] == 64
     assert 0 <= report["miou"] <= 1
@@ -162,7 +165,11 @@ def test_two_processes_resume_exactly(tmp_path: Path, moment: str) -> None:
 
 
 def test_states_are_whole_or_passed_over(tmp_path: Path) -> None:
-    """Two are kept; a newest one that is damaged in any file is named, and the one before is used."""
+    """Two are kept, and that of the best score; a newest one that is damaged in any file is passed over."""
+    for step in (1, 2, 3, 4, 5):
+        save_state(tmp_path, State(step, {"net": {"w": torch.full((4,), float(step))}}, {"best": step}), best=min(step, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000004", "step_00000005"]
+    shutil.rmtree(tmp_path)
     for step in (1, 2, 3):
         save_state(tmp_path, State(step, {"net": {"w": torch.full((4,), float(step))}}, {"best": step}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]

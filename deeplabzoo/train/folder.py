@@ -85,7 +85,7 @@ class RunFolder:
         return load_state(self.states)
 
     def last_good(self, failed: int) -> str:
-        """Say where a run that failed in update number `failed` can be taken up again; the state that led to it is not good."""
+        """Say where a run that failed in update number `failed` can be taken up again; the state that led to it is no good."""
         saved = steps_saved(self.states)
         good = next((step for step in saved if step < failed), None)
         if not saved:
@@ -96,8 +96,8 @@ class RunFolder:
         return f"The state of step {saved[0]}, in '{self.states}', leads straight to this; {rest}."
 
     def save(self, state: State) -> None:
-        """Write a state to resume from."""
-        save_state(self.states, state)
+        """Write a state to resume from; that of the best score so far stays, however old."""
+        save_state(self.states, state, best=state.facts["best"]["step"])
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """Write plain values to a file of the folder, atomically."""

@@ -113,6 +113,8 @@ def _evaluate(trainer: Trainer, folder: RunFolder, log: RunLog | None, stop: Sto
     except DeepLabZooError:
         _save(trainer, folder, log)
         raise
+    if measured.pixels and not math.isfinite(measured.loss):  # argmax of nan would be scored as the first class
+        raise TrainingError(_unsound(f"The validation loss is {measured.loss}", trainer, folder))
     best = trainer.take_score(measured.scores.miou)
     trainer.measured = True
     if log:
@@ -139,10 +141,14 @@ def _require_finite(trainer: Trainer, folder: RunFolder) -> None:
     """Raise TrainingError where the last step made weights that are no numbers: saved, they would take a good state's place."""
     broken = trainer.broken()
     if broken is not None:
-        raise TrainingError(
-            f"'{broken}' holds values that are no finite numbers after step {trainer.step}, so that step was not saved; "
-            f"lower lr, add warmup_steps or clip_norm, or amp=off. {folder.last_good(trainer.step)}"
-        )
+        raise TrainingError(_unsound(f"'{broken}' holds values that are no finite numbers", trainer, folder))
+
+
+def _unsound(what: str, trainer: Trainer, folder: RunFolder) -> str:
+    return (
+        f"{what} after step {trainer.step}, so that step was not saved; lower lr, add warmup_steps or clip_norm, or amp=off. "
+        f"{folder.last_good(trainer.step)}"
+    )
 
 
 def _not_finite(update: Update, folder: RunFolder) -> str:

@@ -1,4 +1,4 @@
-"""What `--resume` needs, on disk: whole or not there at all, the last two steps of it.
+"""What `--resume` needs, on disk: whole or not there at all; the last two, and that of the best score.
 
 Batches, rates and dropout are functions of the step, so a state is tensors (network, average, optimizer) and a few facts; it
 needs no other file. Each state is a folder `step_00001000`, written under another name, flushed to the disk and then renamed: a
@@ -39,8 +39,10 @@ class State:
     """JSON values: the recipe's digest, the network's configuration, the best score so far, the gradient scaler."""
 
 
-def save_state(folder: Path, state: State) -> None:
-    """Write a state under `folder` and drop all but the last two; raises OutputError where that fails.
+def save_state(folder: Path, state: State, *, best: int | None = None) -> None:
+    """Write a state under `folder` and drop all but the last two and that of step `best`; raises OutputError where that fails.
+
+    The best one was measured: where a run goes astray for more than two states before its numbers end, that one is sound.
 
     A state of this step that is already there is replaced by the new one, never mixed with it. What could not be written whole
     is removed: on a full disk it would take the room that going on needs.
@@ -64,7 +66,7 @@ def save_state(folder: Path, state: State) -> None:
             final.rename(folder / f".gone_{state.step:08d}")
         partial.rename(final)
         _flush(folder)
-        for older in list(_states(folder))[_KEPT:]:
+        for older in (path for path in list(_states(folder))[_KEPT:] if _step(path) != best):
             older.rename(older.with_name(f".gone_{older.name[5:]}"))
         for gone in folder.glob(".gone_*"):
             shutil.rmtree(gone)
@@ -93,13 +95,17 @@ def load_state(folder: Path) -> State | None:
 
 def steps_saved(folder: Path) -> list[int]:
     """Return the steps of the states that are here, whole or not, newest first."""
-    return [int(path.name[5:]) for path in _states(folder)]
+    return [_step(path) for path in _states(folder)]
 
 
 def _states(folder: Path) -> Iterator[Path]:
     """Complete states, newest first."""
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    yield from sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    yield from sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

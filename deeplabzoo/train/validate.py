@@ -38,6 +38,9 @@ class Measured:
 
     scores: Scores
     loss: float
+    """`nan` where no pixel is valid."""
+    pixels: int
+    """Valid ones."""
     images: int
     pictures: list[Picture]
 
@@ -95,7 +98,7 @@ def measure(
     sums = processes.total(torch.tensor([loss, pixels], dtype=torch.float64))
     _tell_of_one_class(matrix, data)
     mean_loss = float(sums[0] / sums[1]) if sums[1] else math.nan
-    return Measured(matrix.scores(), mean_loss, len(indices), kept)
+    return Measured(matrix.scores(), mean_loss, round(float(sums[1])), len(indices), kept)
 
 
 def _tell_of_one_class(matrix: ConfusionMatrix, data: SegmentationData) -> None:

@@ -208,18 +208,20 @@ def test_sigterm_in_an_evaluation_leaves_at_once(runs: Driver, pictures: Path, r
 
 
 @pytest.mark.parametrize(
-    ("loss", "sentence"),
+    ("settings", "saved", "sentence"),
     [
-        ("ce:1000", "no finite numbers after step 1, so that step was not saved; .* No state was saved before."),
-        ("ce:1", "The loss is nan at step 1 .* The state of step 1, in .*, leads straight to this; there is none before it"),
+        ("loss=ce:1000", False, "no finite numbers after step 1, so that step was not saved; .* No state was saved before."),
+        ("loss=ce", True, "The loss is nan at step 1 .* The state of step 1, in .*, leads straight to this; there is none"),
+        (f"evaluations={STEPS}", False, "The validation loss is nan after step 1, so that step was not saved; .* No state was"),
     ],
 )
 def test_a_state_that_is_no_good_is_not_called_good(
-    runs: Driver, pictures: Path, tmp_path: Path, loss: str, sentence: str
+    runs: Driver, pictures: Path, tmp_path: Path, settings: str, saved: bool, sentence: str
 ) -> None:
     """A step can end in infinite weights, or in such that the next loss is none, with a loss of its own that was fine."""
     out = tmp_path / "run"
-    diverging = ["optimizer=sgd", "lr=3e38", "warmup_steps=0", "save_every=1", f"loss={loss}"]
+    diverging = ["optimizer=sgd", "lr=3e38", "warmup_steps=0", "save_every=1", settings]
     assert re.search(sentence, failed(runs.train(out, pictures, *diverging)))
-    assert (out / "state").exists() == (loss == "ce:1")
-    assert (out / "last.safetensors").exists() == (loss == "ce:1")
+    assert (out / "state").exists() == saved
+    assert (out / "last.safetensors").exists() == saved
+    assert not (out / "best.safetensors").exists(), "argmax of nan has a score, too"

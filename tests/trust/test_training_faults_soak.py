@@ -5,12 +5,13 @@ After each fault there is one sentence and a stated exit status; then the run is
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_full_disk(bench: Bench) -> None:
             out = disk / "run"
             run = bench.runs.train(out, bench.pictures)
             if run.wait() == 0:
-                assert kilobytes > 10_000, "a run keeps two states, and a third while it writes one"
+                assert kilobytes > 10_000, "a run keeps two states or three, and one more while it writes it"
                 continue
             assert "No space left on device" in failed(run)
             resize(100_000)
@@ -272,7 +273,7 @@ def test_damaged_states(bench: Bench, tmp_path: Path) -> None:
     """Each file of the newest state, damaged in each way: the state before is used. Weights beside it are never needed."""
     tally = Tally("damaged_states", "Files of the newest state cut, changed, removed or mixed with another state's.")
     stopped = bench.stopped_at(9)
-    assert names_in(stopped / "state") == {"step_00000006", "step_00000008"}
+    assert names_in(stopped / "state") >= {"step_00000006", "step_00000008"}
     for name in ("net.safetensors", "average.safetensors", "optimizer.safetensors", "facts.json"):
         for way, damage in DAMAGE.items():
             out = Path(shutil.copytree(stopped, bench.place()))
@@ -322,22 +323,27 @@ def test_wrong_clocks(bench: Bench) -> None:
     tally.write()
 
 
-def test_diverging(bench: Bench, tmp_path: Path) -> None:
-    """A run whose numbers leave the range, at three rates: one sentence, the good state kept, resumable with another rate."""
+def test_diverging(bench: Bench) -> None:
+    """A run whose numbers leave the range, at three rates: the sentences, followed as they stand, lead to a sound state.
+
+    Finite states of hundredfold weights are saved on the way, so one of them may have to go before the next; that of the best
+    score was measured and stays.
+    """
     tally = Tally("diverging", "Losses, gradients and weights that are no numbers.")
+    good = ["optimizer=sgd", "lr=0.01", "loss=ce", "save_every=1", "allow_change=true"]
     for rate in ("1e20", "1e30", "3e38"):
         out = bench.place()
         aim = ("deeplabzoo.train.log:RunLog.step", 6, "after", "SIGTERM", "")
-        failed(bench.runs.train(out, bench.pictures, "optimizer=sgd", "save_every=1", aim=aim), 143)
-        bad = ["optimizer=sgd", "save_every=1", f"lr={rate}", "loss=ce:1000", "allow_change=true"]
-        sentence = failed(bench.runs.train(out, bench.pictures, *bad, resume=True))
+        failed(bench.runs.train(out, bench.pictures, *good, aim=aim), 143)
+        sentence = failed(bench.runs.train(out, bench.pictures, *good, f"lr={rate}", "loss=ce:1000", resume=True))
         assert "lower lr" in sentence
-        if "leads straight to this" in sentence:
-            shutil.rmtree(max((out / "state").iterdir()))
-        good = ["optimizer=sgd", "save_every=1", "allow_change=true"]
-        finished(bench.runs.train(out, bench.pictures, *good, resume=True))
+        removed: list[str] = []
+        while (run := bench.runs.train(out, bench.pictures, *good, resume=True)).wait():
+            found = re.search(r"The state of step (\d+), in .*, leads straight to this; remove it", failed(run))
+            assert found, run.told
+            removed.append(f"step_{int(found[1]):08d}")
+            shutil.rmtree(out / "state" / removed[-1])
         assert [one["step"] for one in metrics_of(out) if one["kind"] == "step"] == list(range(1, STEPS + 1))
-        tally.survived[f"lr={rate}"] = sentence.removeprefix("error: ").partition(",")[0]
-        with suppress(FileNotFoundError):
-            shutil.rmtree(out)
+        tally.survived[f"lr={rate}"] = f"{sentence.removeprefix('error: ').partition(',')[0]}; {len(removed)} states removed"
+        shutil.rmtree(out)
     tally.write()
