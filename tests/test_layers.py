@@ -10,6 +10,7 @@ PLAIN_DATA = {
     "deeplabzoo.errors",
     "deeplabzoo.say",
     "deeplabzoo.output",
+    "deeplabzoo.checkout",
     "deeplabzoo.jit",
     "deeplabzoo.plain_json",
     "deeplabzoo.models.config",

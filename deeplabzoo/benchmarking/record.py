@@ -10,7 +10,6 @@ import json
 import platform
 import re
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 import torch
 
+from deeplabzoo.checkout import commit
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.report import hardware
 from deeplabzoo.output import write_atomically
@@ -162,21 +162,6 @@ def read_record(path: Path) -> Record:
         return Record(rows=rows, **values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"'{path}' is not a record of `python -m deeplabzoo.benchmark --json`: {error}.") from None
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout that runs, marked where tracked files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # installed below somebody else's repository
-        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _row(values: dict[str, Any]) -> Row:

@@ -1,14 +1,13 @@
 """The end of a run: the best weights measured on all of val (and test), report.json and curves.png."""
 
 import itertools
-import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from deeplabzoo.checkout import commit
 from deeplabzoo.data.base import SegmentationData
 from deeplabzoo.inference.evaluation import evaluate
 from deeplabzoo.models.deeplab import DeepLab
@@ -41,7 +40,7 @@ def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunFolder, 
         "skipped": _skipped(folder),
         "hours": round(facts["seconds"] / 3600, 3),
         "peak_memory_bytes": _peak_memory(device),
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join(["python -m deeplabzoo.train", *sys.argv[1:]]),
     }
     folder.write_json(folder.report, report)
@@ -81,12 +80,3 @@ def _peak_memory(device: torch.device) -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _commit() -> str | None:
-    """Return the git commit of this package's source, where it is a checkout."""
-    where = Path(__file__).resolve().parents[2]
-    if not (where / ".git").exists():
-        return None
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
