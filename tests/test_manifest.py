@@ -34,6 +34,8 @@ METRIC = {
     "date": "2026-11-21",
 }
 
+PUBLISHED = {key: value for key, value in METRIC.items() if key not in ("command", "date")} | {"origin": "published"}
+
 TRAINING = {
     "recipe": "deeplabv3plus_mobilenetv2_voc",
     "recipe_sha256": "a" * 64,
@@ -109,6 +111,43 @@ def test_schema_and_types_agree_that_a_full_row_is_right() -> None:
     assert read_plain(manifest.Manifest, plain, "m").rows[0].metrics[0].value == 70.0
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("metrics.0.value", value) for value in (0, 0.1, 99.9, 100)),
+        *(("metrics.0.per_class", {"cat": value}) for value in (0, 0.1, 99.9, 100)),
+        ("bytes", 1),
+        ("metrics", [METRIC, PUBLISHED]),
+    ],
+)
+def test_values_at_the_edge_are_right(path: str, value: Any) -> None:
+    """A class that is never found has 0 %, and a published figure needs no command."""
+    plain = changed(path, value)
+    jsonschema.validate(plain, SCHEMA)
+    read_plain(manifest.Manifest, plain, "m")
+
+
+@pytest.mark.parametrize("name", ["Manifest", *sorted(SCHEMA["$defs"].keys() - {"RelativeFile"})])
+def test_rows_cannot_be_changed(name: str) -> None:
+    """They are shared by all callers; what has many fields is built by their names alone."""
+    kind = getattr(manifest, name)
+    assert kind.__dataclass_params__.frozen
+    fields = dataclasses.fields(kind)
+    assert all(field.kw_only for field in fields) or len(fields) <= 4 or kind.__module__ != manifest.__name__
+
+
+def test_the_manifest_of_an_installation_is_read_once() -> None:
+    """Every `create` asks for it."""
+    assert released() is released()
+    assert manifest.weights_folder() is FOLDER
+
+
+def test_a_source_is_named_in_brief() -> None:
+    """Twelve digits tell commits apart, as git shows them."""
+    source = manifest.HubSource("hub", "owner/name", "0123456789abcdef" * 2, "a/b.safetensors")
+    assert str(source) == "hf-hub:owner/name@0123456789ab/a/b.safetensors"
+
+
 WRONG = {
     "unknown field": (changed("colour", "red"), "unknown field 'colour'"),
     "misspelt field": (changed("config.num_class", 21), "Did you mean 'num_classes'"),
@@ -125,7 +164,8 @@ WRONG = {
     "plain http": (changed("source.url", "http://example.org/a.tflite"), "begin with https://"),
     "absolute path": (changed("source", {"kind": "bundled", "file": "/etc/passwd"}), "relative path"),
     "path upwards": (changed("source", {"kind": "bundled", "file": "a/../../b.safetensors"}), "relative path"),
-    "drive letter": (changed("source", {"kind": "bundled", "file": "C:\\a.safetensors"}), "relative path"),
+    "drive letter": (changed("source", {"kind": "bundled", "file": "C:a.safetensors"}), "relative path"),
+    "backslash": (changed("source", {"kind": "bundled", "file": "a\\b.safetensors"}), "relative path"),
     "hub file upwards": (changed("source", {"kind": "hub", "repo": "a/b", "revision": "v1", "file": "../c"}), "relative path"),
     "unpinned revision": (changed("source", {"kind": "hub", "repo": "a/b", "revision": "main", "file": "c"}), "pinned"),
     "repository without owner": (changed("source", {"kind": "hub", "repo": "b", "revision": "v1", "file": "c"}), "owner/name"),
@@ -137,8 +177,10 @@ WRONG = {
     "unknown data": (changed("data", "vocc"), "data must be one of voc"),
     "unknown verification": (changed("verified", "looks fine"), "measured here"),
     "measured without a command": (without("metrics.0.command"), "needs its command"),
-    "figure above 100": (changed("metrics.0.value", 172), "between 0 and 100"),
-    "class figure above 100": (changed("metrics.0.per_class", {"cat": 172}), "class cat is between 0 and 100"),
+    "figure above 100": (changed("metrics.0.value", 100.1), "between 0 and 100"),
+    "figure below 0": (changed("metrics.0.value", -0.1), "between 0 and 100"),
+    "class figure above 100": (changed("metrics.0.per_class", {"cat": 100.1}), "class cat is between 0 and 100"),
+    "class figure below 0": (changed("metrics.0.per_class", {"cat": -0.1}), "class cat is between 0 and 100"),
     "class figure as text": (changed("metrics.0.per_class", {"cat": "72"}), r"per_class.cat must be a number"),
     "classes without names": (changed("metrics.0.per_class", [72.0]), "per_class must be an object"),
     "training without a recipe": (changed("training", {"recipe": "voc"}), "training lacks the field"),
@@ -146,7 +188,8 @@ WRONG = {
     "training for no step": (changed("training", {**TRAINING, "steps": 0}), "steps must be at least 1"),
     "figure of unknown origin": (changed("metrics.0.origin", "heard"), "published, measured"),
     "tag with a dot": (changed("tag", "a.b"), "small letters"),
-    "other schema": ({"schema": 2, "rows": []}, "update deeplabzoo"),
+    "later schema": ({"schema": 2, "rows": []}, "update deeplabzoo"),
+    "earlier schema": ({"schema": 0, "rows": []}, "update deeplabzoo"),
     "rows not a list": ({"schema": 1, "rows": {}}, "must be a list"),
 }
 
@@ -169,7 +212,9 @@ def test_schema_and_types_refuse_the_same_mistakes(name: str) -> None:
         (with_rows(first_row(default=False)), "exactly one default tag, not 0"),
         (changed("sha256_prefix", "00000000"), "contradict"),
         (changed("config.num_classes", 20), "voc has 21 classes, not 20"),
+        (changed("config.num_classes", 22), "voc has 21 classes, not 22"),
         (with_rows(first_row(verified="measured here", metrics=[])), "holds no measured figure"),
+        (with_rows(first_row(verified="measured here", metrics=[PUBLISHED])), "holds no measured figure"),
     ],
 )
 def test_rules_across_fields_and_rows_are_kept(plain: dict[str, Any], reason: str) -> None:
