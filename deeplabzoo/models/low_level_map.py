@@ -37,6 +37,15 @@ def yield_low_level_unactivated(encoder: nn.Module) -> None:
     stack.conv3.__class__ = ActivatedSeparableConv2d
 
 
+class TappedInvertedResidual(InvertedResidual):
+    """A block of MobileNetV2 of which two maps are read; of a type of its own, so that nobody fuses it to one."""
+
+    def expanded_and_projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the block projects, and what it yields."""
+        expanded: torch.Tensor = self.bn2(self.conv_dw(self.bn1(self.conv_pw(x))))
+        return expanded, self.bn3(self.conv_pwl(expanded)) + x
+
+
 class WithExpandedLowLevel(EfficientNetFeatures):
     """timm's features of a MobileNetV2, the stride-4 one taken before the projection that ends its stage."""
 
@@ -49,9 +58,8 @@ class WithExpandedLowLevel(EfficientNetFeatures):
                 *first, last = stage.children()
                 for block in first:
                     x = block(x)
-                assert isinstance(last, InvertedResidual)
-                expanded = last.bn2(last.conv_dw(last.bn1(last.conv_pw(x))))
-                x = last.bn3(last.conv_pwl(expanded)) + x
+                assert isinstance(last, TappedInvertedResidual)
+                expanded, x = last.expanded_and_projected(x)
                 features.append(expanded)
                 continue
             x = stage(x)
@@ -74,4 +82,5 @@ def yield_low_level_expanded(encoder: nn.Module) -> None:
     plain = isinstance(last, InvertedResidual) and last.has_skip and last.conv_s2d is None
     if last is None or not plain or any(type(last.get_submodule(one)) is not nn.Identity for one in ("aa", "se", "drop_path")):
         raise UsageError("decoder_low_level_expanded has a meaning for MobileNetV2 encoders only; leave it False.")
-    encoder.__class__ = WithExpandedLowLevel  # the same layers and state; only its forward differs
+    last.__class__ = TappedInvertedResidual
+    encoder.__class__ = WithExpandedLowLevel  # the same layers and state; only their forward differs

@@ -14,6 +14,9 @@ from deeplabzoo.data.transforms import Augmentation
 from deeplabzoo.errors import UsageError
 from deeplabzoo.train.schedule import Phases, Schedule, ScheduleKind
 
+_MOST_STEPS, _MOST_EPOCHS = 10**12, 10**6
+"""Of a run: what is more cannot be meant, and rates are computed in floating point."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
@@ -190,6 +193,8 @@ class Recipe:
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be above 0, not {value!r}.")
+        if (self.steps or 0) > _MOST_STEPS or (self.epochs or 0) > _MOST_EPOCHS:
+            raise UsageError(f"A run has at most {_MOST_STEPS:,} steps, and at most {_MOST_EPOCHS:,} epochs.")
         if self.batch % self.accumulate:
             raise UsageError(f"A batch of {self.batch} cannot be cut into {self.accumulate} equal pieces; change accumulate.")
         if not 0 <= self.ema < 1:

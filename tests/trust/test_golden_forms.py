@@ -16,7 +16,12 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.train.trainer import into_channels_last
 
 KINDS = [kind for kind in kinds() if kind.light]
-SAMPLE = {"bundled/deeplabv3plus_mobilenetv2_voc.v1", "encoder/convnext", "head/v3_group"}
+SAMPLE = {
+    "bundled/deeplabv3plus_mobilenetv2_voc.v1",
+    "encoder/convnext",
+    "head/v3_group",
+    "layout/tf_zoo/deeplabv3plus_mobilenetv2_ade20k.tf_train",
+}
 
 
 def plain(net: DeepLab, image_BCHW: torch.Tensor) -> torch.Tensor:
