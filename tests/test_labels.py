@@ -1,7 +1,9 @@
 """Labels without full-size logits equal the arg-max of torch's own interpolation: compiled cells, and torch alone."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.inference import blocks, boundaries
 from deeplabzoo.inference import labels as labels_module
 from deeplabzoo.inference.labels import (
+    ClassArea,
     Grid,
+    class_areas,
     confidence_on_grid,
-    labels_in_bands,
     labels_of,
     labels_on_grid,
     upsampled_logits,
@@ -185,7 +188,6 @@ def test_two_resizes_are_exact() -> None:
     grid = Grid((65, 97), (40, 60), (83, 121), align_corners=True, flipped=True)
     low = logits((1, 5, 5, 7), "noise", 1)
     np.testing.assert_array_equal(labels_on_grid(low, grid), upsampled_logits(low, grid).argmax(1)[0].numpy())
-    np.testing.assert_array_equal(labels_on_grid(low, grid), labels_in_bands(low, grid))
 
 
 def test_eight_threads_get_what_one_gets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,11 +222,125 @@ def test_confidence_is_the_probability_of_the_label(classes: int) -> None:
     np.testing.assert_allclose(confidence, expected[0].softmax(dim=0).amax(dim=0).numpy(), atol=1e-5, rtol=1e-5)
 
 
+@contextmanager
+def only_in_bands(band_values: int) -> Iterator[list[int]]:
+    """Let labels be made in bands alone, each of so many logits; gives how many there were in each."""
+    seen: list[int] = []
+    plain = labels_module._columns
+
+    def watched(rows_1CHW: torch.Tensor, grid: Grid) -> torch.Tensor:
+        widest = max(grid.padded_hw[1], grid.original_hw[1])
+        seen.append(rows_1CHW.shape[1] * rows_1CHW.shape[2] * widest)
+        return plain(rows_1CHW, grid)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labels_module, "_fused", lambda *_: False)
+        patch.setattr(labels_module, "_columns", watched)
+        patch.setattr(labels_module, "BAND_VALUES", band_values)
+        yield seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    low_hw=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padded_hw=st.tuples(st.integers(33, 90), st.integers(33, 90)),
+    part=st.tuples(st.floats(0.02, 1), st.floats(0.02, 1)),
+    original_hw=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    align_corners=st.booleans(),
+    flipped=st.booleans(),
+    band_values=st.integers(1, 30_000),
+    seed=st.integers(0, 99),
+)
+def test_labels_in_bands_equal_the_plain_argmax(
+    low_hw, padded_hw, part, original_hw, align_corners, flipped, band_values, seed
+) -> None:
+    """A large photo gives the same labels as a small memory footprint does: not nearly, exactly (theme K)."""
+    valid_hw = (max(1, round(padded_hw[0] * part[0])), max(1, round(padded_hw[1] * part[1])))
+    grid = Grid(padded_hw, valid_hw, original_hw, align_corners, flipped)
+    low = torch.randn(1, 7, *low_hw, generator=torch.Generator().manual_seed(seed))
+    low[:, 3] = low[:, 5]  # equal logits: the first class wins
+    expected = upsampled_logits(low, grid).argmax(1)[0].numpy()
+    with only_in_bands(band_values):
+        labels = labels_on_grid(low, grid)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("make", [labels_on_grid, confidence_on_grid])
+@pytest.mark.parametrize("size_hw", [(1500, 2000), (65, 20), (20, 97)])
+def test_memory_for_labels_does_not_grow_with_the_photo(make, size_hw: tuple[int, int]) -> None:
+    """A 24-megapixel photo at 21 classes would be 2 GB of logits; a band is as large as it may be, and no larger (theme K)."""
+    grid = Grid((65, 97), (65, 97), size_hw, align_corners=True)
+    most = 21 * 97 * 500
+    with only_in_bands(most) as seen:
+        made = make(torch.randn(1, 21, 5, 7), grid)
+    assert (made if make is labels_on_grid else made[0]).shape == size_hw
+    assert max(seen) <= most
+    one_row = 21 * max(97, size_hw[1])
+    assert sum(seen) == one_row * size_hw[0]
+    assert len(seen) == -(-size_hw[0] // (most // one_row))
+
+
+def test_many_classes_need_wider_labels_after_two_resizes() -> None:
+    """Class 299 does not fit into a byte and must not come out as class 43."""
+    low = torch.zeros(1, 300, 3, 3)
+    low[:, 299] = 1
+    labels = labels_on_grid(low, Grid((33, 33), (33, 33), (10, 10), align_corners=False))
+    assert labels.dtype == np.uint16
+    assert (labels == 299).all()
+
+
+def test_areas_count_every_pixel_once() -> None:
+    """Largest first, only what occurs, and the shares add up to the whole photo."""
+    labels = np.array([[2, 2, 2], [0, 1, 1]], np.uint8)
+    areas = class_areas(labels, ("background", "red", "green", "blue"))
+    assert [(area.name, area.pixels) for area in areas] == [("green", 3), ("red", 2), ("background", 1)]
+    assert sum(area.share for area in areas) == pytest.approx(1)
+
+
 def test_impossible_shapes_are_sentences() -> None:
     """Not an index error three calls further down."""
-    for low, size in [(torch.zeros(3, 4, 5), (9, 9)), (torch.zeros(1, 2, 3, 3), (0, 9)), (torch.zeros(1, 0, 3, 3), (9, 9))]:
+    fine = torch.zeros(1, 2, 3, 3)
+    wrong = [(torch.zeros(3, 4, 5), (9, 9)), (torch.zeros(1, 2, 3, 4, 5), (9, 9)), (torch.zeros(1, 0, 3, 3), (9, 9))]
+    for low, size in [*wrong, (fine, (0, 9)), (fine, (9, 0))]:
         with pytest.raises(UsageError, match="logits of shape B x classes x h x w"):
             labels_of(low, size, align_corners=False)
+
+
+def test_plain_data_cannot_be_changed() -> None:
+    """A grid is a key, and areas are shared with whoever asked."""
+    for kind in (Grid, ClassArea):
+        assert kind.__dataclass_params__.frozen, kind
+
+
+def test_compiling_ahead_runs_the_loops_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numba is there; where it is not, nothing is made and that is the answer."""
+    made: list[torch.Size] = []
+    plain = blocks.labels_by_block
+
+    def watched(low_BCHW: torch.Tensor, *rest: object) -> bool:
+        made.append(low_BCHW.shape)
+        return plain(low_BCHW, *rest)
+
+    monkeypatch.setattr(blocks, "labels_by_block", watched)
+    monkeypatch.setattr(labels_module, "_made_by_torch", 0)
+    assert labels_module.compile_labels()
+    assert len(made) == 1
+    monkeypatch.setattr(jit, "available", lambda: False)
+    assert not labels_module.compile_labels()
+    assert len(made) == 1
+
+
+def test_the_compiled_loops_wait_for_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few photos are sooner labelled by torch than numba is loaded: 16 million pixels, counted over calls."""
+    made: list[str] = []
+    monkeypatch.setattr(blocks, "labels_by_block", lambda *_: made.append("compiled") or False)
+    monkeypatch.setattr(labels_module, "labels_by_boundary", lambda *_: made.append("torch") or False)
+    monkeypatch.setattr(labels_module, "_banded", lambda *_: torch.zeros(4096, 4096))
+    monkeypatch.setattr(labels_module, "_made_by_torch", -1)
+    for _ in range(3):
+        labels_of(torch.zeros(1, 2, 2, 2), (4096, 4096), align_corners=False)
+    assert made == ["torch", "torch", "compiled"]
 
 
 def test_an_empty_batch_has_empty_labels(way: str) -> None:

@@ -7,13 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from color_net import ColorNet
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from deeplabzoo.errors import UsageError
-from deeplabzoo.inference import labels as labels_module
 from deeplabzoo.inference.device import choose_device, evaluating
-from deeplabzoo.inference.labels import Grid, class_areas, labels_in_bands, upsampled_logits
+from deeplabzoo.inference.labels import Grid, upsampled_logits
 from deeplabzoo.inference.preprocess import image_probabilities, labels_at_original, logits_at_original, prepare
 from deeplabzoo.models.config import Preprocessing
 
@@ -139,57 +136,6 @@ def test_way_back_equals_plain_interpolation(grid: Grid) -> None:
     torch.testing.assert_close(upsampled_logits(low, grid), reference(low, grid), atol=2e-5, rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    low_hw=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    padded_hw=st.tuples(st.integers(33, 90), st.integers(33, 90)),
-    part=st.tuples(st.floats(0.02, 1), st.floats(0.02, 1)),
-    original_hw=st.tuples(st.integers(1, 150), st.integers(1, 150)),
-    align_corners=st.booleans(),
-    flipped=st.booleans(),
-    band_values=st.integers(1, 30_000),
-    seed=st.integers(0, 99),
-)
-def test_labels_in_bands_equal_the_plain_argmax(
-    low_hw, padded_hw, part, original_hw, align_corners, flipped, band_values, seed
-) -> None:
-    """A large photo gives the same labels as a small memory footprint does: not nearly, exactly (theme K)."""
-    valid_hw = (max(1, round(padded_hw[0] * part[0])), max(1, round(padded_hw[1] * part[1])))
-    grid = Grid(padded_hw, valid_hw, original_hw, align_corners, flipped)
-    low = torch.randn(1, 7, *low_hw, generator=torch.Generator().manual_seed(seed))
-    low[:, 3] = low[:, 5]  # equal logits: the first class wins
-    expected = upsampled_logits(low, grid).argmax(1)[0].numpy()
-    labels = labels_in_bands(low, grid, band_values=band_values)
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, expected)
-
-
-def test_memory_for_labels_does_not_grow_with_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 24-megapixel photo at 21 classes would be 2 GB of logits; no band may hold more than 16 MB (theme K)."""
-    seen: list[int] = []
-    plain = labels_module._columns
-
-    def watched(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
-        result = plain(rows, grid)
-        seen.append(result.numel())
-        return result
-
-    monkeypatch.setattr(labels_module, "_columns", watched)
-    grid = Grid((65, 97), (65, 97), (1500, 2000), align_corners=True)
-    assert labels_in_bands(torch.randn(1, 21, 5, 7), grid).shape == (1500, 2000)
-    assert max(seen) <= labels_module.BAND_VALUES
-    assert sum(seen) == 21 * 1500 * 2000
-
-
-def test_many_classes_need_wider_labels() -> None:
-    """Class 299 does not fit into a byte and must not come out as class 43."""
-    low = torch.zeros(1, 300, 3, 3)
-    low[:, 299] = 1
-    labels = labels_in_bands(low, Grid((33, 33), (33, 33), (10, 10), align_corners=False))
-    assert labels.dtype == np.uint16
-    assert (labels == 299).all()
-
-
 @pytest.mark.parametrize(
     ("align_corners", "flip", "pad", "resize"),
     list(itertools.product((False, True), (False, True), (False, True), ("none", "longest"))),
@@ -229,14 +175,6 @@ def test_probabilities_are_averaged_over_scales_and_mirror() -> None:
     )
     with pytest.raises(UsageError, match="at least one scale"):
         image_probabilities(net, image, ())
-
-
-def test_areas_count_every_pixel_once() -> None:
-    """Largest first, only what occurs, and the shares add up to the whole photo."""
-    labels = np.array([[2, 2, 2], [0, 1, 1]], np.uint8)
-    areas = class_areas(labels, ("background", "red", "green", "blue"))
-    assert [(area.name, area.pixels) for area in areas] == [("green", 3), ("red", 2), ("background", 1)]
-    assert sum(area.share for area in areas) == pytest.approx(1)
 
 
 def test_training_flags_come_back_even_after_an_error() -> None:

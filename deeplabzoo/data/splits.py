@@ -82,14 +82,6 @@ class Subset:
         return self._data.read_labels(self._indices[index])
 
 
-def carve(data: SegmentationData, fraction: float = HELD_OUT, seed: int = 0) -> tuple[Subset, Subset]:
-    """Split one data set into (the rest, the held-out fraction), so that choices can be made without looking at val."""
-    held = hold_out(data.names, fraction, seed)
-    rest = [name for name in data.names if name not in held]
-    kept = [name for name in data.names if name in held]
-    return Subset(data, rest, data.split), Subset(data, kept, f"{data.split}-held-out")
-
-
 def _stem(name: str) -> str:
     """Drop a picture's suffix, but not what follows a dot inside a name such as `frame.0001`."""
     path = Path(name)

@@ -30,8 +30,6 @@ from deeplabzoo.models.bilinear import axis, lerp_rows
 
 BAND_VALUES = 2**22
 """Upsampled logits held at once while labels are made (float32: 16 MB, which allocators reuse without asking the system)."""
-
-
 COMPILE_AFTER_PIXELS = 2**24
 """Labels made by torch in this process before numba is loaded: it takes longer than a few photos do (64 at 513 x 513)."""
 
@@ -74,7 +72,7 @@ def confidence_on_grid(low_1CHW: torch.Tensor, grid: Grid) -> tuple[Labels, Conf
     labels_HW = _empty(grid.original_hw, low_1CHW)
     confidence_HW = torch.empty(grid.original_hw, device=low_1CHW.device)
     rows_1CHW = _rows(low_1CHW.detach().float(), grid)
-    for top, bottom in _bands(low_1CHW.shape[1], grid, BAND_VALUES):
+    for top, bottom in _bands(low_1CHW.shape[1], grid):
         band_CHW = _columns(rows_1CHW[:, :, top:bottom], grid)[0]
         largest_HW, labels_HW[top:bottom] = band_CHW.max(dim=0)
         confidence_HW[top:bottom] = band_CHW.sub_(largest_HW).exp_().sum(dim=0).reciprocal_()
@@ -97,11 +95,6 @@ def compile_labels() -> bool:
     if jit.available():
         labels_of(torch.zeros(1, 2, 2, 2), (3, 3), align_corners=False)
     return jit.available()
-
-
-def labels_in_bands(low_1CHW: torch.Tensor, grid: Grid, *, band_values: int = BAND_VALUES) -> Labels:
-    """Return what `labels_on_grid` does, as exactly the arg-max of `upsampled_logits`, `band_values` of them held at once."""
-    return _as_array(_banded(low_1CHW.float(), grid, band_values))
 
 
 @dataclass(frozen=True)
@@ -139,14 +132,14 @@ def _labels(low_BCHW: torch.Tensor, grid: Grid) -> torch.Tensor:
     if grid.valid_hw == grid.original_hw and _fused(low_BCHW, grid, labels_BHW):
         return labels_BHW.flip(2) if grid.flipped else labels_BHW
     for low_CHW, labels_HW in zip(low_BCHW, labels_BHW, strict=True):
-        labels_HW.copy_(_banded(low_CHW[None], grid, BAND_VALUES))
+        labels_HW.copy_(_banded(low_CHW[None], grid))
     return labels_BHW
 
 
-def _banded(low_1CHW: torch.Tensor, grid: Grid, band_values: int) -> torch.Tensor:
+def _banded(low_1CHW: torch.Tensor, grid: Grid) -> torch.Tensor:
     rows_1CHW = _rows(low_1CHW, grid)
     labels_HW = _empty(grid.original_hw, low_1CHW)
-    for top, bottom in _bands(low_1CHW.shape[1], grid, band_values):
+    for top, bottom in _bands(low_1CHW.shape[1], grid):
         labels_HW[top:bottom] = _columns(rows_1CHW[:, :, top:bottom], grid).max(dim=1).indices[0]
     return labels_HW
 
@@ -180,10 +173,10 @@ def _as_array(labels_HW: torch.Tensor) -> Labels:
     return array_HW if array_HW.dtype == np.uint8 else array_HW.astype(np.uint16)
 
 
-def _bands(classes: int, grid: Grid, band_values: int) -> list[tuple[int, int]]:
-    """Ranges of rows of the photo whose logits are at most `band_values` numbers, or one row."""
+def _bands(classes: int, grid: Grid) -> list[tuple[int, int]]:
+    """Ranges of rows of the photo whose logits are at most BAND_VALUES numbers, or one row."""
     height, width = grid.original_hw
-    step = max(1, band_values // (classes * max(width, grid.padded_hw[1])))
+    step = max(1, BAND_VALUES // (classes * max(width, grid.padded_hw[1])))
     return [(top, min(top + step, height)) for top in range(0, height, step)]
 
 
