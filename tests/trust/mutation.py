@@ -12,6 +12,7 @@ import importlib.util
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,16 +33,24 @@ class Target:
 
     module: str
     tests: tuple[str, ...]
-    has_loops: bool = False
-    """Whether numba compiles it: then nothing compiled may be kept, since numba does not see a changed constant."""
+    loops: tuple[str, ...] = ()
+    """Functions that numba compiles: of a mutant of them nothing compiled may be kept, since numba sees no changed constant."""
+
+    def is_compiled(self, where: str) -> bool:
+        """Whether a change at this place changes what numba compiles; a constant of the module may."""
+        return bool(self.loops) and where in (*self.loops, "module")
 
 
 TARGETS = {
     "atrous": Target("deeplabzoo.models.atrous", ("test_atrous.py",)),
-    "metrics": Target("deeplabzoo.metrics", ("test_metrics.py",), has_loops=True),
+    "metrics": Target("deeplabzoo.metrics", ("test_metrics.py",), ("_count_words",)),
     "manifest": Target("deeplabzoo.zoo.manifest", ("test_manifest.py", "test_weights_command.py")),
     "labels": Target("deeplabzoo.inference.labels", ("test_labels.py", "test_predictor.py")),
-    "cells": Target("deeplabzoo.inference.cells", ("test_cells.py", "test_labels.py"), has_loops=True),
+    "cells": Target(
+        "deeplabzoo.inference.cells",
+        ("test_cells.py", "test_labels.py"),
+        ("label_cells", "_winners", "_fill", "_gather", "_candidates"),
+    ),
 }
 
 _LIBRARIES = (
@@ -182,8 +191,11 @@ class _Finder:
         return importlib.util.spec_from_file_location(name, self._path, loader=_Loader(name, self._path, self._source))
 
 
-def _judge(target: Target, path: Path, source: str, seconds: int) -> None:
-    """Run the tests in this process with the source in place of the module, and leave with pytest's status."""
+def _judge(target: Target, path: Path, source: str, seconds: int, machine_code: Path | None) -> None:
+    """Run the tests in this process with the source in place of the module, and leave with pytest's status.
+
+    What numba compiles is kept in `machine_code` for the next one, or in no place that outlives this process.
+    """
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -198,17 +210,16 @@ def _judge(target: Target, path: Path, source: str, seconds: int) -> None:
     hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
     hypothesis.settings.load_profile("mutation")
     with tempfile.TemporaryDirectory() as scratch:
-        if target.has_loops:
-            numba.config.CACHE_DIR = scratch
+        numba.config.CACHE_DIR = str(machine_code or scratch)
         words = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         status = pytest.main([*words, f"--basetemp={scratch}/pytest", *(f"tests/{test}" for test in target.tests)])
     os._exit(int(status))
 
 
-def _outcome(target: Target, path: Path, source: str, seconds: int) -> tuple[str, float]:
+def _outcome(target: Target, path: Path, source: str, seconds: int, machine_code: Path | None = None) -> tuple[str, float]:
     """Return `survived`, `noticed` or `stopped` (too long, or too much memory) and the processor seconds it took."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = multiprocessing.get_context("fork").Process(target=_judge, args=(target, path, source, seconds))
+    process = multiprocessing.get_context("fork").Process(target=_judge, args=(target, path, source, seconds, machine_code))
     process.start()
     process.join(max(600, 20 * seconds))
     if process.is_alive():
@@ -228,18 +239,21 @@ def try_all(name: str, every: int, lines: tuple[int, int] | None = None) -> None
     path = ROOT.joinpath(*target.module.split(".")).with_suffix(".py")
     source = path.read_text(encoding="utf-8")
     outcome, plain = _outcome(target, path, source, 600)
+    kept = Path(tempfile.mkdtemp(prefix="machine_code_"))
     if outcome != "survived":
         raise SystemExit(f"The tests of {name} fail on the unchanged module; mutants would tell nothing.")
     first, last = lines or (1, source.count("\n") + 1)
     tried = [mutant for mutant in mutants(source) if first <= mutant.line <= last][::every]
     outcomes, survivors, processor = Counter[str](), [], 0.0
     for number, mutant in enumerate(tried, 1):
-        outcome, took = _outcome(target, path, mutant.source, int(20 + 5 * plain))
+        machine_code = None if target.is_compiled(mutant.where) else kept
+        outcome, took = _outcome(target, path, mutant.source, int(20 + 5 * plain), machine_code)
         outcomes[outcome] += 1
         processor += took
         if outcome == "survived":
             survivors.append({"where": mutant.where, "line": mutant.line, "was": mutant.was, "now": mutant.now})
             print(f"[{number}/{len(tried)}] {path.name}:{mutant.line} survived: {mutant.was}  ->  {mutant.now}", flush=True)
+    shutil.rmtree(kept)
     print(f"{name}: {dict(outcomes)} of {len(tried)}", flush=True)
     if lines is None:
         _record(name, target, every, outcomes, survivors, processor, time.perf_counter() - began)
