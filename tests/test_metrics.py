@@ -1,5 +1,6 @@
 """The confusion matrix and its scores, against torchmetrics, a slow reference in plain Python, and numbers worked by hand."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -158,14 +159,21 @@ def test_counts_do_not_stop_growing() -> None:
 
 def test_misuse_gives_a_sentence() -> None:
     matrix = ConfusionMatrix(3)
-    with pytest.raises(UsageError, match="never the truth"):
-        matrix.update(np.zeros((2, 3), int), np.zeros((3, 2), int))
+    for predicted, true in [((2, 3), (3, 2)), ((3, 2), (2, 3)), ((2, 3), (2, 3, 1)), ((6,), (2, 3))]:
+        with pytest.raises(UsageError, match="never the truth"):
+            matrix.update(np.zeros(predicted, int), np.zeros(true, int))
+    for predicted, true in [(np.float32, np.uint8), (np.uint8, np.float64)]:
+        with pytest.raises(UsageError, match="must be integers"):
+            matrix.update(np.zeros((1, 2), predicted), np.zeros((1, 2), true))
     with pytest.raises(DataError, match=r"from 0 to 7, expected 0\.\.2 or 255"):
         matrix.update(np.zeros((1, 2), int), np.array([[0, 7]]))
+    with pytest.raises(DataError, match=r"from 0 to 3, expected 0\.\.2 or 255"):
+        matrix.update(np.zeros((1, 2), int), np.array([[0, 3]]))
     with pytest.raises(DataError, match="from -1 to 0"):
         matrix.update(np.zeros((1, 2), int), np.array([[0, -1]]))
-    with pytest.raises(UsageError, match=r"from 0 to 3, expected 0\.\.2"):
-        matrix.update(np.array([[0, 3]]), np.zeros((1, 2), int))
+    for wrong, told in [(3, "from 0 to 3"), (4, "from 0 to 4"), (-1, "from -1 to 0")]:
+        with pytest.raises(UsageError, match=rf"{told}, expected 0\.\.2"):
+            matrix.update(np.array([[0, wrong]]), np.zeros((1, 2), int))
     with pytest.raises(UsageError, match="2 classes ignoring 255 cannot be added to one of 3 classes"):
         matrix.merge(ConfusionMatrix(2))
     with pytest.raises(UsageError, match="cannot be added"):
@@ -224,7 +232,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @given(
     shape=st.lists(st.integers(0, 14), min_size=1, max_size=3),
     classes=st.integers(1, 256),
-    ignore_index=st.sampled_from([None, 0, 255, -1, 300]),
+    ignore_index=st.sampled_from([None, 0, 255, -1, 256, 300]),
     run=st.sampled_from([1, 5, 30]),
     chunk=st.sampled_from([100, 777, 2**30]),
     layout=st.sampled_from(["plain", "transposed", "strided", "read-only", "odd address"]),
@@ -257,6 +265,46 @@ def test_bytes_are_counted_like_any_other_numbers(way, shape, classes, ignore_in
     plain.update(predicted.astype(np.int64), true.astype(np.int64))
     np.testing.assert_array_equal(fast.counts, plain.counts)
     assert fast.counts.dtype == np.int64
+
+
+@pytest.mark.parametrize("types", itertools.product([np.bool_, np.uint8, np.int8, np.uint16, np.int64], repeat=2), ids=str)
+def test_any_two_types_of_integers_go_together(way: str, types: tuple[type, type]) -> None:
+    """Masks come as bytes, predictions as 64-bit numbers, two classes as truth values: the numbers count."""
+    rng = np.random.default_rng(3)
+    predicted, true = (rng.integers(0, 2, (5, 16)).astype(one) for one in types)
+    expected = [[((true == i) & (predicted == j)).sum() for j in (0, 1)] for i in (0, 1)]
+    assert counted(predicted, true, 2).counts.tolist() == expected
+
+
+def test_bytes_are_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is no byte is not."""
+    passes: list[int] = []
+    plain = metrics._pairs
+    monkeypatch.setattr(metrics, "_pairs", lambda true, predicted: passes.append(true.size) or plain(true, predicted))
+    labels = np.ones((3, 4), np.uint8)
+    counted(labels, labels)
+    assert passes == [12]
+    counted(labels.astype(np.int64), labels)
+    assert passes == [12]
+
+
+def test_void_outside_of_bytes_hides_no_byte(way: str) -> None:
+    """-1 is no name of 255."""
+    labels = np.full((1, 9), 255, np.uint8)
+    with pytest.raises(DataError, match=r"from 255 to 255, expected 0\.\.4 or -1"):
+        ConfusionMatrix(CLASSES, ignore_index=-1).update(np.zeros_like(labels), labels)
+
+
+def test_one_part_fits_into_its_tables() -> None:
+    """Four tables of 32 bits: a picture of one colour puts all of a part into one of them."""
+    most = int(np.iinfo(np.int32).max)
+    assert most >= metrics.PAIRS_AT_ONCE
+
+
+def test_scores_are_plain_data() -> None:
+    """They can be keys, and nobody changes another's."""
+    one, other = (counted(labels, labels).scores() for labels in (np.ones((1, 3), int), np.ones((2, 3), int)))
+    assert {one: "all right"}[other] == "all right"
 
 
 def test_bytes_outside_the_classes_are_named(way: str) -> None:
