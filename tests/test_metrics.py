@@ -174,10 +174,9 @@ def test_misuse_gives_a_sentence() -> None:
     for wrong, told in [(3, "from 0 to 3"), (4, "from 0 to 4"), (-1, "from -1 to 0")]:
         with pytest.raises(UsageError, match=rf"{told}, expected 0\.\.2"):
             matrix.update(np.array([[0, wrong]]), np.zeros((1, 2), int))
-    with pytest.raises(UsageError, match="2 classes ignoring 255 cannot be added to one of 3 classes"):
-        matrix.merge(ConfusionMatrix(2))
-    with pytest.raises(UsageError, match="cannot be added"):
-        matrix.merge(ConfusionMatrix(3, ignore_index=0))
+    for classes, ignored in [(2, 255), (4, 255), (3, 0), (3, 256)]:
+        with pytest.raises(UsageError, match=f"{classes} classes ignoring {ignored} cannot be added to one of 3 classes"):
+            matrix.merge(ConfusionMatrix(classes, ignored))
     with pytest.raises(UsageError, match="at least 1"):
         ConfusionMatrix(0)
     assert not matrix.counts.any()
@@ -286,6 +285,24 @@ def test_bytes_are_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passes == [12]
     counted(labels.astype(np.int64), labels)
     assert passes == [12]
+
+
+def test_eight_bytes_a_step_are_counted_by_the_compiled_loop(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the last few; where nothing can be compiled, none."""
+    words: list[int] = []
+    plain = jit.compiled
+
+    def watched(loop):
+        def counting(true, predicted, tables):
+            words.append(len(true))
+            plain(loop)(true, predicted, tables)
+
+        return counting
+
+    monkeypatch.setattr(jit, "compiled", watched)
+    labels = np.ones((10, 10), np.uint8)
+    assert counted(labels, labels).counts[1, 1] == 100
+    assert words == ([12] if way == "compiled" else [])
 
 
 def test_void_outside_of_bytes_hides_no_byte(way: str) -> None:
