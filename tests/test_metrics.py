@@ -305,6 +305,36 @@ def test_eight_bytes_a_step_are_counted_by_the_compiled_loop(way: str, monkeypat
     assert words == ([12] if way == "compiled" else [])
 
 
+@pytest.mark.parametrize("offset", range(9))
+def test_words_are_of_one_kind_of_memory(offset: int) -> None:
+    """Aligned and read-only, whatever was given: the loop is compiled once. What is aligned already is not copied."""
+    memory = np.arange(96, dtype=np.uint8)
+    start = -memory.ctypes.data % 8 + offset
+    labels = memory[start : start + 64]
+    words = metrics._words(labels)
+    assert words.ctypes.data % 8 == 0
+    assert not words.flags.writeable
+    assert labels.flags.writeable
+    assert np.shares_memory(words, labels) == (offset % 8 == 0)
+    assert words.view(np.uint8).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("run", ["compiled", "python"])
+def test_tables_take_turns_where_pixels_differ(run: str) -> None:
+    """Eight alike are one addition; of others each of the four tables gets every fourth pixel."""
+    true = np.array([[3] * 8, [3] * 8, [1, 2, 3, 4, 5, 6, 7, 8], [255] * 8], np.uint8)
+    predicted = np.array([[7] * 8, [7] * 7 + [9], [9] * 8, [255] * 8], np.uint8)
+    tables = np.zeros((4, 256, 256), np.int32)
+    count = jit.compiled(metrics._count_words) if run == "compiled" else metrics._count_words
+    count(*(metrics._words(labels.ravel()) for labels in (true, predicted)), tables.reshape(-1))
+    expected = np.zeros_like(tables)
+    expected[0, 3, 7] = expected[0, 255, 255] = 8
+    for row in (1, 2):
+        for place in range(8):
+            expected[place % 4, true[row, place], predicted[row, place]] += 1
+    np.testing.assert_array_equal(tables, expected)
+
+
 def test_void_outside_of_bytes_hides_no_byte(way: str) -> None:
     """-1 is no name of 255."""
     labels = np.full((1, 9), 255, np.uint8)
