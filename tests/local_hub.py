@@ -58,6 +58,8 @@ class _HubHandler(_Handler):
             name = f"{asked['organization']}/{asked['name']}"
             status = HTTPStatus.CONFLICT if name in self.server.repos else HTTPStatus.OK
             self.server.repos.add(name)
+            facts = {"id": name, "sha": "0" * 40, "xetEnabled": False}  # huggingface_hub 0.30 asks whether Xet is used
+            self.server.serve(f"/api/models/{name}/revision/main", json.dumps(facts).encode())
             self._json(status, {"url": f"{self.server.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self.server.cards.append(json.loads(body)["content"])
