@@ -29,7 +29,9 @@ _CROP = (65, 65)
 def toy(recipe: Recipe) -> Recipe:
     """Return the recipe at toy size."""
     encoder = "resnet10t" if recipe.network.multi_grid else "lcnet_050"
-    small = dataclasses.replace(recipe.network, head_channels=16, decoder_channels=16, decoder_low_level_channels=8, dropout=0.0)
+    small = dataclasses.replace(
+        recipe.network, head_channels=16, decoder_channels=16, decoder_low_level_channels=8, dropout=0.0
+    )
     return replace(
         recipe,
         model=f"{recipe.model.split('_')[0]}_{encoder}",

@@ -4,6 +4,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,35 @@ def test_name(written: str) -> str:
     return written
 
 
-def reasons() -> dict[tuple[str, str, str], str]:
-    """Return why a mutant may survive, by module, line as it is and line as it was changed to."""
+@dataclass(frozen=True)
+class Reason:
+    """Why changes of a line may survive."""
+
+    module: str
+    was: str
+    now: tuple[str, ...]
+    """What the line may have become; nothing: anything, since tests cannot tell whatever stands there."""
+    why: str
+
+    def explains(self, module: str, mutant: Mapping[str, Any]) -> bool:
+        """Whether this mutant of this module is meant."""
+        return (module, mutant["was"]) == (self.module, self.was) and (not self.now or mutant["now"] in self.now)
+
+
+def reasons() -> list[Reason]:
+    """Return every reason that is on file."""
     listed = tomllib.loads(REASONS.read_text(encoding="utf-8")).get("mutant", ()) if REASONS.exists() else ()
-    return {(one["module"], one["was"], now): one["why"] for one in listed for now in _several(one["now"])}
+    return [Reason(one["module"], one["was"], _several(one.get("now", ())), one["why"]) for one in listed]
 
 
-def _several(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+def survivors() -> list[tuple[str, Mapping[str, Any]]]:
+    """Return every recorded mutant that no test noticed, with its module."""
+    found = [one for one in records() if one["name"].startswith("mutation_")]
+    return [(one["name"].removeprefix("mutation_"), mutant) for one in found for mutant in one["details"]["surviving_mutants"]]
+
+
+def _several(value: str | list[str] | tuple[()]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def blocks() -> dict[str, str]:
@@ -76,7 +98,7 @@ def blocks() -> dict[str, str]:
         "trust-table": "\n".join(_trust_table([one for one in found if one["name"] != "coverage"])),
         "defects-table": "\n".join(_defects_table()),
         "coverage-table": "\n".join(_coverage_table([one for one in found if one["name"] == "coverage"])),
-        "mutants-table": "\n".join(_mutants_table([one for one in found if one["name"].startswith("mutation_")])),
+        "mutants-table": "\n".join(_mutants_table()),
     }
 
 
@@ -118,15 +140,16 @@ def _coverage_table(found: list[Record]) -> Iterator[str]:
             yield f"| `{part}` | {counts['lines']:,} | {lines} | {counts['branches']:,} | {branches} |"
 
 
-def _mutants_table(found: list[Record]) -> Iterator[str]:
-    why = reasons()
+def _mutants_table() -> Iterator[str]:
+    """One row a line: what it became, and one reason; lines of several reasons have several rows."""
     yield "| module | line | survived as | why no test can notice |"
     yield "| --- | --- | --- | --- |"
-    for one in found:
-        module = one["name"].removeprefix("mutation_")
-        for mutant in one["details"]["surviving_mutants"]:
-            reason = why.get((module, mutant["was"], mutant["now"]), "not explained yet")
-            yield f"| `{module}` | `{_cell(mutant['was'])}` | `{_cell(mutant['now'])}` | {_cell(reason)} |"
+    known, rows = reasons(), dict[tuple[str, str, str], list[str]]()
+    for module, mutant in survivors():
+        why = next((one.why for one in known if one.explains(module, mutant)), "not explained yet")
+        rows.setdefault((module, mutant["was"], why), []).append(f"`{_cell(mutant['now'])}`")
+    for (module, was, why), became in rows.items():
+        yield f"| `{module}` | `{_cell(was)}` | {'<br>'.join(became)} | {_cell(why)} |"
 
 
 def _percent(counts: Mapping[str, int], what: str) -> str:
