@@ -45,7 +45,7 @@ TARGETS = {
     "atrous": Target("deeplabzoo.models.atrous", ("test_atrous.py",)),
     "metrics": Target("deeplabzoo.metrics", ("test_metrics.py",), ("_count_words",)),
     "manifest": Target("deeplabzoo.zoo.manifest", ("test_manifest.py", "test_weights_command.py")),
-    "labels": Target("deeplabzoo.inference.labels", ("test_labels.py", "test_predictor.py")),
+    "labels": Target("deeplabzoo.inference.labels", ("test_labels.py", "test_preprocess.py", "test_predictor.py")),
     "cells": Target(
         "deeplabzoo.inference.cells",
         ("test_cells.py", "test_labels.py"),
