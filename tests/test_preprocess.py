@@ -122,6 +122,8 @@ GRIDS = [
     Grid((65, 97), (40, 97), (40, 97), align_corners=True),
     Grid((65, 97), (40, 60), (83, 121), align_corners=True, flipped=True),
     Grid((65, 97), (40, 60), (21, 33), align_corners=False),
+    Grid((65, 97), (40, 60), (60, 83), align_corners=False),
+    Grid((97, 65), (60, 40), (83, 60), align_corners=False),
     Grid((33, 33), (1, 33), (2, 700), align_corners=False, flipped=True),
     Grid((33, 33), (2, 2), (2, 2), align_corners=True),
 ]
