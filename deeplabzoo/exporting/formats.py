@@ -101,7 +101,8 @@ def _write_executorch(net: DeepLab, wish: Wish, path: Path, facts: Facts) -> Non
 
 
 def _exported(net: DeepLab, wish: Wish) -> torch.export.ExportedProgram:
-    form = GraphForm(with_open_sizes(net), wish.output).eval()
+    # a copy, without gradients: else the answers of the file that is run could not become arrays
+    form = GraphForm(with_open_sizes(net), wish.output).eval().requires_grad_(False)
     # sides that no layer takes for a constant or for one another
     image_BCHW = torch.zeros(1 if wish.size else 2, net.config.in_chans, *(wish.size or (97, 129)))
     axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
