@@ -288,6 +288,7 @@ def test_memory_for_labels_does_not_grow_with_the_photo(make, size_hw: tuple[int
     assert max(seen) <= max(most, one_row)
     assert sum(seen) == one_row * size_hw[0]
     assert len(seen) == -(-size_hw[0] // max(1, most // one_row))
+    assert 4 * labels_module.BAND_VALUES <= 16 * 2**20, "bytes of float32 where nobody says otherwise"
 
 
 def test_many_classes_need_wider_labels_after_two_resizes() -> None:
