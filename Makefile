@@ -1,8 +1,27 @@
-# The long suites and what a release needs; what CI runs is in .ci/run. Extras: trust, release (pip install -e ".[trust,release]").
+# `make` lists the targets. They need pip install -e ".[test]"; docs, coverage, mutation, sbom and audit need the extras docs, trust
+# and release, too.
 PYTHON ?= python
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 
-.PHONY: soak coverage mutation trust licences wheel sbom audit
+.PHONY: help test quality style docs soak coverage mutation trust licences wheel sbom audit
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test:  ## What CI runs of the tests; minutes on two cores
+	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+quality:  ## Lint, format and types, changing nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+style:  ## What ruff can repair by itself, and the format
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+docs:  ## site/: the documentation, every page and link checked (extra: docs)
+	$(PYTHON) -m mkdocs build --strict
 
 soak:  ## Faults and fuzzing for hours; DEEPLABZOO_RECORD=1 writes benchmarks/trust/*.json
 	$(PYTHON) -m pytest -m soak tests/trust
