@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 
-from deeplabzoo.benchmarking.record import commit
-from deeplabzoo.cli import Parser, run
+from deeplabzoo.benchmark.record import current_commit
+from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.errors import DeepLabZooError, UsageError
-from deeplabzoo.inference.report import hardware
-from deeplabzoo.output import ensure_folder, write_atomically
-from deeplabzoo.say import say
-from deeplabzoo.zoo.table import replace_block
+from deeplabzoo.evaluation.report import hardware
+from deeplabzoo.files import ensure_folder, write_atomically
+from deeplabzoo.log import logger
+from tools.docs.tables import replace_block
 
 KIND = "deeplabzoo.install/1"
 BLOCK = "install-table"
@@ -45,7 +45,7 @@ _IMPORTS = 15
 def measure(work: Path, wanted: Sequence[str]) -> dict[str, Any]:
     """Return the figures of the wheel, the light install, the `wanted` extras and the import; `work` is an empty folder."""
     wheel, wheels = _wheel(work), work / "wheels"
-    say(f"downloading what deeplabzoo[{','.join(wanted)}] needs")
+    logger.info(f"downloading what deeplabzoo[{','.join(wanted)}] needs")
     _pip(sys.executable, "download", "--quiet", "--dest", str(wheels), f"{wheel}[{','.join(wanted)}]", offline=False)
     python = _environment(work / "light")
     empty = size_bytes(work / "light")
@@ -59,7 +59,7 @@ def measure(work: Path, wanted: Sequence[str]) -> dict[str, Any]:
         "extras": {},
     }
     for extra in wanted:
-        say(f"[{extra}]")
+        logger.info(f"[{extra}]")
         copy = work / "copy"
         shutil.copytree(work / "light", copy, symlinks=True, copy_function=os.link)
         own = copy / "bin" / "python"
@@ -219,7 +219,7 @@ def install_command(argv: Sequence[str] | None = None) -> int:
         "hardware": hardware(torch.device("cpu")),
         "note": args.note,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": current_commit(),
         "command": f"python -m benchmarks.install --json {args.json}",
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"

@@ -16,29 +16,30 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from deeplabzoo.cli import Parser, named_network, run
-from deeplabzoo.data.base import SegmentationData, open_data
-from deeplabzoo.data.classes import subset_of
-from deeplabzoo.inference.device import choose_device, evaluating
-from deeplabzoo.inference.preprocess import labels_at_original, prepare
-from deeplabzoo.inference.report import hardware
-from deeplabzoo.metrics import ConfusionMatrix
+from deeplabzoo.cli.parser import Parser, run
+from deeplabzoo.data.classes import subset_note
+from deeplabzoo.data.dataset import SegmentationDataset, build_dataset
+from deeplabzoo.device import choose_device, eval_mode
+from deeplabzoo.evaluation.metrics import ConfusionMatrix
+from deeplabzoo.evaluation.report import hardware
+from deeplabzoo.files import write_atomically
+from deeplabzoo.hub.factory import load_named_model
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.output import write_atomically
+from deeplabzoo.processing.preprocessing import image_labels, prepare
 
 Counts = npt.NDArray[np.int64]
 _PERCENTILES = (2.5, 97.5)
-_AT_ONCE = 250
+_BAND_PIXELS = 250
 
 
-def picture_counts(net: DeepLab, data: SegmentationData) -> Counts:
+def picture_counts(net: DeepLab, data: SegmentationDataset) -> Counts:
     """Return one confusion matrix a picture, N x K x K (rows true, columns predicted)."""
     found = []
-    with evaluating(net):
+    with eval_mode(net):
         for index in tqdm(range(len(data)), desc="label", unit="image", disable=None):
             matrix = ConfusionMatrix(len(data.classes), data.ignore_index)
             sample = data[index]
-            matrix.update(labels_at_original(net, prepare(sample.image, net.preprocessing)), sample.labels)
+            matrix.update(image_labels(net, prepare(sample.image, net.preprocessing)), sample.labels)
             found.append(matrix.counts.copy())
     return np.stack(found)
 
@@ -58,8 +59,8 @@ def bootstrap(first: Counts, second: Counts, *, samples: int, seed: int) -> dict
     generator = np.random.default_rng(seed)
     flat = [one.reshape(len(one), -1).astype(np.float64) for one in (first, second)]
     drawn: list[list[npt.NDArray[np.float64]]] = [[], []]
-    for start in range(0, samples, _AT_ONCE):
-        rows = min(_AT_ONCE, samples - start)
+    for start in range(0, samples, _BAND_PIXELS):
+        rows = min(_BAND_PIXELS, samples - start)
         times = generator.multinomial(len(first), np.full(len(first), 1 / len(first)), size=rows).astype(np.float64)
         for which, matrix in enumerate(flat):
             drawn[which].append(mean_iou((times @ matrix).reshape(rows, *first.shape[1:])))
@@ -98,8 +99,8 @@ def bootstrap_command(argv: Sequence[str] | None = None) -> int:
     args = _options(argv)
     counts, names = [], []
     for model in (args.first, args.second):
-        net = named_network(model, None)
-        data = open_data(args.data, args.root, args.split, classes=net.classes)
+        net = load_named_model(model, None)
+        data = build_dataset(args.data, args.root, args.split, classes=net.classes)
         counts.append(picture_counts(net, data))
         names.append({"model": model, "sha256": net.weights_source.get("sha256")})
     record = {
@@ -107,7 +108,7 @@ def bootstrap_command(argv: Sequence[str] | None = None) -> int:
         "data": data.name,
         "split": data.split,
         "images": len(data),
-        "subset": subset_of(data.name, data.split, len(data)),
+        "subset": subset_note(data.name, data.split, len(data)),
         "protocol": "single scale; whole pictures drawn with replacement, the same for both; percentiles 2.5 and 97.5",
         "samples": args.samples,
         "seed": args.seed,

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplabzoo.cli import Parser, run
+from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.errors import UsageError
-from deeplabzoo.output import write_atomically
-from deeplabzoo.zoo.table import replace_block
+from deeplabzoo.files import write_atomically
+from tools.docs.tables import replace_block
 
 FOLDER = Path(__file__).resolve().parent / "runs"
 BLOCK = "runs-table"

@@ -6,21 +6,41 @@ Importing this package is light: torch is imported when a network is made, not w
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from deeplabzoo import moved as _moved
+
+if TYPE_CHECKING:
+    from deeplabzoo.errors import DeepLabZooError as DeepLabZooError
+    from deeplabzoo.evaluation.evaluate import evaluate as evaluate
+    from deeplabzoo.hub.factory import create as create
+    from deeplabzoo.hub.factory import load as load
+    from deeplabzoo.hub.model_info import describe as describe
+    from deeplabzoo.hub.registry import list_models as list_models
+    from deeplabzoo.hub.registry import list_weights as list_weights
+    from deeplabzoo.inference.predictor import Predictor as Predictor
+    from deeplabzoo.models.config import DeepLabConfig as DeepLabConfig
+    from deeplabzoo.models.config import Preprocessing as Preprocessing
+    from deeplabzoo.models.deeplab import DeepLab as DeepLab
+    from deeplabzoo.models.encoder_table import list_encoders as list_encoders
+    from deeplabzoo.models.encoder_table import supports as supports
+    from deeplabzoo.optimization.autotune import measure_engines as measure_engines
+    from deeplabzoo.optimization.optimized_model import optimize as optimize
+
+
 __version__ = "0.1.0"
 
 # public name -> module that defines it; resolved on first use
 _HOME = {
-    "create": "deeplabzoo.zoo.factory",
-    "load": "deeplabzoo.zoo.factory",
-    "list_models": "deeplabzoo.zoo.registry",
-    "list_weights": "deeplabzoo.zoo.registry",
-    "describe": "deeplabzoo.zoo.description",
+    "create": "deeplabzoo.hub.factory",
+    "load": "deeplabzoo.hub.factory",
+    "list_models": "deeplabzoo.hub.registry",
+    "list_weights": "deeplabzoo.hub.registry",
+    "describe": "deeplabzoo.hub.model_info",
     "list_encoders": "deeplabzoo.models.encoder_table",
     "supports": "deeplabzoo.models.encoder_table",
     "Predictor": "deeplabzoo.inference.predictor",
-    "evaluate": "deeplabzoo.inference.evaluation",
-    "optimize": "deeplabzoo.inference.engine",
-    "measure_engines": "deeplabzoo.inference.engine_choice",
+    "evaluate": "deeplabzoo.evaluation.evaluate",
+    "optimize": "deeplabzoo.optimization.optimized_model",
+    "measure_engines": "deeplabzoo.optimization.autotune",
     "DeepLab": "deeplabzoo.models.deeplab",
     "DeepLabConfig": "deeplabzoo.models.config",
     "Preprocessing": "deeplabzoo.models.config",
@@ -29,22 +49,8 @@ _HOME = {
 
 __all__ = [*sorted(_HOME), "__version__"]
 
-if TYPE_CHECKING:
-    from deeplabzoo.errors import DeepLabZooError as DeepLabZooError
-    from deeplabzoo.inference.engine import optimize as optimize
-    from deeplabzoo.inference.engine_choice import measure_engines as measure_engines
-    from deeplabzoo.inference.evaluation import evaluate as evaluate
-    from deeplabzoo.inference.predictor import Predictor as Predictor
-    from deeplabzoo.models.config import DeepLabConfig as DeepLabConfig
-    from deeplabzoo.models.config import Preprocessing as Preprocessing
-    from deeplabzoo.models.deeplab import DeepLab as DeepLab
-    from deeplabzoo.models.encoder_table import list_encoders as list_encoders
-    from deeplabzoo.models.encoder_table import supports as supports
-    from deeplabzoo.zoo.description import describe as describe
-    from deeplabzoo.zoo.factory import create as create
-    from deeplabzoo.zoo.factory import load as load
-    from deeplabzoo.zoo.registry import list_models as list_models
-    from deeplabzoo.zoo.registry import list_weights as list_weights
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,6 @@
 
 import sys
 
-from deeplabzoo.cli import main
+from deeplabzoo.cli.main import main
 
 sys.exit(main())

@@ -6,7 +6,7 @@ A command prints the sentence on stderr and leaves with `exit_status`: 1 where t
 import difflib
 from collections.abc import Iterable
 
-_LONGEST = 1500
+_MAX_MESSAGE_LENGTH = 1500
 """Characters of a message; the longest list of names that one holds has some 900."""
 
 
@@ -33,8 +33,8 @@ class DeepLabZooError(Exception):
 
     def __init__(self, sentence: str) -> None:
         line = printable(sentence)
-        half = _LONGEST // 2
-        super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}")
+        half = _MAX_MESSAGE_LENGTH // 2
+        super().__init__(line if len(line) <= _MAX_MESSAGE_LENGTH else f"{line[:half]} … {line[-half:]}")
 
 
 class UsageError(DeepLabZooError, ValueError):

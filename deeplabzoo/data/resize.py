@@ -11,49 +11,49 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from deeplabzoo.data.images import Pixels
-from deeplabzoo.say import say
+from deeplabzoo.data.image_io import Pixels
+from deeplabzoo.log import logger
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the source; fractions are meant."""
 
 
 @functools.cache
-def kernel() -> ModuleType | None:
+def load_kernel() -> ModuleType | None:
     """Return the compiled resize, or None, said once, where numba cannot be used; call it before workers fork."""
     try:
-        from deeplabzoo.data import resize_kernel
+        from deeplabzoo.data import resize_numba
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        say(
+        logger.info(
             f"resize: numba cannot be used ({reason}), so Pillow resizes the training pictures: the same pixels, but slower "
             '(pip install "deeplabzoo[fast]").'
         )
         return None
-    return resize_kernel
+    return resize_numba
 
 
 def resize_into(
-    out_HWC: Pixels, image_HWC: Pixels, box: Box, kept_hw: tuple[int, int], *, flip: bool, fill: tuple[int, int, int]
+    out_HWC: Pixels, image_HWC: Pixels, box: Box, visible_hw: tuple[int, int], *, flip: bool, fill: tuple[int, int, int]
 ) -> None:
-    """Write the window `box`, resized to `kept_hw` and mirrored with `flip`, into the top left of `out_HWC`; `fill` beyond.
+    """Write the window `box`, resized to `visible_hw` and mirrored with `flip`, into the top left of `out_HWC`; `fill` beyond.
 
-    All are uint8 RGB; `out_HWC` is contiguous and at least as large as `kept_hw`.
+    All are uint8 RGB; `out_HWC` is contiguous and at least as large as `visible_hw`.
     """
-    (left, right), columns = _needed(box[0], box[2], kept_hw[1], image_HWC.shape[1])
-    (top, bottom), rows = _needed(box[1], box[3], kept_hw[0], image_HWC.shape[0])
+    (left, right), columns = _source_window(box[0], box[2], visible_hw[1], image_HWC.shape[1])
+    (top, bottom), rows = _source_window(box[1], box[3], visible_hw[0], image_HWC.shape[0])
     part_HWC = image_HWC[rows, columns]
-    compiled = kernel()
+    compiled = load_kernel()
     if compiled is None:
-        place(out_HWC, _by_pillow(part_HWC, (left, top, right, bottom), kept_hw), flip=flip, fill=fill)
+        paste_into(out_HWC, _resize_with_pillow(part_HWC, (left, top, right, bottom), visible_hw), flip=flip, fill=fill)
         return
-    across = compiled.taps(part_HWC.shape[1], left, _step(left, right, kept_hw[1]), kept_hw[1])
-    down = compiled.taps(part_HWC.shape[0], top, _step(top, bottom, kept_hw[0]), kept_hw[0])
+    across = compiled.taps(part_HWC.shape[1], left, _step(left, right, visible_hw[1]), visible_hw[1])
+    down = compiled.taps(part_HWC.shape[0], top, _step(top, bottom, visible_hw[0]), visible_hw[0])
     whole = image_HWC if image_HWC.flags.c_contiguous else np.ascontiguousarray(image_HWC)
     compiled.resample_into(whole[rows], columns.start, *across, *down, flip, np.array(fill, np.uint8), out_HWC)
 
 
-def place(out_HWC: Pixels, pixels_HWC: Pixels, *, flip: bool, fill: tuple[int, int, int]) -> None:
+def paste_into(out_HWC: Pixels, pixels_HWC: Pixels, *, flip: bool, fill: tuple[int, int, int]) -> None:
     """Write a picture, mirrored with `flip`, into the top left corner of `out_HWC`, and `fill` (RGB) beyond it."""
     height, width = pixels_HWC.shape[:2]
     out_HWC[:height, :width] = pixels_HWC[:, ::-1] if flip else pixels_HWC
@@ -66,7 +66,7 @@ def _step(start: float, stop: float, count: int) -> float:
     return float(np.float32(stop) - np.float32(start)) / count
 
 
-def _needed(start: float, stop: float, count: int, size: int) -> tuple[tuple[float, float], slice]:
+def _source_window(start: float, stop: float, count: int, size: int) -> tuple[tuple[float, float], slice]:
     """Return the source pixels that a side of the window can touch, and the window's ends counted from the first of them.
 
     The ends are float32, as in Pillow's interface; a whole number can be taken from them without rounding.
@@ -77,9 +77,9 @@ def _needed(start: float, stop: float, count: int, size: int) -> tuple[tuple[flo
     return (first - begin, last - begin), slice(begin, end)
 
 
-def _by_pillow(part_HWC: Pixels, box: Box, kept_hw: tuple[int, int]) -> Pixels:
+def _resize_with_pillow(part_HWC: Pixels, box: Box, visible_hw: tuple[int, int]) -> Pixels:
     """Resize columns first and then rows, in two calls: which comes first within one call depends on Pillow's version."""
-    (left, top, right, bottom), (height, width) = box, kept_hw
+    (left, top, right, bottom), (height, width) = box, visible_hw
     bilinear, rows = Image.Resampling.BILINEAR, part_HWC.shape[0]
     across = Image.fromarray(part_HWC).resize((width, rows), bilinear, box=(left, 0, right, rows))
     return np.asarray(across.resize((width, height), bilinear, box=(0, top, width, bottom)))

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deeplabzoo.data.base import Sample, SegmentationData
-from deeplabzoo.data.images import Labels
+from deeplabzoo.data.dataset import Sample, SegmentationDataset
+from deeplabzoo.data.image_io import Labels
 from deeplabzoo.data.palettes import Palette
 from deeplabzoo.errors import DataError, UsageError, did_you_mean
 
-HELD_OUT = 0.2
+VAL_FRACTION = 0.2
 """Fraction that becomes `val` where a folder has neither split folders nor lists."""
 
 
@@ -31,7 +31,7 @@ def read_list(file: Path) -> list[str]:
     return names
 
 
-def hold_out(names: Iterable[str], fraction: float = HELD_OUT, seed: int = 0) -> frozenset[str]:
+def hold_out(names: Iterable[str], fraction: float = VAL_FRACTION, seed: int = 0) -> frozenset[str]:
     """Choose `fraction` of the names, rounded, at least one and never all: a function of names and seed, not of their order.
 
     The names with the smallest hashes are taken, so adding a picture to a data set moves at most one other across the line, and
@@ -54,7 +54,7 @@ def split_hash(names: Iterable[str]) -> str:
 class Subset:
     """Some samples of a data set, in the order of `names`, under another split name; DataError for names that it lacks."""
 
-    def __init__(self, data: SegmentationData, names: Sequence[str], split: str) -> None:
+    def __init__(self, data: SegmentationDataset, names: Sequence[str], split: str) -> None:
         position = {name: index for index, name in enumerate(data.names)}
         for name in names:
             if name not in position:

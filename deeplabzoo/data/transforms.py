@@ -8,14 +8,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 
-from deeplabzoo.data.base import Sample
-from deeplabzoo.data.images import Labels, Pixels
-from deeplabzoo.data.resize import Box, place, resize_into
+from deeplabzoo import numba_jit
+from deeplabzoo.data.dataset import Sample
+from deeplabzoo.data.image_io import Labels, Pixels
+from deeplabzoo.data.resize import Box, paste_into, resize_into
 from deeplabzoo.errors import UsageError
+from deeplabzoo.models.config import Preprocessing
 
-_HUE_SHARE = 0.1  # of a full turn, at colour strength 1: skies and skins keep their kind of colour
+_HUE_FRACTION = 0.1  # of a full turn, at colour strength 1: skies and skins keep their kind of colour
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # NTSC: greys have no chroma
 _TO_RGB = np.linalg.inv(_TO_YIQ)
 
@@ -75,35 +78,35 @@ def augment(
     height, width = sample.labels.shape
     scaled_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
     crop_hw = augmentation.crop
-    kept_hw = (min(scaled_hw[0], crop_hw[0]), min(scaled_hw[1], crop_hw[1]))
-    top = int(u_top * (scaled_hw[0] - kept_hw[0] + 1))
-    left = int(u_left * (scaled_hw[1] - kept_hw[1] + 1))
+    visible_hw = (min(scaled_hw[0], crop_hw[0]), min(scaled_hw[1], crop_hw[1]))
+    top = int(u_top * (scaled_hw[0] - visible_hw[0] + 1))
+    left = int(u_left * (scaled_hw[1] - visible_hw[1] + 1))
 
     flip = u_flip < augmentation.flip
 
     if out_HWC is None:
         out_HWC = np.empty((*crop_hw, 3), np.uint8)
-    box = _box(sample.image.shape[:2], scaled_hw, (top, left), kept_hw)
+    box = _box(sample.image.shape[:2], scaled_hw, (top, left), visible_hw)
     if augmentation.colour or u_blur < augmentation.blur:
-        pixels_HWC = np.empty((*kept_hw, 3), np.uint8)
-        resize_into(pixels_HWC, sample.image, box, kept_hw, flip=False, fill=mean_fill)
+        pixels_HWC = np.empty((*visible_hw, 3), np.uint8)
+        resize_into(pixels_HWC, sample.image, box, visible_hw, flip=False, fill=mean_fill)
         image = Image.fromarray(pixels_HWC)
         if augmentation.colour:
-            image = _recoloured(image, augmentation.colour, u_colour)
+            image = _color_jitter(image, augmentation.colour, u_colour)
         if u_blur < augmentation.blur:
             smallest, largest = augmentation.blur_sigma
             image = image.filter(ImageFilter.GaussianBlur(smallest + (largest - smallest) * u_sigma))
-        place(out_HWC, np.asarray(image), flip=flip, fill=mean_fill)
+        paste_into(out_HWC, np.asarray(image), flip=flip, fill=mean_fill)
     else:
-        resize_into(out_HWC, sample.image, box, kept_hw, flip=flip, fill=mean_fill)
-    labels_HW = _resized_labels(sample.labels, scaled_hw, (top, left), kept_hw, flip)
-    return out_HWC, _padded(labels_HW, crop_hw, ignore_index)
+        resize_into(out_HWC, sample.image, box, visible_hw, flip=flip, fill=mean_fill)
+    labels_HW = _resize_labels(sample.labels, scaled_hw, (top, left), visible_hw, flip)
+    return out_HWC, _pad_labels(labels_HW, crop_hw, ignore_index)
 
 
-def _box(hw: tuple[int, ...], scaled_hw: tuple[int, int], corner: tuple[int, int], kept_hw: tuple[int, int]) -> Box:
-    """Return what the window at `corner` (top, left) of size `kept_hw` of the scaled picture is in the picture of size `hw`."""
+def _box(hw: tuple[int, ...], scaled_hw: tuple[int, int], corner: tuple[int, int], visible_hw: tuple[int, int]) -> Box:
+    """Return what the window at `corner` (top, left) of size `visible_hw` of the scaled picture is in the picture of size `hw`."""
     row_step, column_step = hw[0] / scaled_hw[0], hw[1] / scaled_hw[1]
-    (top, left), (height, width) = corner, kept_hw
+    (top, left), (height, width) = corner, visible_hw
     # Rounding may leave the box a hair outside the picture.
     return (
         left * column_step,
@@ -113,13 +116,13 @@ def _box(hw: tuple[int, ...], scaled_hw: tuple[int, int], corner: tuple[int, int
     )
 
 
-def _resized_labels(
-    labels_HW: Labels, scaled_hw: tuple[int, int], corner: tuple[int, int], kept_hw: tuple[int, int], flip: bool
+def _resize_labels(
+    labels_HW: Labels, scaled_hw: tuple[int, int], corner: tuple[int, int], visible_hw: tuple[int, int], flip: bool
 ) -> Labels:
     """Return the same window of the labels: each pixel takes the label under its centre, in integer arithmetic."""
     rows, columns = (
         ((2 * np.arange(start, start + kept) + 1) * size) // (2 * scaled)
-        for start, kept, size, scaled in zip(corner, kept_hw, labels_HW.shape, scaled_hw, strict=True)
+        for start, kept, size, scaled in zip(corner, visible_hw, labels_HW.shape, scaled_hw, strict=True)
     )
     columns = columns[::-1] if flip else columns
     window: Labels
@@ -130,14 +133,14 @@ def _resized_labels(
     return window
 
 
-def _recoloured(image: Image.Image, strength: float, u_colour: list[float]) -> Image.Image:
+def _color_jitter(image: Image.Image, strength: float, u_colour: list[float]) -> Image.Image:
     """Change brightness, contrast, saturation and hue in one pass; `u_colour` are four values in [0, 1).
 
     All four are linear in RGB (hue as a turn of the chroma plane of YIQ), so they are one 3 x 4 matrix: a tenth of the time of
     one after the other, and nothing is clipped in between.
     """
     brightness, contrast, saturation, turn = (strength * (2 * u - 1) for u in u_colour)
-    angle = 2 * math.pi * _HUE_SHARE * turn
+    angle = 2 * math.pi * _HUE_FRACTION * turn
     chroma = (1 + saturation) * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     yiq_to_yiq = np.eye(3)
     yiq_to_yiq[1:, 1:] = chroma
@@ -147,10 +150,54 @@ def _recoloured(image: Image.Image, strength: float, u_colour: list[float]) -> I
     return image.convert("RGB", tuple(np.hstack([matrix, offset]).ravel().tolist()))
 
 
-def _padded(labels_HW: Labels, crop_hw: tuple[int, int], ignore_index: int) -> Labels:
+def _pad_labels(labels_HW: Labels, crop_hw: tuple[int, int], ignore_index: int) -> Labels:
     if labels_HW.shape == crop_hw:
         return labels_HW
     height, width = labels_HW.shape
     padded = np.full(crop_hw, ignore_index, np.result_type(labels_HW.dtype, np.min_scalar_type(ignore_index)))
     padded[:height, :width] = labels_HW
     return padded
+
+
+# Pictures in bytes → the float32 input that weights expect, on the device where the bytes are.
+
+
+_RGB = 3
+
+
+def normalize_images(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return uint8 RGB as the float32 input that the weights expect, on the image's own device, in channels_last memory.
+
+    A byte has 256 values, so on a processor the arithmetic is done for those alone and looked up for each pixel. Elsewhere it
+    is done in place and picture by picture, on rows of pixels. The steps are those of inference.
+    """
+    if preprocessing.channel_order == "BGR":
+        image_BCHW = image_BCHW.flip(1)
+    batch, channels, height, width = image_BCHW.shape
+    device = image_BCHW.device
+    mean, std = (torch.tensor(one) for one in (preprocessing.mean, preprocessing.std))
+    pixels = image_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    normal = torch.empty(pixels.shape, dtype=torch.float32, device=device)
+    if device.type == "cpu" and channels == _RGB and numba_jit.numba_available():
+        table_3N = _normalize_in_place(torch.arange(256.0)[:, None].repeat(1, _RGB), mean, std).T.contiguous()
+        numba_jit.cached_njit(_look_up)(pixels.reshape(-1).numpy(), table_3N.numpy(), normal.view(-1).numpy())
+    else:
+        mean, std = (one.repeat(width).to(device) for one in (mean, std))
+        for one, given in zip(normal, pixels, strict=True):
+            _normalize_in_place(one.copy_(given), mean, std)
+    return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _normalize_in_place(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Normalise in place, by the operations of inference one after the other: joined ones would round otherwise."""
+    return values.div_(255).sub_(mean).div_(std)
+
+
+def _look_up(pixels, table_3N, out):  # type: ignore[no-untyped-def]
+    """Write `table_3N[channel, byte]` for each byte of rows of RGB pixels, all of them flat."""
+    red, green, blue = table_3N
+    for pixel in range(pixels.size // 3):
+        at = np.uintp(3) * np.uintp(pixel)
+        out[at] = red[np.uintp(pixels[at])]
+        out[at + np.uintp(1)] = green[np.uintp(pixels[at + np.uintp(1)])]
+        out[at + np.uintp(2)] = blue[np.uintp(pixels[at + np.uintp(2)])]

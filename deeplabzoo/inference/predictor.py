@@ -12,25 +12,111 @@ from typing import Any, Literal, TypeVar, overload
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from deeplabzoo.data.images import MAX_PIXELS, ImageSource, Labels, Pixels, read_image
-from deeplabzoo.errors import DeepLabZooError, UsageError
-from deeplabzoo.inference.device import choose_device, evaluating
-from deeplabzoo.inference.engine import OptimizedDeepLab, require_names
-from deeplabzoo.inference.engine_choice import FreshForm
-from deeplabzoo.inference.formats import PICTURE_FORMATS, Kind, kind_for, require_room
-from deeplabzoo.inference.labels import ClassArea, Confidence, class_areas
-from deeplabzoo.inference.large_image import ArrayRows, PixelRows
-from deeplabzoo.inference.overlay import Color, blend, with_legend
-from deeplabzoo.inference.preprocess import Prepared, confidence_at_original, labels_at_original, prepare
-from deeplabzoo.inference.stamp import STAMP_KEY, drawn, png_text
-from deeplabzoo.inference.tile_plan import Tiling, tiling_for, tiling_of
-from deeplabzoo.inference.tiles import Band, labelled_bands
+from deeplabzoo.data.image_io import MAX_PIXELS, ImageSource, Labels, Pixels, read_image
+from deeplabzoo.device import choose_device, eval_mode
+from deeplabzoo.errors import DeepLabZooError, OutputError, UsageError
+from deeplabzoo.files import write_atomically
+from deeplabzoo.inference.large_image import ArrayRowReader, RowReader
+from deeplabzoo.inference.tiling import Band, Tiling, parse_tiling, predict_bands, tiling_for
+from deeplabzoo.inference.visualization import Color, blend, with_legend
+from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.output import write_atomically
-from deeplabzoo.say import say
+from deeplabzoo.optimization.autotune import OptimizedModelCache
+from deeplabzoo.optimization.optimized_model import OptimizedDeepLab, require_known_engine
+from deeplabzoo.processing.postprocessing import ClassArea, Confidence, class_areas
+from deeplabzoo.processing.preprocessing import PreparedImage, image_labels, image_labels_with_confidence, prepare
 
-Answer = TypeVar("Answer")
+# What a result can be written as, and which file names can hold it; imports nothing heavy.
+
+
+Kind = Literal["overlay", "labels", "json"]
+KINDS: tuple[Kind, ...] = ("overlay", "labels", "json")
+
+IMAGE_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
+"""Suffix of a picture file -> Pillow's name of the format."""
+
+LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+"""Where label numbers survive: the other formats blur them, and a label between two others is a third class."""
+
+_MAX_SIDE = {"JPEG": 65500, "WEBP": 16383}
+"""Longest side that a format holds, in pixels: the limits of libjpeg and of WebP itself."""
+
+VIDEO_FORMATS = {
+    ".mp4": ("mp4", "libx264"),
+    ".m4v": ("mp4", "libx264"),
+    ".mov": ("mov", "libx264"),
+    ".mkv": ("matroska", "libx264"),
+    ".webm": ("webm", "libvpx-vp9"),
+}
+"""Suffix of a video that can be written -> FFmpeg's names of the container and the encoder."""
+VIDEO_SUFFIXES = (*VIDEO_FORMATS, ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
+"""What counts as a video to read."""
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def video_format(path: Path) -> tuple[str, str]:
+    """Return container and encoder for a video file to write; raises UsageError for a suffix that has none."""
+    if path.suffix.lower() not in VIDEO_FORMATS:
+        raise UsageError(f"'{path}' cannot hold a video; use a file name that ends in {', '.join(VIDEO_FORMATS)}.")
+    return VIDEO_FORMATS[path.suffix.lower()]
+
+
+def require_size_fits_format(path: Path, size: tuple[int, int]) -> None:
+    """Raise OutputError where a picture of this width and height is larger than the format of `path` can hold."""
+    name = IMAGE_FORMATS[path.suffix.lower()]
+    most = _MAX_SIDE.get(name)
+    if most is not None and max(size) > most:
+        raise OutputError(f"'{path}' cannot hold {size[0]} x {size[1]} pixels: {name} ends at {most} a side; use .png or .tif.")
+
+
+def output_kind(path: Path, kind: Kind | None = None) -> Kind:
+    """Return what to write into `path`: `kind` if its suffix allows it, else what the suffix means; raises UsageError."""
+    suffix = path.suffix.lower()
+    if kind is None:
+        kind = "json" if suffix == ".json" else "overlay"
+    if kind not in KINDS:
+        raise UsageError(f"Unknown kind {kind!r}; expected 'overlay', 'labels' or 'json'.")
+    allowed = {"overlay": tuple(IMAGE_FORMATS), "labels": LOSSLESS_SUFFIXES, "json": (".json",)}[kind]
+    if suffix not in allowed:
+        why = " (lossy formats change class numbers)" if kind == "labels" and suffix in IMAGE_FORMATS else ""
+        raise UsageError(f"'{path}' cannot hold {kind}{why}; use a file name that ends in {', '.join(allowed)}.")
+    return kind
+
+
+# The mark in a result that tells what it was made of; `deeplabzoo.inference.batch` makes and compares it.
+
+
+STAMP_KEY = "made_of"
+"""Keyword of the text in a PNG, and key in the JSON."""
+
+
+def stamp_for_kind(stamp: str, kind: Kind, alpha: float, legend: bool) -> str:
+    """Return the stamp as a file of this kind carries it: an overlay depends on how it is drawn, too."""
+    return f"{stamp} alpha {alpha:g}{' legend' if legend else ''}" if kind == "overlay" else stamp
+
+
+def png_stamp_metadata(stamp: str) -> PngInfo:
+    """Return what Pillow writes into a PNG for it."""
+    info = PngInfo()
+    info.add_text(STAMP_KEY, stamp)
+    return info
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,25 +187,25 @@ class Result:
         """Write one file, whole or not at all: the overlay, the palette picture of labels, or the JSON of areas.
 
         Without `kind`, `.json` means JSON and a picture suffix the overlay. `facts` are put in front of the JSON's own;
-        `stamp` says in JSON and PNG what the result was made of (`deeplabzoo.inference.done`).
+        `stamp` says in JSON and PNG what the result was made of (`deeplabzoo.inference.batch`).
         Raises UsageError where kind and suffix do not go together, OutputError where the file cannot be written.
         """
         path = Path(path)
-        kind = kind_for(path, kind)
+        kind = output_kind(path, kind)
         if kind == "json":
             made_of = {} if stamp is None else {STAMP_KEY: stamp}
             text = json.dumps({**(facts or {}), **self.to_dict(), **made_of}, indent=2, ensure_ascii=False) + "\n"
             write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))  # for names of odd bytes
             return
         picture = self.label_image() if kind == "labels" else self.overlay(alpha, legend)
-        picture_format = PICTURE_FORMATS[path.suffix.lower()]
-        require_room(path, picture.size)
-        options: dict[str, Any] = {"JPEG": {"quality": 92, "subsampling": 0}, "WEBP": {"quality": 92}}.get(picture_format, {})
-        if picture_format == "PNG" and kind == "overlay":
+        image_format = IMAGE_FORMATS[path.suffix.lower()]
+        require_size_fits_format(path, picture.size)
+        options: dict[str, Any] = {"JPEG": {"quality": 92, "subsampling": 0}, "WEBP": {"quality": 92}}.get(image_format, {})
+        if image_format == "PNG" and kind == "overlay":
             options = {"compress_level": 3}  # a photo: hardly larger than at Pillow's own level 6, and written much faster
-        if picture_format == "PNG" and stamp is not None:
-            options["pnginfo"] = png_text(drawn(stamp, kind, alpha, legend))
-        write_atomically(path, lambda file: picture.save(file, format=picture_format, **options))
+        if image_format == "PNG" and stamp is not None:
+            options["pnginfo"] = png_stamp_metadata(stamp_for_kind(stamp, kind, alpha, legend))
+        write_atomically(path, lambda file: picture.save(file, format=image_format, **options))
 
 
 class Predictor:
@@ -157,21 +243,21 @@ class Predictor:
         max_pixels: int | None = None,
         confidence: bool = False,
     ) -> None:
-        require_names(engine, precision)
+        require_known_engine(engine, precision)
         if net.config.in_chans != 3:
             raise UsageError(f"The network takes {net.config.in_chans} channels; photos have 3, so it cannot be run on them.")
         if max_pixels is not None and max_pixels < 4:
             raise UsageError(f"max_pixels must be at least 4, not {max_pixels!r}.")
-        self.tiling, self.max_pixels = tiling_of(tile, overlap, scale), max_pixels
+        self.tiling, self.max_pixels = parse_tiling(tile, overlap, scale), max_pixels
         self.computed, self.confidence = (engine, precision), confidence
         if isinstance(net, OptimizedDeepLab):
             self.device, self.net = net.device, net.net
             self.computed = (net.engine, net.precision)
-            self._form: FreshForm | OptimizedDeepLab = net
+            self._form: OptimizedModelCache | OptimizedDeepLab = net
         else:
             self.device = choose_device(device, net)
             self.net = net.to(self.device)
-            self._form = FreshForm(self.net, engine, precision)
+            self._form = OptimizedModelCache(self.net, engine, precision)
 
     @overload
     def __call__(self, source: ImageSource) -> Result: ...
@@ -184,18 +270,18 @@ class Predictor:
         cannot be read.
         """
         if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
-            return [self._one(photo) for photo in source]
-        return self._one(source)
+            return [self._predict_image(photo) for photo in source]
+        return self._predict_image(source)
 
     def tiling_for(self, hw: tuple[int, int]) -> Tiling | None:
         """Return how a picture of this height and width is cut into tiles; None where it goes through the network whole."""
         return tiling_for(hw, self.net.preprocessing, self.tiling)
 
-    def bands(self, picture: PixelRows, tiling: Tiling, *, first_row: int = 0) -> Iterator[Band]:
+    def bands(self, picture: RowReader, tiling: Tiling, *, first_row: int = 0) -> Iterator[Band]:
         """Yield (first row, labels) of a picture cut into tiles, from `first_row` to its end, holding one row of tiles."""
         net = self.form()
-        with evaluating(net):
-            yield from labelled_bands(
+        with eval_mode(net):
+            yield from predict_bands(
                 lambda tile_1CHW: net.forward_low_resolution(tile_1CHW.to(self.device)),
                 picture,
                 net.preprocessing,
@@ -204,7 +290,7 @@ class Predictor:
                 first_row=first_row,
             )
 
-    def _one(self, source: ImageSource) -> Result:
+    def _predict_image(self, source: ImageSource) -> Result:
         image_HWC = read_image(source, max_pixels=self.max_pixels or MAX_PIXELS)
         start = time.perf_counter()
         tiling, confidence_HW = self.tiling_for((image_HWC.shape[0], image_HWC.shape[1])), None
@@ -218,9 +304,9 @@ class Predictor:
             if tiling is not None:
                 labels_HW = self._in_tiles(image_HWC, tiling)
             elif self.confidence:
-                labels_HW, confidence_HW = self._whole(image_HWC, confidence_at_original)
+                labels_HW, confidence_HW = self._predict_whole(image_HWC, image_labels_with_confidence)
             else:
-                labels_HW = self._whole(image_HWC, labels_at_original)
+                labels_HW = self._predict_whole(image_HWC, image_labels)
         except torch.OutOfMemoryError:
             height, width = image_HWC.shape[:2]
             raise DeepLabZooError(
@@ -230,19 +316,21 @@ class Predictor:
         seconds = time.perf_counter() - start
         return Result(image_HWC, labels_HW, self.net.classes, self.net.palette, seconds, confidence_HW)
 
-    def _whole(self, image_HWC: Pixels, answer: Callable[[DeepLab | OptimizedDeepLab, Prepared], Answer]) -> Answer:
+    def _predict_whole(self, image_HWC: Pixels, answer: Callable[[DeepLab | OptimizedDeepLab, PreparedImage], T]) -> T:
         net = self.form()
         prepared = prepare(image_HWC, net.preprocessing)
-        with evaluating(net):
+        with eval_mode(net):
             return answer(net, prepared)
 
     def form(self) -> DeepLab | OptimizedDeepLab:
         """Return what runs now: the inference form of the network with the weights that it has at this moment."""
-        return self._form.current() if isinstance(self._form, FreshForm) else self._form
+        return self._form.current() if isinstance(self._form, OptimizedModelCache) else self._form
 
     def _in_tiles(self, image_HWC: Pixels, tiling: Tiling) -> Labels:
         if self.tiling == "auto":
             height, width = image_HWC.shape[:2]
-            say(f"{width} x {height} pixels are cut into tiles of {tiling.tile[1]} x {tiling.tile[0]} (tile=None: never)")
-        bands = list(self.bands(ArrayRows(image_HWC), tiling))
+            logger.info(
+                f"{width} x {height} pixels are cut into tiles of {tiling.tile[1]} x {tiling.tile[0]} (tile=None: never)"
+            )
+        bands = list(self.bands(ArrayRowReader(image_HWC), tiling))
         return np.concatenate([labels_HW for _, labels_HW in bands])

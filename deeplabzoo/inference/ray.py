@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deeplabzoo.data.image_sources import Source, find_images
 from deeplabzoo.errors import ImageError, UsageError
-from deeplabzoo.inference.done import is_done, settings_of, stamp_of
-from deeplabzoo.inference.formats import Kind
-from deeplabzoo.inference.jobs import Job, check_files, job_into_folder
-from deeplabzoo.inference.labelling import Manner, label_one
-from deeplabzoo.inference.optional import require
-from deeplabzoo.inference.predictor import Predictor
-from deeplabzoo.inference.sources import Source, find_photos
+from deeplabzoo.files import write_atomically
+from deeplabzoo.inference.batch import OutputOptions, compute_stamp, is_up_to_date, label_image_file, settings_hash
+from deeplabzoo.inference.inputs import Job, job_for_folder, prepare_outputs
+from deeplabzoo.inference.predictor import Kind, Predictor
+from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.output import write_atomically
-from deeplabzoo.say import say
+from deeplabzoo.optional_imports import require_module
 
 if TYPE_CHECKING:
     import numpy as np
+
 
 _KINDS: tuple[Kind, ...] = ("labels", "json")
 _BATCH = 8
@@ -37,7 +36,7 @@ _BATCH = 8
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelSummary:
     """What a run over many photos came to."""
 
     photos: int
@@ -67,21 +66,21 @@ class LabelBatch:
         if threads is not None:
             torch.set_num_threads(threads)
         self._predictor = Predictor(pickle.loads(net), device)
-        self._settings, self._out = settings_of(self._predictor), Path(out)
-        self._manner = Manner(0.5, True, {"weights": self._predictor.net.weights_source})
+        self._settings, self._out = settings_hash(self._predictor), Path(out)
+        self._output_options = OutputOptions(0.5, True, {"weights": self._predictor.net.weights_source})
 
     def __call__(self, batch: "dict[str, np.ndarray[Any, Any]]") -> dict[str, list[Any]]:
         """Label what is not done yet and return the rows."""
-        rows = [self._one(str(photo), str(name)) for photo, name in zip(batch["photo"], batch["name"], strict=True)]
+        rows = [self._label_row(str(photo), str(name)) for photo, name in zip(batch["photo"], batch["name"], strict=True)]
         return {key: [row[key] for row in rows] for key in ("photo", "name", "done_before", "areas", "error")}
 
-    def _one(self, photo: str, name: str) -> dict[str, Any]:
-        job = photo_job(photo, name, self._out)
-        stamp = stamp_of(job.source, self._settings)
-        done = is_done(job, stamp, alpha=self._manner.alpha, legend=self._manner.legend)
+    def _label_row(self, photo: str, name: str) -> dict[str, Any]:
+        job = image_job(photo, name, self._out)
+        stamp = compute_stamp(job.source, self._settings)
+        done = is_up_to_date(job, stamp, alpha=self._output_options.alpha, legend=self._output_options.legend)
         error = ""
         if not done:
-            outcome = label_one(self._predictor, job, self._manner, stamp)
+            outcome = label_image_file(self._predictor, job, self._output_options, stamp)
             error = outcome.line if outcome.failed else ""
         areas = "" if error else job.files["json"].read_text(encoding="utf-8")
         return {"photo": photo, "name": name, "done_before": done, "areas": areas, "error": error}
@@ -96,7 +95,7 @@ def label_files(
     *,
     cpus: int = 1,
     recursive: bool = False,
-) -> Labelled:
+) -> LabelSummary:
     """Label photos on the cluster that Ray is connected to, or on this machine: PNGs of labels, JSON and one Parquet of areas.
 
     `paths` are files, folders, patterns, lists and URLs as `predict` takes them. `gpus` is what each worker gets, such as 1 or
@@ -108,13 +107,13 @@ def label_files(
     """
     if workers < 1 or cpus < 1 or gpus < 0:
         raise UsageError(f"Expected workers and cpus from 1 and gpus from 0, not workers={workers}, cpus={cpus}, gpus={gpus}.")
-    ray = require("ray", extra="ray", purpose="labelling on a cluster")
-    data = require("ray.data", extra="ray", purpose="labelling on a cluster")
+    ray = require_module("ray", extra="ray", purpose="labelling on a cluster")
+    data = require_module("ray.data", extra="ray", purpose="labelling on a cluster")
     out = Path(out).absolute()
-    sources = find_photos([paths] if isinstance(paths, str) else paths, recursive=recursive, out=out)
+    sources = find_images([paths] if isinstance(paths, str) else paths, recursive=recursive, out=out)
     # workers have other working folders, so paths are made absolute
     photos = [{"photo": one.url or str(one.path.absolute()), "name": one.name.as_posix()} for one in sources]
-    check_files([photo_job(one["photo"], one["name"], out) for one in photos])
+    prepare_outputs([image_job(one["photo"], one["name"], out) for one in photos])
     net = _network(model)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
@@ -137,14 +136,14 @@ def label_files(
     _write_areas(areas, rows)
     done = sum(row["done_before"] for row in rows)
     if done:
-        say(f"{done} of {len(rows)} were done before, with the same weights and settings")
-    return Labelled(len(rows), done, {row["photo"]: row["error"] for row in rows if row["error"]}, areas)
+        logger.info(f"{done} of {len(rows)} were done before, with the same weights and settings")
+    return LabelSummary(len(rows), done, {row["photo"]: row["error"] for row in rows if row["error"]}, areas)
 
 
-def photo_job(photo: str, name: str, out: Path) -> Job:
+def image_job(photo: str, name: str, out: Path) -> Job:
     """Return the job of a row: a photo's path or URL, and the name of its results below `out`."""
     url = photo if "://" in photo else None
-    return job_into_folder(Source(Path(photo), Path(name), url), out, _KINDS)
+    return job_for_folder(Source(Path(photo), Path(name), url), out, _KINDS)
 
 
 def _network(model: DeepLab | str) -> DeepLab:
@@ -158,8 +157,8 @@ def _network(model: DeepLab | str) -> DeepLab:
 
 def _write_areas(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one table of all photos' areas, whole or not at all."""
-    pyarrow = require("pyarrow", extra="ray", purpose="writing Parquet")
-    parquet = require("pyarrow.parquet", extra="ray", purpose="writing Parquet")
+    pyarrow = require_module("pyarrow", extra="ray", purpose="writing Parquet")
+    parquet = require_module("pyarrow.parquet", extra="ray", purpose="writing Parquet")
     table = []
     for row in rows:
         if row["areas"]:

@@ -12,7 +12,7 @@ Architecture = Literal["deeplabv3", "deeplabv3plus"]
 ARCHITECTURES: tuple[Architecture, ...] = ("deeplabv3", "deeplabv3plus")
 
 
-class _Plain:
+class _JsonDataclass:
     """JSON round trip for the dataclasses below: lists become tuples, unknown fields are refused by name."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class _Plain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepLabConfig(_Plain):
+class DeepLabConfig(_JsonDataclass):
     """Everything that decides a network's shape and arithmetic; published checkpoints differ only in these fields.
 
     Raises UsageError when a value makes no sense; an unsupported (encoder, stride) pair is found when the network is built.
@@ -150,7 +150,7 @@ class DeepLabConfig(_Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing(_Plain):
+class Preprocessing(_JsonDataclass):
     """How an 8-bit photo becomes the tensor that the weights expect; it travels with the weights.
 
     The value fed is `(pixel / 255 - mean) / std` per channel in `channel_order`. The photo is first resized (`resize`,

@@ -4,7 +4,6 @@ Names in a state dict: `encoder.<timm's own names>`, `head.â€¦` and `aux_head.â€
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -15,14 +14,18 @@ from torch import nn
 
 from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.errors import UnsupportedStrideError, UsageError, WeightsError
-from deeplabzoo.models.atrous import scale_rates
-from deeplabzoo.models.checkpoint import require_fit, save_checkpoint
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.models.encoder_table import canonical_encoder, require_stride
+from deeplabzoo.models.encoder_table import canonical_encoder, check_output_stride
 from deeplabzoo.models.encoders import build_encoder
 from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead
-from deeplabzoo.models.layers import Classifier
-from deeplabzoo.models.transplant import NoRandomNumbers, holds_more_than_its_state, move_tensors, take_tensors
+from deeplabzoo.models.layers import Classifier, scale_atrous_rates
+from deeplabzoo.models.weight_transfer import (
+    SkipInit,
+    assign_state_dict,
+    check_state_dict,
+    has_non_state_tensors,
+    transfer_tensors,
+)
 
 Palette = tuple[tuple[int, int, int], ...]
 _Net = TypeVar("_Net", bound="DeepLab")
@@ -68,8 +71,8 @@ class DeepLab(nn.Module):
         else:
             self.head = V3PlusHead(config, in_channels, plan.channels[plan.low_level])
         self.aux_head = AuxiliaryHead(config, plan.channels[plan.auxiliary]) if config.aux_head else None
-        self.preprocessing = preprocessing or _preprocessing_of(self.encoder)
-        self._name_classes(classes, palette)
+        self.preprocessing = preprocessing or _encoder_preprocessing(self.encoder)
+        self._set_classes(classes, palette)
 
     @classmethod
     def from_weights(
@@ -87,14 +90,14 @@ class DeepLab(nn.Module):
         The network is built without memory, and the tensors become its own, without a copy where their type is right. Raises
         WeightsError naming the tensors that are missing, left over or of another shape.
         """
-        net = _without_memory(cls, config)
-        require_fit(config, state_dict, {name: tensor.shape for name, tensor in net.state_dict().items()})
-        if holds_more_than_its_state(net):
-            with NoRandomNumbers():
+        net = _build_on_meta(cls, config)
+        check_state_dict(config, state_dict, {name: tensor.shape for name, tensor in net.state_dict().items()})
+        if has_non_state_tensors(net):
+            with SkipInit():
                 net = cls(config)
         net.preprocessing = preprocessing or net.preprocessing
-        net._name_classes(classes, palette)
-        take_tensors(net, state_dict)
+        net._set_classes(classes, palette)
+        assign_state_dict(net, state_dict)
         return net.eval()
 
     @property
@@ -123,7 +126,7 @@ class DeepLab(nn.Module):
         return self._palette
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor | TrainingOutput:
-        """Return logits B x num_classes x H x W for a normalised float image, at the image's own H x W.
+        """Return logits B x num_classes x H x W for a normalize_images float image, at the image's own H x W.
 
         Always one tensor in eval mode; in training with an auxiliary head a TrainingOutput. Raises UsageError for an image of
         another rank, channel count or kind.
@@ -153,12 +156,13 @@ class DeepLab(nn.Module):
     ) -> Any:
         """Return this network, as it is now, as an OptimizedDeepLab: a faster form for inference alone, equal up to rounding.
 
-        `engine` is torch, compiled, onnxruntime, openvino, or auto, which measures; `deeplabzoo.inference.engine.optimize`
-        tells of `precision`, `size`, `calibration` and the errors. Training or changing the network afterwards does not change
+        `engine` is torch, compiled, onnxruntime, openvino, or auto, which measures; `deeplabzoo.optimize` documents
+        `precision`, `size`, `calibration` and the errors. Training or changing the network afterwards does not change
         what is returned.
         """
-        engines = importlib.import_module("deeplabzoo.inference.engine")  # a higher layer: known only when it is asked for
-        return engines.optimize(self, engine, precision=precision, size=size, calibration=calibration)
+        from deeplabzoo.optimization.optimized_model import optimize  # upward edge, named in test_architecture.py
+
+        return optimize(self, engine, precision=precision, size=size, calibration=calibration)
 
     def set_output_stride(self, output_stride: int) -> None:
         """Run the same weights at another output stride: encoder and ASPP are re-dilated together (DeepLabV3, section 4.1).
@@ -170,20 +174,20 @@ class DeepLab(nn.Module):
         config = self.config
         if output_stride == config.output_stride:
             return
-        rates = config.atrous_rates and scale_rates(config.atrous_rates, config.output_stride, output_stride)
+        rates = config.atrous_rates and scale_atrous_rates(config.atrous_rates, config.output_stride, output_stride)
         target = dataclasses.replace(config, output_stride=output_stride, atrous_rates=rates)
-        facts = require_stride(config.encoder, output_stride)
+        facts = check_output_stride(config.encoder, output_stride)
         if not facts.shares_weights(config.output_stride, output_stride):
             raise UnsupportedStrideError(
                 f"Encoder '{facts.short_name}' has other tensors at output stride {output_stride} than at "
                 f"{config.output_stride} (a shortcut appears or disappears), so its weights cannot move; "
                 f"create it with output_stride={output_stride} instead."
             )
-        with NoRandomNumbers():
+        with SkipInit():
             encoder, plan = build_encoder(target)
-        move_tensors(encoder, self.encoder)
+        transfer_tensors(encoder, self.encoder)
         self.encoder, self.feature_plan = encoder, plan
-        self.head.aspp.follow(target)
+        self.head.aspp.update_dilation(target)
         self.config = target
 
     def reset_classifier(
@@ -194,7 +198,7 @@ class DeepLab(nn.Module):
     ) -> None:
         """Give the network a new, untrained last layer (and the auxiliary head too) for another set of classes."""
         config = dataclasses.replace(self.config, num_classes=num_classes)
-        self._name_classes(classes, palette, num_classes)
+        self._set_classes(classes, palette, num_classes)
         self.config = config
         for head in (self.head, self.aux_head):
             if head is not None:
@@ -207,6 +211,8 @@ class DeepLab(nn.Module):
         `extra`, or else `weights_source`, is kept in it as the weights' source. Raises OutputError where the file cannot be
         written; an existing file is then left as it was.
         """
+        from deeplabzoo.checkpoints.native import save_checkpoint  # upward edge, named in test_architecture.py
+
         save_checkpoint(self, path, extra=self.weights_source if extra is None else extra, dtype=dtype)
 
     def push_to_hub(
@@ -228,8 +234,9 @@ class DeepLab(nn.Module):
         `hf auth login` counts. Raises UsageError for a wrong name or a report of other tensors, WeightsError for weights that
         are no finite numbers, DownloadError where the network is switched off, OutputError where the Hub refuses.
         """
-        pushing = importlib.import_module("deeplabzoo.publishing.push")  # a higher layer: known only when it is asked for
-        commit: str = pushing.push_to_hub(
+        from deeplabzoo.publish.push_to_hub import push_to_hub  # upward edge, named in test_architecture.py
+
+        return push_to_hub(
             self,
             repo,
             token=token,
@@ -239,10 +246,9 @@ class DeepLab(nn.Module):
             license=license,
             photo=photo,
         )
-        return commit
 
     def _encode(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        require_image(self.config, image_BCHW)
+        check_image(self.config, image_BCHW)
         return list(self.encoder(image_BCHW))
 
     def _run_head(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -255,7 +261,7 @@ class DeepLab(nn.Module):
         size = image_BCHW.shape[-2:]
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.config.align_corners)
 
-    def _name_classes(
+    def _set_classes(
         self,
         classes: Sequence[str] | None,
         palette: Sequence[tuple[int, int, int]] | None,
@@ -272,7 +278,7 @@ class DeepLab(nn.Module):
         self._palette: Palette = colours  # type: ignore[assignment]
 
 
-def require_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:
+def check_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:
     """Raise UsageError for an image of another rank, channel count or kind than a network of this configuration takes."""
     channels = config.in_chans
     if image_BCHW.ndim != 4 or image_BCHW.shape[1] != channels:
@@ -280,24 +286,28 @@ def require_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:
             f"This network expects a batch of images of shape B x {channels} x H x W, not {tuple(image_BCHW.shape)}."
         )
     if not image_BCHW.is_floating_point():
-        raise UsageError(f"This network expects a normalised float image, not {image_BCHW.dtype}; see `net.preprocessing`.")
+        raise UsageError(
+            f"This network expects a normalize_images float image, not {image_BCHW.dtype}; see `net.preprocessing`."
+        )
 
 
-def _without_memory(cls: type[_Net], config: DeepLabConfig) -> _Net:
+def _build_on_meta(cls: type[_Net], config: DeepLabConfig) -> _Net:
     try:
         with torch.device("meta"):
             return cls(config)
     except (RuntimeError, OverflowError) as error:
-        raise WeightsError(f"The file's configuration describes no network that could exist: {_in_words(config)}.") from error
+        raise WeightsError(
+            f"The file's configuration describes no network that could exist: {_non_default_fields(config)}."
+        ) from error
 
 
-def _in_words(config: DeepLabConfig) -> str:
+def _non_default_fields(config: DeepLabConfig) -> str:
     """Return the fields of a configuration that differ from their defaults; all of them would fill a page."""
     fields = {field.name: (getattr(config, field.name), field.default) for field in dataclasses.fields(config)}
     return ", ".join(f"{name}={value!r}" for name, (value, default) in fields.items() if value != default)
 
 
-def _preprocessing_of(encoder: nn.Module) -> Preprocessing:
+def _encoder_preprocessing(encoder: nn.Module) -> Preprocessing:
     """Return the mean and std that timm's ImageNet weights of this encoder expect; the usual ones for our own encoders."""
     published = getattr(encoder, "pretrained_cfg", None) or {}
     default = Preprocessing()

@@ -1,6 +1,6 @@
 """Which encoders exist and at which output strides they run: measured once, committed as `encoder_table.json`, read here.
 
-Nothing of torch or timm is imported, so that listing names stays instant. `python -m deeplabzoo.models.probe` writes the
+Nothing of torch or timm is imported, so that listing names stays instant. `python -m tools.encoders.probe` writes the
 table and a test measures it again: what timm declares about itself has been wrong, so nothing here is taken from declarations.
 """
 
@@ -43,7 +43,7 @@ _SHORT = {canonical: short for short, canonical in ALIASES.items()}
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
+class EncoderInfo:
     """What was measured about one encoder; `strides` is empty, and `refused` says why, where it cannot be used."""
 
     name: str
@@ -75,7 +75,7 @@ class EncoderFacts:
             return "The atrous conversion was not measured for this encoder; see its family."
         if not any(self.exact16 + self.exact8):
             return "The atrous conversion is exact at output strides 16 and 8."
-        return f"The atrous conversion is not exact: {_worst(self.exact16)} at output stride 16, {_worst(self.exact8)} at 8."
+        return f"The atrous conversion is not exact: {_max_difference(self.exact16)} at output stride 16, {_max_difference(self.exact8)} at 8."
 
     def shares_weights(self, one_stride: int, other_stride: int) -> bool:
         """Whether weights made for one output stride fit the network at the other."""
@@ -83,7 +83,7 @@ class EncoderFacts:
         return one_stride in sets and sets[one_stride] == sets.get(other_stride)
 
 
-def _worst(differences: tuple[float | None, ...]) -> str:
+def _max_difference(differences: tuple[float | None, ...]) -> str:
     if None in differences:
         return "maps that do not correspond"
     return f"a relative difference up to {max(one for one in differences if one is not None):.1g}"
@@ -98,7 +98,7 @@ def canonical_encoder(name: str) -> str:
     canonical = ALIASES.get(name, name)
     if canonical in _table():
         return canonical
-    usable = [*ALIASES, *(facts.name for facts in _table().values() if facts.strides)]
+    usable = [*ALIASES, *(info.name for info in _table().values() if info.strides)]
     raise UnknownNameError(
         f"Unknown encoder '{name}'.{did_you_mean(name, usable)} deeplabzoo.list_encoders('*pattern*') lists all {len(usable)}."
     )
@@ -109,7 +109,7 @@ def short_name(canonical: str) -> str:
     return _SHORT.get(canonical, canonical)
 
 
-def encoder_facts(name: str) -> EncoderFacts:
+def encoder_info(name: str) -> EncoderInfo:
     """Return what was measured about an encoder, by alias or canonical name; raises UnknownNameError."""
     return _table()[canonical_encoder(name)]
 
@@ -120,7 +120,7 @@ def supports(encoder: str, output_stride: int) -> bool:
     >>> supports("resnet50", 8), supports("densenet121", 8)
     (True, False)
     """
-    return output_stride in encoder_facts(encoder).strides
+    return output_stride in encoder_info(encoder).strides
 
 
 def list_encoders(pattern: str = "*", output_stride: int | None = None) -> list[str]:
@@ -129,42 +129,42 @@ def list_encoders(pattern: str = "*", output_stride: int | None = None) -> list[
     `pattern` is a shell pattern; with `output_stride` only encoders that run at that stride are named.
     """
     return sorted(
-        facts.name
-        for facts in _table().values()
-        if (facts.strides if output_stride is None else output_stride in facts.strides)
-        and (fnmatchcase(facts.name, pattern) or fnmatchcase(facts.short_name, pattern))
+        info.name
+        for info in _table().values()
+        if (info.strides if output_stride is None else output_stride in info.strides)
+        and (fnmatchcase(info.name, pattern) or fnmatchcase(info.short_name, pattern))
     )
 
 
-def require_stride(encoder: str, output_stride: int) -> EncoderFacts:
+def check_output_stride(encoder: str, output_stride: int) -> EncoderInfo:
     """Return the facts of an encoder that runs at `output_stride`; raises UnsupportedStrideError naming three that do."""
-    facts = encoder_facts(encoder)
-    if output_stride in facts.strides:
-        return facts
-    reason = f" ({facts.refused})" if facts.refused else ""
-    near = ", ".join(one.short_name for one in nearest_encoders(facts, output_stride))
+    info = encoder_info(encoder)
+    if output_stride in info.strides:
+        return info
+    reason = f" ({info.refused})" if info.refused else ""
+    near = ", ".join(one.short_name for one in similar_encoders(info, output_stride))
     raise UnsupportedStrideError(
-        f"Encoder '{facts.short_name}' cannot run at output stride {output_stride}{reason}; encoders near it that can: {near}."
+        f"Encoder '{info.short_name}' cannot run at output stride {output_stride}{reason}; encoders near it that can: {near}."
     )
 
 
-def nearest_encoders(facts: EncoderFacts, output_stride: int, count: int = 3) -> list[EncoderFacts]:
-    """Return the encoders most like `facts` that run at `output_stride`: by family, then by name and size."""
+def similar_encoders(info: EncoderInfo, output_stride: int, count: int = 3) -> list[EncoderInfo]:
+    """Return the encoders most like `info` that run at `output_stride`: by family, then by name and size."""
 
-    def distance(other: EncoderFacts) -> tuple[bool, float, str]:
-        unlike_name = 1 - difflib.SequenceMatcher(None, facts.name, other.name).ratio()
-        unlike_size = abs(math.log(max(1, other.params) / max(1, facts.params)))
-        return other.family != facts.family, unlike_name + unlike_size, other.name
+    def distance(other: EncoderInfo) -> tuple[bool, float, str]:
+        unlike_name = 1 - difflib.SequenceMatcher(None, info.name, other.name).ratio()
+        unlike_size = abs(math.log(max(1, other.params) / max(1, info.params)))
+        return other.family != info.family, unlike_name + unlike_size, other.name
 
-    able = (one for one in _table().values() if output_stride in one.strides and one.name != facts.name)
+    able = (one for one in _table().values() if output_stride in one.strides and one.name != info.name)
     return sorted(able, key=distance)[:count]
 
 
 @functools.cache
-def _table() -> Mapping[str, EncoderFacts]:
+def _table() -> Mapping[str, EncoderInfo]:
     text = Path(__file__).with_name("encoder_table.json").read_text(encoding="utf-8")
     rows: Mapping[str, Mapping[str, Any]] = json.loads(text)["encoders"]
-    return {name: EncoderFacts(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in rows.items()}
+    return {name: EncoderInfo(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in rows.items()}
 
 
 def _frozen(value: Any) -> Any:

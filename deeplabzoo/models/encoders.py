@@ -16,34 +16,37 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from deeplabzoo.errors import DownloadError, UnsupportedStrideError, UsageError
-from deeplabzoo.models.adapt_encoder import (
+from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.drn import DRN54
+from deeplabzoo.models.encoder_surgery import (
     add_final_conv,
     dilate_blocks,
     dilate_strided,
-    drop_final_conv,
-    drop_pools_of_dense_shortcuts,
-    keep_later_convs_dense,
-    keep_local_convs_dense,
-    making_lone_norms_safe,
-    pad_even_kernels_behind,
+    pad_even_kernels_at_end,
+    remove_final_conv,
+    remove_shortcut_pooling,
     set_norm_eps,
+    single_sample_safe_batchnorms,
+    undilate_later_convs,
+    undilate_local_convs,
+    use_expanded_low_level,
     use_group_norm,
+    use_pre_activation_low_level,
 )
-from deeplabzoo.models.config import DeepLabConfig
-from deeplabzoo.models.drn import DRN54
-from deeplabzoo.models.encoder_table import EncoderFacts, require_stride
-from deeplabzoo.models.low_level_map import yield_low_level_expanded, yield_low_level_unactivated
+from deeplabzoo.models.encoder_table import EncoderInfo, check_output_stride
 
-_MEASURED_AT = 256
+_PROBE_SIZE = 256
 """Side of the image that features are measured with: a multiple of every stride, window and patch in use."""
 
-SMALLEST = 33
+MIN_IMAGE_SIZE = 33
 """Side of the smallest image that is promised to work, in pixels: one above the largest stride."""
 
 _TENSORFLOW_PADDING_FAMILIES = ("efficientnet", "mobilenetv3")
 """timm modules that build on its EfficientNet builder, the only one with a switch for TensorFlow's 'SAME' padding."""
 
-VARIATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"resnet18c": ("resnet18", {"stem_type": "deep", "stem_width": 32})}
+CONFIG_VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "resnet18c": ("resnet18", {"stem_type": "deep", "stem_width": 32})
+}
 """Encoders that timm can build but has no name for: those with a stem of three 3x3 convolutions, as its `resnet50c` has."""
 
 
@@ -77,41 +80,41 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
     `pretrained` fetches timm's ImageNet weights (adapted by timm to `in_chans`). Raises UnsupportedStrideError (naming three
     encoders that can), UnknownNameError, UsageError for options that this encoder has not, DownloadError.
     """
-    facts = require_stride(config.encoder, config.output_stride)
-    encoder = _build(config, facts, pretrained)
+    info = check_output_stride(config.encoder, config.output_stride)
+    encoder = _build(config, info, pretrained)
     if config.encoder_dilate_strided:
         with torch.device("meta"):
-            dilate_strided(encoder, bare_encoder(facts.name, 32))
+            dilate_strided(encoder, build_feature_extractor(info.name, 32))
     if config.encoder_final_conv:
-        add_final_conv(encoder, facts.name, pretrained=pretrained)
+        add_final_conv(encoder, info.name, pretrained=pretrained)
     elif config.encoder_final_conv is False:
-        drop_final_conv(encoder)
+        remove_final_conv(encoder)
     if not config.encoder_dilate_local_conv:
-        keep_local_convs_dense(encoder)
+        undilate_local_convs(encoder)
     if not config.encoder_pooled_shortcut:
-        drop_pools_of_dense_shortcuts(encoder)
+        remove_shortcut_pooling(encoder)
     if config.encoder_dilates != "all":
-        keep_later_convs_dense(encoder, config.encoder_dilates)
+        undilate_later_convs(encoder, config.encoder_dilates)
     if not config.decoder_low_level_activated:
-        yield_low_level_unactivated(encoder)
+        use_pre_activation_low_level(encoder)
     if config.decoder_low_level_expanded:
-        yield_low_level_expanded(encoder)
+        use_expanded_low_level(encoder)
     if config.multi_grid is not None:
         dilate_blocks(encoder, config.multi_grid, config.output_stride, halved=config.multi_grid_halved)
     if config.norm == "group":
         use_group_norm(encoder)
     if config.encoder_norm_eps is not None:
         set_norm_eps(encoder, config.encoder_norm_eps)
-    plan = measure_features(encoder, config.in_chans)
+    plan = probe_features(encoder, config.in_chans)
     if plan.reductions[-1] != config.output_stride or 4 not in plan.reductions:
         raise UnsupportedStrideError(
-            f"Encoder '{facts.short_name}' was asked for output stride {config.output_stride} but yields features at strides "
-            f"{plan.reductions} with timm {timm.__version__}; `python -m deeplabzoo.models.probe` measures the table again."
+            f"Encoder '{info.short_name}' was asked for output stride {config.output_stride} but yields features at strides "
+            f"{plan.reductions} with timm {timm.__version__}; `python -m tools.encoders.probe` measures the table again."
         )
     return encoder, plan
 
 
-def measure_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
+def probe_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
     """Run the encoder on shapes alone and return what came out; it stays untouched, in mode, weights and device.
 
     On the way, batch norms that see a 1x1 map are made safe for a batch of one: those after a pooling over the whole map, and
@@ -119,19 +122,19 @@ def measure_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
     """
     tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
     shapes_only = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    image, smallest = (torch.empty(1, in_chans, side, side, device="meta") for side in (_MEASURED_AT, SMALLEST))
+    image, smallest = (torch.empty(1, in_chans, side, side, device="meta") for side in (_PROBE_SIZE, MIN_IMAGE_SIZE))
     was_training = encoder.training
-    with making_lone_norms_safe(encoder.eval()), torch.no_grad():
+    with single_sample_safe_batchnorms(encoder.eval()), torch.no_grad():
         functional_call(encoder, shapes_only, (smallest,))
         features = list(functional_call(encoder, shapes_only, (image,)))
     encoder.train(was_training)
     return FeaturePlan(
         channels=tuple(feature.shape[1] for feature in features),
-        reductions=tuple(round(_MEASURED_AT / feature.shape[-1]) for feature in features),
+        reductions=tuple(round(_PROBE_SIZE / feature.shape[-1]) for feature in features),
     )
 
 
-def bare_encoder(name: str, output_stride: int, in_chans: int = 3, **timm_options: Any) -> nn.Module:
+def build_feature_extractor(name: str, output_stride: int, in_chans: int = 3, **timm_options: Any) -> nn.Module:
     """Build a feature extractor by canonical name, with no adaptation but the one that every network here has.
 
     That one is trailing padding of dilated even kernels (ConvNeXt, Inception-NeXt), without which their maps shift.
@@ -139,18 +142,18 @@ def bare_encoder(name: str, output_stride: int, in_chans: int = 3, **timm_option
     """
     if name == "drnd54":
         return DRN54(in_chans, output_stride)
-    base, variation = VARIATIONS.get(name, (name, {}))
+    base, variation = CONFIG_VARIANTS.get(name, (name, {}))
     if not timm.is_model(base):
         raise UsageError(f"timm {timm.__version__}, which is installed, has no encoder '{name}'; update timm.")
-    with _ReadableRates():
+    with _LinspaceOnCpu():
         encoder: nn.Module = timm.create_model(
             base, features_only=True, output_stride=output_stride, in_chans=in_chans, **variation, **timm_options
         )
-    pad_even_kernels_behind(encoder)
+    pad_even_kernels_at_end(encoder)
     return encoder
 
 
-class _ReadableRates(TorchFunctionMode):
+class _LinspaceOnCpu(TorchFunctionMode):
     """Lets timm read the drop path rates that it computes while it builds, on the meta device, too.
 
     timm 1.0.15 takes them from a tensor, of which a meta device holds no values; later versions compute them without one.
@@ -162,29 +165,29 @@ class _ReadableRates(TorchFunctionMode):
         return func(*args, **({"device": "cpu"} | given if func is torch.linspace else given))
 
 
-def _build(config: DeepLabConfig, facts: EncoderFacts, pretrained: bool) -> nn.Module:
+def _build(config: DeepLabConfig, info: EncoderInfo, pretrained: bool) -> nn.Module:
     options: dict[str, Any] = {}
     if config.encoder_padding == "same":
-        if facts.family not in _TENSORFLOW_PADDING_FAMILIES:
+        if info.family not in _TENSORFLOW_PADDING_FAMILIES:
             raise UsageError(
                 "encoder_padding='same' exists for timm's EfficientNet and MobileNet encoders only, "
-                f"not for '{facts.short_name}' ({facts.family})."
+                f"not for '{info.short_name}' ({info.family})."
             )
         options["pad_type"] = "same"
     if not pretrained:
-        return bare_encoder(facts.name, config.output_stride, config.in_chans, **options)
-    if facts.family == "drn" or facts.name in VARIATIONS:
-        raise UsageError(f"Encoder '{facts.short_name}' has no ImageNet weights here; use encoder_pretrained=False.")
-    if 32 in facts.strides and not facts.shares_weights(32, config.output_stride):
+        return build_feature_extractor(info.name, config.output_stride, config.in_chans, **options)
+    if info.family == "drn" or info.name in CONFIG_VARIANTS:
+        raise UsageError(f"Encoder '{info.short_name}' has no ImageNet weights here; use encoder_pretrained=False.")
+    if 32 in info.strides and not info.shares_weights(32, config.output_stride):
         raise UnsupportedStrideError(
-            f"The ImageNet weights of '{facts.short_name}' do not fit at output stride {config.output_stride}, where it has "
+            f"The ImageNet weights of '{info.short_name}' do not fit at output stride {config.output_stride}, where it has "
             "other tensors; use another stride or encoder_pretrained=False."
         )
     try:
-        return bare_encoder(facts.name, config.output_stride, config.in_chans, pretrained=True, **options)
+        return build_feature_extractor(info.name, config.output_stride, config.in_chans, pretrained=True, **options)
     except Exception as error:  # whatever the download stack under timm raises: it changes with every release
         raise DownloadError(
-            f"The ImageNet weights of '{facts.short_name}' could not be fetched ({type(error).__name__}: "
+            f"The ImageNet weights of '{info.short_name}' could not be fetched ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}); "
             "use encoder_pretrained=False to start without them."
         ) from error

@@ -13,24 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deeplabzoo.models.atrous import aspp_rates
 from deeplabzoo.models.config import DeepLabConfig
-from deeplabzoo.models.layers import Classifier, ConvNormAct, SeparableConvNormAct
+from deeplabzoo.models.layers import Classifier, ConvNormAct, SeparableConvNormAct, aspp_rates
 
 
-def effective_rates(config: DeepLabConfig) -> tuple[int, ...]:
+def resolve_atrous_rates(config: DeepLabConfig) -> tuple[int, ...]:
     """Return the ASPP rates that a configuration means: its own, or the papers' for its output stride."""
     return aspp_rates(config.output_stride) if config.atrous_rates is None else config.atrous_rates
 
 
 def _conv3x3(
-    config: DeepLabConfig, in_channels: int, out_channels: int, *, separable: bool, rate: int = 1
+    config: DeepLabConfig, in_channels: int, out_channels: int, *, separable: bool, dilation: int = 1
 ) -> ConvNormAct | SeparableConvNormAct:
     norm, eps = config.norm, config.norm_eps
     if not separable:
-        return ConvNormAct(in_channels, out_channels, 3, norm=norm, eps=eps, rate=rate)
+        return ConvNormAct(in_channels, out_channels, 3, norm=norm, eps=eps, dilation=dilation)
     return SeparableConvNormAct(
-        in_channels, out_channels, 3, norm=norm, eps=eps, rate=rate, depthwise_norm=config.depthwise_norm
+        in_channels, out_channels, 3, norm=norm, eps=eps, dilation=dilation, depthwise_norm=config.depthwise_norm
     )
 
 
@@ -54,8 +53,8 @@ class ASPP(nn.Module):
         super().__init__()
         channels, norm, eps = config.head_channels, config.norm, config.norm_eps
         separable = config.architecture == "deeplabv3plus" if config.aspp_separable is None else config.aspp_separable
-        rates = effective_rates(config)
-        atrous = (_conv3x3(config, in_channels, channels, separable=separable, rate=rate) for rate in rates)
+        rates = resolve_atrous_rates(config)
+        atrous = (_conv3x3(config, in_channels, channels, separable=separable, dilation=dilation) for dilation in rates)
         self.branches = nn.ModuleList([ConvNormAct(in_channels, channels, 1, norm=norm, eps=eps), *atrous])
         self.pool = ConvNormAct(in_channels, channels, 1, norm=norm if config.pooling_norm else None, eps=eps)
         self.project = ConvNormAct((len(rates) + 2) * channels, channels, config.aspp_project_kernel, norm=norm, eps=eps)
@@ -80,12 +79,12 @@ class ASPP(nn.Module):
         pooled = self.pool(F.avg_pool2d(x, (min(cells[0], size[0]), min(cells[1], size[1])), stride=1))
         return F.interpolate(pooled, size=size, mode="bilinear", align_corners=self.align_corners)
 
-    def follow(self, config: DeepLabConfig) -> None:
+    def update_dilation(self, config: DeepLabConfig) -> None:
         """Take the rates of the atrous branches and the pooling window from another configuration; parameters stay."""
-        rates, self.pooling_cells = effective_rates(config), _pooling_cells(config)
+        rates, self.pooling_cells = resolve_atrous_rates(config), _pooling_cells(config)
         atrous = (branch for branch in list(self.branches)[1:] if isinstance(branch, ConvNormAct | SeparableConvNormAct))
-        for branch, rate in zip(atrous, rates, strict=True):
-            branch.set_rate(rate)
+        for branch, dilation in zip(atrous, rates, strict=True):
+            branch.set_dilation(dilation)
 
 
 class V3Head(nn.Module):

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deeplabzoo.say import say
+from deeplabzoo.errors import UsageError
+from deeplabzoo.log import logger
 
 Norm = Literal["batch", "group"]
 
@@ -21,9 +22,11 @@ class Conv2d(nn.Conv2d):
     Initialised once, where it is made: torch's own default first and another one on top doubles the cost of `create`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, rate: int = 1, groups: int = 1, bias: bool) -> None:
-        reach = rate * (kernel - 1) // 2
-        super().__init__(in_channels, out_channels, kernel, padding=reach, dilation=rate, groups=groups, bias=bias)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1, groups: int = 1, bias: bool
+    ) -> None:
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias)
 
     def reset_parameters(self) -> None:
         """Fan-in mode, as it holds for depthwise convolutions too: their fan-out would count channels that never meet."""
@@ -31,10 +34,10 @@ class Conv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def set_rate(self, rate: int) -> None:
+    def set_dilation(self, dilation: int) -> None:
         """Change the atrous rate, and the padding with it so that the map's size stays."""
-        reach = rate * (self.kernel_size[0] - 1) // 2
-        self.dilation, self.padding = (rate, rate), (reach, reach)
+        padding = dilation * (self.kernel_size[0] - 1) // 2
+        self.dilation, self.padding = (dilation, dilation), (padding, padding)
 
 
 class Classifier(nn.Conv2d):
@@ -50,7 +53,7 @@ class Classifier(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
-class BearsLoneSample(nn.Module):
+class SingleSampleBatchNormMixin(nn.Module):
     """Mixed into a batch norm: in training it uses its running statistics where a channel has one single value.
 
     The pooled branch of a batch of one is such a case: no variance exists, and plain batch norm raises "Expected more than 1
@@ -59,33 +62,33 @@ class BearsLoneSample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise a map of shape B x C x H x W as the batch norm below would, in eval mode if it must be."""
-        lone = self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1
-        if lone:
-            _say_lone_sample()
+        is_single_sample = self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1
+        if is_single_sample:
+            _warn_single_sample()
             self.training = False
         try:
-            normalised: torch.Tensor = super().forward(x)
+            normalized: torch.Tensor = super().forward(x)
         finally:
-            self.training = self.training or lone
-        return normalised
+            self.training = self.training or is_single_sample
+        return normalized
 
 
-class LoneSampleBatchNorm2d(BearsLoneSample, nn.BatchNorm2d):
+class SingleSampleBatchNorm2d(SingleSampleBatchNormMixin, nn.BatchNorm2d):
     """Batch norm that bears a batch of one on a 1x1 map."""
 
 
 @functools.cache
-def _say_lone_sample() -> None:
+def _warn_single_sample() -> None:
     """Once per process: a training loop with such batches would otherwise repeat it at every step."""
-    say("Batch of one: batch norm on pooled 1x1 maps uses its running statistics (said once).")
+    logger.info("Batch of one: batch norm on pooled 1x1 maps uses its running statistics (said once).")
 
 
-def group_count(channels: int) -> int:
+def num_norm_groups(channels: int) -> int:
     """Return how many groups GroupNorm makes of `channels`: at most 32, and never a lone channel to a group if avoidable.
 
     A group of one channel on a 1x1 map has no variance, which is the batch-norm problem again.
 
-    >>> group_count(256), group_count(48), group_count(16)
+    >>> num_norm_groups(256), num_norm_groups(48), num_norm_groups(16)
     (32, 24, 8)
     """
     return next(count for count in range(min(32, max(1, channels // 2)), 0, -1) if channels % count == 0)
@@ -94,14 +97,14 @@ def group_count(channels: int) -> int:
 def make_norm(norm: Norm, channels: int, eps: float) -> nn.Module:
     """Return the normalisation layer of a head: `batch` (safe for a lone sample) or `group`."""
     if norm == "group":
-        return nn.GroupNorm(group_count(channels), channels, eps=eps)
-    return LoneSampleBatchNorm2d(channels, eps=eps)
+        return nn.GroupNorm(num_norm_groups(channels), channels, eps=eps)
+    return SingleSampleBatchNorm2d(channels, eps=eps)
 
 
 class ConvNormAct(nn.Module):
     """Convolution, normalisation, ReLU; without normalisation (`norm=None`) the convolution has a bias instead.
 
-    A `bare` one is the convolution alone, without bias.
+    A `conv_only` one is the convolution alone, without bias.
     """
 
     def __init__(
@@ -112,23 +115,25 @@ class ConvNormAct(nn.Module):
         *,
         norm: Norm | None,
         eps: float,
-        rate: int = 1,
+        dilation: int = 1,
         groups: int = 1,
-        bare: bool = False,
+        conv_only: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel, rate=rate, groups=groups, bias=norm is None and not bare)
-        self.norm = nn.Identity() if norm is None or bare else make_norm(norm, out_channels, eps)
-        self.bare = bare
+        self.conv = Conv2d(
+            in_channels, out_channels, kernel, dilation=dilation, groups=groups, bias=norm is None and not conv_only
+        )
+        self.norm = nn.Identity() if norm is None or conv_only else make_norm(norm, out_channels, eps)
+        self.conv_only = conv_only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map B x in x H x W to B x out x H x W."""
         out: torch.Tensor = self.norm(self.conv(x))
-        return out if self.bare else F.relu(out)
+        return out if self.conv_only else F.relu(out)
 
-    def set_rate(self, rate: int) -> None:
+    def set_dilation(self, dilation: int) -> None:
         """Change the atrous rate."""
-        self.conv.set_rate(rate)
+        self.conv.set_dilation(dilation)
 
 
 class SeparableConvNormAct(nn.Module):
@@ -146,12 +151,19 @@ class SeparableConvNormAct(nn.Module):
         *,
         norm: Norm,
         eps: float,
-        rate: int = 1,
+        dilation: int = 1,
         depthwise_norm: bool = True,
     ) -> None:
         super().__init__()
         self.depthwise = ConvNormAct(
-            in_channels, in_channels, kernel, norm=norm, eps=eps, rate=rate, groups=in_channels, bare=not depthwise_norm
+            in_channels,
+            in_channels,
+            kernel,
+            norm=norm,
+            eps=eps,
+            dilation=dilation,
+            groups=in_channels,
+            conv_only=not depthwise_norm,
         )
         self.pointwise = ConvNormAct(in_channels, out_channels, 1, norm=norm, eps=eps)
 
@@ -160,6 +172,66 @@ class SeparableConvNormAct(nn.Module):
         out: torch.Tensor = self.pointwise(self.depthwise(x))
         return out
 
-    def set_rate(self, rate: int) -> None:
+    def set_dilation(self, dilation: int) -> None:
         """Change the atrous rate of the depthwise half."""
-        self.depthwise.set_rate(rate)
+        self.depthwise.set_dilation(dilation)
+
+
+# The arithmetic of output strides and atrous rates, in plain integers.
+#
+# One rule holds everything together: a rate keeps its reach *in pixels of the image*. Halving the output stride doubles
+# every rate, so a network trained at stride 16 sees the same surroundings when it is run at stride 8 (DeepLabV3, section 3.3).
+
+
+OUTPUT_STRIDES = (8, 16, 32)
+
+_ASPP_RATE_TIMES_STRIDE = 96
+"""Reach of the smallest ASPP rate: 6 cells of 16 pixels (DeepLabV3, section 3.3); the others reach twice and thrice as far."""
+
+
+def aspp_rates(output_stride: int) -> tuple[int, int, int]:
+    """Return the three ASPP rates of the papers for an output stride of 8, 16 or 32.
+
+    >>> aspp_rates(32), aspp_rates(16), aspp_rates(8)
+    ((3, 6, 9), (6, 12, 18), (12, 24, 36))
+    """
+    if output_stride not in OUTPUT_STRIDES:
+        raise UsageError(f"output_stride must be 8, 16 or 32, not {output_stride!r}.")
+    unit = _ASPP_RATE_TIMES_STRIDE // output_stride
+    return unit, 2 * unit, 3 * unit
+
+
+def scale_atrous_rates(rates: tuple[int, ...], from_stride: int, to_stride: int) -> tuple[int, ...]:
+    """Return the rates that reach as far in pixels at `to_stride` as `rates` do at `from_stride`.
+
+    Raises UsageError where a rate would become a fraction: rounding it would silently change what the network sees.
+
+    >>> scale_atrous_rates((12, 24, 36), 16, 8)
+    (24, 48, 72)
+    """
+    if any(dilation * from_stride % to_stride for dilation in rates):
+        raise UsageError(
+            f"Atrous rates {rates} at output stride {from_stride} have no whole equivalent at stride {to_stride}; "
+            "build the network with atrous_rates given for that stride."
+        )
+    return tuple(dilation * from_stride // to_stride for dilation in rates)
+
+
+def multi_grid_dilations(
+    multi_grid: tuple[int, ...], output_stride: int, blocks: int, *, halved: bool = False
+) -> tuple[int, ...]:
+    """Return the dilation of every block of the last encoder stage: its unit rate times the stage's own dilation.
+
+    The stage's own dilation is 32 / output_stride, as its stride was 32 before the network was made denser; unit rates
+    repeat when the stage has more blocks than `multi_grid` has entries (DeepLabV3, section 3.2.1). `halved` takes half of it,
+    as mmsegmentation's networks do; raises UsageError where that leaves a fraction.
+
+    >>> multi_grid_dilations((1, 2, 4), 16, 3), multi_grid_dilations((1, 2, 4), 16, 3, halved=True)
+    ((2, 4, 8), (1, 2, 4))
+    """
+    rates = tuple((32 // output_stride) * multi_grid[block % len(multi_grid)] for block in range(blocks))
+    if halved and any(dilation % 2 for dilation in rates):
+        raise UsageError(
+            f"multi_grid {multi_grid} with multi_grid_halved has no whole dilations at output stride {output_stride}."
+        )
+    return tuple(dilation // 2 for dilation in rates) if halved else rates

@@ -1,0 +1,1 @@
+"""Benchmarks of single functions, and the tables and charts written from the recorded runs."""

@@ -1,0 +1,365 @@
+"""`python -m deeplabzoo.benchmark --train --json FILE`: a training step of ours against torchvision's reference recipe.
+
+Both sides train the same network from the same weights on the same photos (made from a seed, in VOC's layout) at the same
+batch, crop, scales and number of workers. They take turns (A B A B …) in one process; each turn begins with steps that do not
+count, and its loader ends with it, so that nobody reads ahead in another's turn. Peak memory is measured in a process of its
+own.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplabzoo.benchmark.models import write_synthetic_voc
+from deeplabzoo.benchmark.record import conditions
+from deeplabzoo.benchmark.training_backends import (
+    BACKENDS,
+    MODELS,
+    BackendName,
+    Settings,
+    TrainingBackend,
+    open_training_backend,
+    write_networks,
+)
+from deeplabzoo.cli.parser import Parser
+from deeplabzoo.device import choose_device
+from deeplabzoo.errors import TrainingError, UsageError
+from deeplabzoo.files import ensure_folder, write_atomically
+from deeplabzoo.log import logger
+
+# What both sides of the training benchmark are given, and what a side is.
+
+
+# Peak memory of training on one side of the benchmark, in a process of its own that does nothing else.
+#
+# `python -m deeplabzoo.benchmark.training FOLDER SIDE STEPS THREADS SETTINGS` is that process, and prints JSON.
+
+
+def memory_of(backend: BackendName, folder: Path, settings: Settings, *, steps: int, threads: int) -> dict[str, Any]:
+    """Return the bytes that a fresh process needed at most for `steps` steps, and those it held before the first.
+
+    On a GPU these are what torch allocated there, on a CPU the resident memory of the process. Raises TrainingError.
+    """
+    given = json.dumps(dataclasses.asdict(settings))
+    words = [
+        sys.executable,
+        "-m",
+        "deeplabzoo.benchmark.training",
+        str(folder),
+        backend,
+        str(steps),
+        str(threads),
+        given,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TrainingError(f"Memory of {backend} could not be measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}.")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _measured(folder: Path, side_name: BackendName, settings: Settings, steps: int, threads: int) -> dict[str, Any]:
+    import torch
+
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    backend = open_training_backend(side_name, folder, settings)
+    on_gpu = torch.device(settings.device).type == "cuda"
+    before = torch.cuda.memory_allocated() if on_gpu else _resident_peak()
+    with backend.settings():
+        for batch in backend.batches(steps):
+            backend.step(batch)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _resident_peak()
+    kind = "allocated on the GPU" if on_gpu else "resident, whole process"
+    return {"kind": kind, "before_bytes": before, "peak_bytes": peak, "steps": steps}
+
+
+def _resident_peak() -> int:
+    """Return this process's largest resident size in bytes.
+
+    `ru_maxrss` is the same figure, but on Linux a new process starts with its parent's; the kernel's own line does not.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    if kilobytes:
+        return 1024 * kilobytes[0]
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
+
+
+if __name__ == "__main__":
+    place, wanted, count, cores, plain = sys.argv[1:]
+    print(json.dumps(_measured(Path(place), wanted, Settings(**json.loads(plain)), int(count), int(cores))))  # type: ignore[arg-type]
+
+
+# The recorded training benchmarks as tables: every number in them comes from a record, and a test holds it so.
+
+
+BLOCK = "training-table"
+_HEADER = (
+    "side",
+    "images/s, end to end",
+    "of torchvision's",
+    "wait for data, ms a step",
+    "step, ms",
+    "peak memory, MB",
+    "MB before the first step",
+)
+
+
+def records_table(folder: Path) -> str:
+    """Return the tables of all records of a folder, in the order of their names; raises UsageError for what is no record."""
+    files = sorted(folder.glob("*.json"))
+    try:
+        tables = [f"`{file.name}`: {record_table(json.loads(file.read_text(encoding='utf-8')))}" for file in files]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"A file in '{folder}' is not a record of training_step: {error!r}.") from None
+    return "\n\n".join(tables) or "No run is recorded yet."
+
+
+def record_table(record: dict[str, Any]) -> str:
+    """Return one record: its conditions in a sentence, a line a side, the command that measures it again."""
+    given, machine, versions = record["settings"], record["hardware"], record["versions"]
+    where = machine.get("gpu") or machine["cpu"]
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "deeplabzoo"))
+    conditions = (
+        f"{record['model']} ({record['same_network']['parameters'] / 1e6:.2f} M parameters), batch {given['batch']}, "
+        f"crop {given['crop']}, {given['workers']} workers, {where}, {_count(record['threads'], 'thread')}; "
+        f"{given['rounds']} turns of {given['steps']} steps each; {libraries}; {record['date'][:10]}, "
+        f"commit {_commit(record['commit'])}."
+    )
+    lines = [_line(_HEADER), _line(["---"] * len(_HEADER))]
+    for name, title in BACKENDS.items():
+        if name in record["sides"]:
+            lines.append(_line([title, *_cells(record["sides"][name], record["against_torchvision"].get(name))]))
+    return "\n".join([conditions, "", *lines, "", f"Again: `{record['command']}`"])
+
+
+def _cells(backend: dict[str, Any], ratio: dict[str, float] | None) -> list[str]:
+    memory = backend["memory"]
+    return [
+        _spread_cell(backend["images_per_s"], 2),
+        _spread_cell(ratio, 2) if ratio else "1",
+        _spread_cell(backend["data_ms_per_step"], 0),
+        _spread_cell(backend["step_ms"], 0),
+        f"{memory['peak_bytes'] / 1e6:.0f}",
+        f"{memory['before_bytes'] / 1e6:.0f}",
+    ]
+
+
+def _spread_cell(values: dict[str, float], digits: int) -> str:
+    """Return the median with the smallest and largest turn."""
+    return f"{values['median']:.{digits}f} ({values['min']:.{digits}f} to {values['max']:.{digits}f})"
+
+
+def _commit(text: str | None) -> str:
+    commit, _, changes = (text or "unknown").partition(" ")
+    return f"{commit[:12]} {changes}".strip()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+_MAX_DIFFERENCE = 1e-4
+
+
+def measure(settings: Settings, sides: Sequence[BackendName], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of a benchmark: conditions, every turn of every side, their medians and ranges, and memory."""
+    device = choose_device(settings.device)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
+        folder = Path(place)
+        write_synthetic_voc(folder, train=args.photos, val=1, seed=settings.seed, longest=args.longest)
+        same = write_networks(folder, settings)
+        if same["largest_logit_difference"] > _MAX_DIFFERENCE:
+            raise UsageError(f"The two networks are not the same: their logits differ by {same['largest_logit_difference']}.")
+        memory = {name: memory_of(name, folder, settings, steps=args.memory_steps, threads=threads) for name in sides}
+        opened = {name: open_training_backend(name, folder, settings) for name in sides}
+        turns: dict[BackendName, list[dict[str, Any]]] = {name: [] for name in sides}
+        for number in range(args.rounds):
+            for name, backend in opened.items():
+                turns[name].append(_run_round(backend, args.steps, args.warmup, device))
+            speeds = ", ".join(f"{name} {turns[name][-1]['images_per_s']:.2f}" for name in sides)
+            logger.info(f"round {number + 1} of {args.rounds}, images per second: {speeds}")
+    return {
+        "benchmark": "training_step",
+        "model": settings.model,
+        "torchvision_model": MODELS[settings.model],
+        "same_network": same,
+        "settings": {
+            "device": settings.device,
+            "batch": settings.batch,
+            "crop": settings.crop,
+            "base": settings.base,
+            "scales": [0.5, 2.0],
+            "workers": settings.workers,
+            "seed": settings.seed,
+            "photos": args.photos,
+            "longest": args.longest,
+            "rounds": args.rounds,
+            "steps": args.steps,
+            "warmup": args.warmup,
+            "flush_denormal": True,
+        },
+        "sides": {name: {**_summary(turns[name]), "memory": memory[name], "turns": turns[name]} for name in sides},
+        "against_torchvision": _ratios(turns),
+        **conditions(device),
+    }
+
+
+def _run_round(backend: TrainingBackend, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
+    """Train `warmup` + `steps` steps and return the times of the latter: waiting for data, learning, and all of it."""
+    data_s: list[float] = []
+    step_times: list[Callable[[], float]] = []
+    pictures, started, seconds = 0, 0.0, 0.0
+    with backend.settings():
+        loader = iter(backend.batches(warmup + steps))
+        for number in range(warmup + steps):
+            if number == warmup:
+                _finish(device)
+                started = time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(loader)
+            given = time.perf_counter()
+            with _timed(device) as step_time:
+                backend.step(batch)
+            if number >= warmup:
+                pictures += backend.pictures(batch)
+                data_s.append(given - asked)
+                step_times.append(step_time)
+        _finish(device)
+        seconds = time.perf_counter() - started
+        assert next(loader, None) is None, "a turn's loader must end with the turn"
+    step_s = [read() for read in step_times]
+    return {"pictures": pictures, "seconds": seconds, "images_per_s": pictures / seconds, "data_s": data_s, "step_s": step_s}
+
+
+@contextlib.contextmanager
+def _timed(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Time what is done inside; the function given says the seconds, on a GPU once it has come so far (events)."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        yield lambda: float(begin.elapsed_time(end)) / 1000
+        end.record()
+        return
+    times = [time.perf_counter()]
+    yield lambda: times[1] - times[0]
+    times.append(time.perf_counter())
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return median, smallest and largest over the turns; times of data and step are each turn's mean."""
+    return {
+        "images": sum(turn["pictures"] for turn in turns),
+        "images_per_s": _spread([turn["images_per_s"] for turn in turns]),
+        "data_ms_per_step": _spread([1000 * statistics.fmean(turn["data_s"]) for turn in turns]),
+        "step_ms": _spread([1000 * statistics.fmean(turn["step_s"]) for turn in turns]),
+    }
+
+
+def _ratios(turns: dict[BackendName, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return each side's images per second over torchvision's in the same round."""
+    if "torchvision" not in turns:
+        return {}
+    theirs = [turn["images_per_s"] for turn in turns["torchvision"]]
+    return {
+        name: _spread([turn["images_per_s"] / other for turn, other in zip(own, theirs, strict=True)])
+        for name, own in turns.items()
+        if name != "torchvision"
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _select_backends(wanted: Sequence[BackendName] | None, device: torch.device) -> list[BackendName]:
+    """Return the sides to measure: those wanted, else all that this machine is made for."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        flags = []
+    native = any(flag in flags for flag in _BF16_FLAGS) if device.type == "cpu" else device.type == "cuda"
+    if wanted and "ours_bf16" in wanted and not native:
+        raise UsageError(f"This processor has none of {', '.join(_BF16_FLAGS)}; leave ours_bf16 out.")
+    return [name for name in BACKENDS if (name in wanted if wanted else name != "ours_bf16" or native)]
+
+
+def training_command(words: Sequence[str]) -> int:
+    """Parse the command line, measure, print the table, write the record."""
+    args = _parser().parse_args(words)
+    for name in ("batch", "crop", "photos", "rounds", "steps", "warmup", "memory_steps", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.workers < 0:
+        raise UsageError(f"--workers must be at least 0, not {args.workers}.")
+    if args.json is not None:
+        ensure_folder(args.json.parent)
+    torch.set_flush_denormal(True)  # untrained weights make denormals, which would slow down whoever meets more of them
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = Settings(
+        model=args.model, device=args.device, batch=args.batch, crop=args.crop, workers=args.workers, seed=args.seed
+    )
+    record = measure(settings, _select_backends(args.sides, choose_device(args.device)), args)
+    record["command"] = shlex.join(["python", "-m", "deeplabzoo.benchmark", "--train", *words])
+    print(record_table(record))
+    if args.json is not None:
+        text = json.dumps(record, indent=2) + "\n"
+        write_atomically(args.json, lambda file: file.write(text.encode()))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("benchmark", "Images per second and peak memory of training, against torchvision's reference recipe.")
+    parser.prog = "python -m deeplabzoo.benchmark --train"
+    parser.add_argument("model", nargs="?", choices=tuple(MODELS), default=next(iter(MODELS)), help="default: the first")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+    parser.add_argument("--batch", type=int, metavar="N", default=8, help="pictures a step (default 8)")
+    parser.add_argument("--crop", type=int, metavar="N", default=321, help="side of the crop in pixels (default 321)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=0, help="processes that read and augment, on each side (default 0)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: as torch chooses)")
+    parser.add_argument("--rounds", type=int, metavar="N", default=7, help="turns of each side (default 7)")
+    parser.add_argument("--steps", type=int, metavar="N", default=4, help="steps of a turn that count (default 4)")
+    parser.add_argument("--warmup", type=int, metavar="N", default=1, help="steps of a turn before those (default 1)")
+    parser.add_argument(
+        "--memory-steps", type=int, metavar="N", default=4, help="steps whose peak memory is measured (default 4)"
+    )
+    parser.add_argument("--photos", type=int, metavar="N", default=64, help="photos to make (default 64)")
+    parser.add_argument(
+        "--longest", type=int, metavar="N", default=500, help="their longer side in pixels (default 500, as in VOC)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of photos, weights and draws (default 0)")
+    parser.add_argument(
+        "--sides", nargs="+", choices=tuple(BACKENDS), help="default: all; ours_bf16 where the device computes it"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there (benchmarks/training/NAME.json)")
+    return parser

@@ -1,0 +1,1 @@
+"""TensorFlow checkpoints without TensorFlow: frozen GraphDefs and TensorFlow Lite files."""

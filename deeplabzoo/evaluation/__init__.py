@@ -1,0 +1,1 @@
+"""Evaluation: metrics, reports, plots, and published metrics measured again."""

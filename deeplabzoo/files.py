@@ -1,0 +1,56 @@
+"""Files for the user: written whole or not at all, and known to be writable before the long work starts."""
+
+import glob
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from deeplabzoo.errors import OutputError
+
+_MAX_NAME_CHARACTERS = 50
+"""Of a name: at four bytes each they and the mark stay below 255 bytes."""
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make `folder` if it is missing and prove that a file can be made in it; raises OutputError.
+
+    A trial file is the only honest test: permission bits say nothing on read-only mounts, network drives, or for root.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".deeplabzoo-{secrets.token_hex(6)}"
+        trial.open("xb").close()
+        trial.unlink()
+    except OSError as error:
+        raise OutputError(f"Cannot write into '{folder}' ({error.strerror or error}); choose another place.") from None
+
+
+def remove_partial_files(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it; no other may be writing it now."""
+    target = Path(os.path.realpath(path))
+    for partial in target.parent.glob(_partial_name(glob.escape(target.name), "?" * 12)):
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` with an open file that takes the place of `path` when it is complete; raises OutputError.
+
+    A reader, or a run that is cut off, never sees half a file. A symbolic link keeps pointing where it did.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(_partial_name(target.name, secrets.token_hex(6)))
+    try:
+        with partial.open("xb") as file:
+            write(file)
+        os.replace(partial, target)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial_name(name: str, mark: str) -> str:
+    """Return the name under which a file is written; a long one is shortened, so that a disk that takes `name` takes this."""
+    return f".{name[:_MAX_NAME_CHARACTERS]}.{mark}.part"

@@ -1,0 +1,294 @@
+"""The file of a manifest row, on this disk and verified: bundled, from the Hugging Face Hub, or from a web server.
+
+Files of web servers are cached under `$DEEPLABZOO_CACHE`, else `$XDG_CACHE_HOME/deeplabzoo`, else `~/.cache/deeplabzoo`; those
+of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLINE=1` nothing is asked of any network.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from deeplabzoo.errors import ChangedFileError, DownloadError, OutputError
+from deeplabzoo.files import write_atomically
+from deeplabzoo.hub.http_download import ExpectedFile, download, sha256_of
+from deeplabzoo.hub.manifest import BundledSource, HubSource, UrlSource, WeightRow, weights_folder
+from deeplabzoo.log import logger
+
+# The hash of a file that did not change is not computed again: once in a process, and once at all for what we downloaded.
+#
+# A remembered hash counts only while path, size, inode, device and both times of change are what they were; that of the inode
+# cannot be set back by a program that alters the bytes. What changed in the last seconds is always read, since clocks of file
+# systems tick coarsely. Notes that outlive the process lie in our own cache folder, speak of files in that folder alone, and are
+# believed only where they are ours.
+
+
+_MIN_FILE_AGE_NS = 2_000_000_000
+_FOLDER = "hashes"
+"""Of the notes, below the cache folder."""
+_FileState = tuple[int, ...]
+
+_hash_cache: dict[tuple[str, _FileState], str] = {}
+
+
+def read_or_compute_sha256(path: Path, cache: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits; `cache` is our folder of downloads, which need not exist."""
+    path = Path(os.path.realpath(path))
+    metadata = _file_state(path)
+    if time.time_ns() - max(metadata[-2:]) < _MIN_FILE_AGE_NS:
+        return sha256_of(path)
+    key = (str(path), metadata)
+    if key in _hash_cache:
+        return _hash_cache[key]
+    cache = Path(os.path.realpath(cache))
+    record = cache / _FOLDER / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    is_in_cache = path.is_relative_to(cache)
+    sha256 = _read_cached_hash(record, metadata) if is_in_cache else ""
+    if not sha256:
+        sha256 = sha256_of(path)
+        if _file_state(path) != metadata:
+            return sha256  # it changed while it was read: of which state this is nobody knows
+        if is_in_cache:
+            _write(record, metadata, sha256)
+    _hash_cache[key] = sha256
+    return sha256
+
+
+def _file_state(path: Path) -> _FileState:
+    status = path.stat()
+    return (status.st_size, status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read_cached_hash(record: Path, metadata: _FileState) -> str:
+    """Return what a note says about a file of these facts; empty where it says nothing or is not ours."""
+    try:
+        if not hasattr(os, "getuid") or record.lstat().st_uid != os.getuid():
+            return ""
+        found = json.loads(record.read_bytes())
+        sha256 = str(found["sha256"])
+        return sha256 if tuple(found["facts"]) == metadata and len(sha256) == 64 else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _write(record: Path, metadata: _FileState, sha256: str) -> None:
+    text = json.dumps({"facts": metadata, "sha256": sha256})
+    with contextlib.suppress(OSError, OutputError):  # a cache that is only read works, and is hashed each time
+        record.parent.mkdir(exist_ok=True)
+        write_atomically(record, lambda file: file.write(text.encode()))
+
+
+OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
+_LOCK_LOG_AFTER_S = 3.0
+"""Waiting for another process is said after this."""
+
+
+def fetch(row: WeightRow) -> Path:
+    """Return the path of a row's file after checking its size and hash, downloading it once if it is not here yet.
+
+    Raises DownloadError, in one sentence, and leaves nothing partial, whatever goes wrong.
+    """
+    expected = ExpectedFile.from_row(row)
+    match row.source:
+        case BundledSource(file=file):
+            return _bundled(row, weights_folder() / file, expected)
+        case HubSource(repo=repo, revision=revision, file=file):
+            return fetch_from_hub(repo, file, revision, expected)
+        case UrlSource(url=url):
+            return _from_url(row, url, expected)
+
+
+def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: ExpectedFile | None = None) -> Path:
+    """Return the path of a file of a Hub repository at a revision (None: `main`), verified where `expected` says how.
+
+    Where nothing is published, the Hub's own hash of a large file counts, which is the name of its blob. Raises DownloadError
+    in one sentence, where the Hub's own errors take a page.
+    """
+    path = _hub_file(repo, file, revision)
+    if expected is None or expected == ExpectedFile():
+        expected = _named_by_hash(path.resolve())
+    try:
+        mismatch = expected.mismatch_reason(path, cached_sha256)
+        if mismatch:
+            for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
+                name.unlink(missing_ok=True)
+    except FileNotFoundError:  # by another process, for the same reason
+        raise DownloadError(f"{_hub_path(repo, file, revision)} was removed while it was checked; try again.") from None
+    except OSError as error:
+        raise DownloadError(f"{_hub_path(repo, file, revision)} cannot be read: {_cache_error_reason(error)}.") from None
+    if mismatch:
+        raise ChangedFileError(f"{_hub_path(repo, file, revision)} is not the published file: {mismatch}; it was removed.")
+    return path
+
+
+def _named_by_hash(blob: Path) -> ExpectedFile:
+    return ExpectedFile(sha256=blob.name) if re.fullmatch("[0-9a-f]{64}", blob.name) else ExpectedFile()
+
+
+def cache_folder() -> Path:
+    """Return where downloaded files are kept; it need not exist yet."""
+    if own := os.environ.get("DEEPLABZOO_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "deeplabzoo"
+
+
+def cached_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, remembered where it was computed before and the file did not change since."""
+    return read_or_compute_sha256(path, cache_folder())
+
+
+def offline_switch() -> str:
+    """Return the environment variable that forbids the network, or an empty string."""
+    return next((name for name in OFFLINE_SWITCHES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")), "")
+
+
+@contextlib.contextmanager
+def hf_offline_mode() -> Iterator[None]:
+    """Hold the Hub client to `DEEPLABZOO_OFFLINE` while other code (timm, for an encoder's weights) uses it.
+
+    The client reads its own switch once, when it is imported.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(offline_switch())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _bundled(row: WeightRow, path: Path, expected: ExpectedFile) -> Path:
+    if not path.is_file():
+        raise DownloadError(f"{row.full_name} should ship with deeplabzoo, but {path} is missing; install deeplabzoo again.")
+    if mismatch := expected.mismatch_reason(path, cached_sha256):
+        raise ChangedFileError(f"{path} is not the file of {row.full_name}: {mismatch}; install deeplabzoo again.")
+    return path
+
+
+def _from_url(row: WeightRow, url: str, expected: ExpectedFile) -> Path:
+    from filelock import FileLock, Timeout  # here, as huggingface_hub below: listing names must stay instant
+
+    cache = cache_folder()
+    target = cache / row.full_name / (Path(unquote(urlsplit(url).path)).name or "weights")
+    try:
+        if _is_verified(target, expected):
+            return target
+        if switch := offline_switch():
+            raise DownloadError(f"{row.full_name} is not in the cache ({target}) and {switch} forbids downloading it.")
+        (cache / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / "locks" / f"{row.full_name}.lock")
+        try:
+            lock.acquire(timeout=_LOCK_LOG_AFTER_S)
+        except Timeout:
+            logger.info(f"{row.full_name}: another process is downloading it; waiting for that one")
+            lock.acquire()
+        try:
+            if not _is_verified(target, expected):  # else another process was faster
+                _download_into(target, url, expected)
+        finally:
+            lock.release()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DownloadError(f"The cache {cache} cannot be used: {reason}; set DEEPLABZOO_CACHE to another folder.") from error
+    return target
+
+
+def _is_verified(target: Path, expected: ExpectedFile) -> bool:
+    try:
+        mismatch = expected.mismatch_reason(target, cached_sha256)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if mismatch:
+        logger.info(f"{target} in the cache is damaged: {mismatch}")
+        return False
+    return True
+
+
+def _download_into(target: Path, url: str, expected: ExpectedFile) -> None:
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    size = f" ({expected.bytes / 1e6:.1f} MB)" if expected.bytes else ""
+    logger.info(f"downloading {url}{size} to {target.parent}")
+    try:
+        download(url, target, expected)
+    finally:
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # succeeds only where nothing was kept
+
+
+def hub_file_metadata(repo: str, file: str, revision: str) -> tuple[str | None, int | None, str | None]:
+    """Ask the Hub about a file without fetching it: commit, size in bytes and ETag (the sha256 of large files).
+
+    Raises DownloadError in one sentence.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        metadata = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    except Exception as error:  # see _reason
+        raise DownloadError(
+            f"{_hub_path(repo, file, revision)} cannot be asked about: {_hub_error_reason(error, repo, revision)}."
+        ) from None
+    return metadata.commit_hash, metadata.size, metadata.etag
+
+
+class HubFileNotFoundError(DownloadError):
+    """The repository exists at this revision and does not hold the file."""
+
+
+def _hub_file(repo: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline_switch())))
+    except Exception as error:  # see _reason
+        absent = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
+        kind = HubFileNotFoundError if absent else DownloadError
+        reason = _hub_error_reason(error, repo, revision)
+        raise kind(f"{_hub_path(repo, file, revision)} cannot be downloaded: {reason}.") from None
+
+
+def _hub_error_reason(error: Exception, repo: str, revision: str | None) -> str:
+    """Return why the Hub's client failed, as a phrase.
+
+    It passes on what its HTTP library raises, and that library has changed three times; so anything may come here.
+    """
+    from huggingface_hub import errors
+
+    match error:
+        case errors.GatedRepoError():
+            return f"the repository is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return "there is no such repository, or it is private (then log in with `hf auth login`)"
+        case errors.RevisionNotFoundError():
+            return f"the repository has no revision '{revision}'"
+        case errors.LocalEntryNotFoundError():
+            if switch := offline_switch():
+                return f"it is not in the Hub's cache and {switch} forbids downloading it"
+            return f"the Hub cannot be reached ({_first_line(error.__cause__ or error)}) and the file is not in its cache"
+        case errors.EntryNotFoundError():
+            return "the repository has no such file at this revision"
+        case errors.HFValidationError():
+            return _first_line(error)
+        case OSError(errno=int()):
+            return f"the Hub's cache cannot be used ({_cache_error_reason(error)})"
+    return f"{type(error).__name__}, {_first_line(error)}"
+
+
+def _cache_error_reason(error: OSError) -> str:
+    return f"{error.strerror or error}; set HF_HOME to a folder that can be written"
+
+
+def _hub_path(repo: str, file: str, revision: str | None) -> str:
+    return f"hf-hub:{repo}{f'@{revision}' if revision else ''}/{file}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

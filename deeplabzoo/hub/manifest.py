@@ -1,0 +1,313 @@
+"""The typed rows of `weights/manifest.json`: every released file, where it is, what it holds and how well it was measured."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from deeplabzoo.data.classes import CLASS_LISTS
+from deeplabzoo.errors import WeightsError
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.strict_json import decode_dataclass, parse_json
+
+# How weights of our own came to be, as plain data of their manifest row: enough to train them again and to compare.
+
+
+_DIGITS = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training run, told by its recipe; fields that the run did not record are None."""
+
+    recipe: str
+    """Name of the recipe: `python -m deeplabzoo.train RECIPE`."""
+    recipe_sha256: str
+    """Digest of everything in it that decides the result (`Recipe.digest`)."""
+    overrides: tuple[str, ...]
+    """`--set` arguments by which the run differs from the recipe filed under that name when the weights were published."""
+    commit: str | None
+    """Of the source that trained."""
+    seed: int
+    steps: int
+    step: int | None
+    """Of the weights that are released: the best on val, or the last ones."""
+    epochs: float | None
+    """How often each training picture was seen, on average."""
+    data: str
+    split: str
+    images: int | None
+    """Training pictures."""
+    split_sha256: str | None
+    """`split_hash` of their names: two rows with the same one were trained on the same pictures."""
+    initial_weights: str
+    chosen: Literal["best", "last"]
+    """Whether val chose the step, or nothing did."""
+    hours: float
+    """Spent in updates, without evaluations."""
+    hardware: str
+    torch: str
+    date: str
+    """On which the run ended."""
+    changed_after: tuple[int, ...] = ()
+    """Steps after which it was resumed with another recipe; where there are any, the command trains a sibling."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("recipe_sha256", self.recipe_sha256), ("split_sha256", self.split_sha256)):
+            if value is not None and (len(value) != 64 or not _DIGITS.issuperset(value)):
+                raise WeightsError(f"training.{name} must be 64 hexadecimal digits, not {value!r}.")
+        if self.steps < 1:
+            raise WeightsError(f"training.steps must be at least 1, not {self.steps}.")
+
+    @property
+    def command(self) -> str:
+        """What repeats the run, where its data lie in DATA."""
+        data = "" if self.data == "shapes" else " --data DATA"
+        changes = "".join(f" {_quoted(one)}" for one in self.overrides)
+        return f"python -m deeplabzoo.train {self.recipe}{data} --out DIR{' --set' if changes else ''}{changes}"
+
+    def __str__(self) -> str:
+        images_text = f"{self.images} pictures of " if self.images else ""
+        changed = " (changed)" if self.overrides or self.changed_after else ""
+        return f"trained here with recipe {self.recipe}{changed} on {images_text}{self.data} {self.split}, seed {self.seed}"
+
+
+def _quoted(argument: str) -> str:
+    """Quote for a shell, with single quotes, where a character asks for it."""
+    plain = all(character.isalnum() or character in "=.,_-+:/" for character in argument)
+    return argument if plain else "'" + argument.replace("'", "'\"'\"'") + "'"
+
+
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+_TAG = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class BundledSource:
+    """A file that ships inside the wheel, beside the manifest."""
+
+    kind: Literal["bundled"]
+    file: str
+
+    def __post_init__(self) -> None:
+        _relative(self.file)
+
+    def __str__(self) -> str:
+        return f"bundled {self.file}"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A file of a Hugging Face Hub repository, at a revision that does not move (a commit, a tag or `refs/pr/N`)."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: str
+    file: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise WeightsError(f"repo must read owner/name, not {self.repo!r}.")
+        if self.revision in ("", "main"):
+            raise WeightsError(f"revision must be pinned to a commit, a tag or refs/pr/N, not {self.revision!r}.")
+        _relative(self.file)
+
+    def __str__(self) -> str:
+        return f"hf-hub:{self.repo}@{self.revision[:12]}/{self.file}"
+
+
+@dataclass(frozen=True)
+class UrlSource:
+    """A file on a web server."""
+
+    kind: Literal["url"]
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Source = BundledSource | HubSource | UrlSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One figure and everything that must be known to compare it; never set beside one of another protocol."""
+
+    name: str
+    value: float
+    unit: Literal["%"]
+    protocol: str
+    """How it was computed, in words: the definition of mIoU, the geometry of the input and of the comparison."""
+    data: str
+    split: str
+    images: int | None
+    output_stride: int | None
+    scales: tuple[float, ...]
+    flip: bool
+    origin: Literal["published", "measured"]
+    subset: str | None = None
+    """Says so where fewer pictures were scored than the publisher's list of the split holds."""
+    image_list_sha256: str | None = None
+    """Which pictures: the SHA-256 over their names as a report has it."""
+    command: str | None = None
+    """What measures it again; required where `origin` is "measured"."""
+    date: str | None = None
+    hardware: str | None = None
+    report: str | None = None
+    """Where the published figure stands, or the JSON report of a measured one."""
+    per_class: Mapping[str, float | None] | None = field(default=None, hash=False)
+    """The same for each class by name, in %; None for a class that neither labels nor predictions contain."""
+
+    def __post_init__(self) -> None:
+        if self.origin == "measured" and not (self.command and self.date and self.images):
+            raise WeightsError("a measured figure needs its command, date and number of images.")
+        if not 0 <= self.value <= 100:
+            raise WeightsError(f"a figure in % is between 0 and 100, not {self.value!r}.")
+        if self.image_list_sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.image_list_sha256):
+            raise WeightsError(f"image_list_sha256 must be 64 hexadecimal digits, not {self.image_list_sha256!r}.")
+        for name, value in (self.per_class or {}).items():
+            if value is not None and not 0 <= value <= 100:
+                raise WeightsError(f"the figure of class {name} is between 0 and 100, not {value!r}.")
+
+    @property
+    def images_text(self) -> str:
+        """On how many pictures it stands, in words; a subset is called one."""
+        return self.subset or (f"{self.images} images" if self.images else "number of images not published")
+
+
+@dataclass(frozen=True, kw_only=True)
+class License:
+    """Who allows what: the code that made the file, the file itself, and the pictures it was trained on."""
+
+    code: str
+    weights: str
+    data: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRow:
+    """One released file of one model: `name.tag`."""
+
+    name: str
+    tag: str
+    default: bool
+    """Whether `create(name, pretrained=True)` means this row; exactly one row of each name."""
+    origin: str
+    """StateDictConverter of the file: "deeplabzoo" for our own, else the module of `zoo/origins` that reads it."""
+    source: Source
+    bytes: int | None
+    sha256: str | None
+    sha256_prefix: str | None
+    """The first 8 or more hexadecimal digits, where the publisher gives no more than that."""
+    config: DeepLabConfig
+    preprocessing: Preprocessing
+    data: str
+    """Name of the class list whose names and colours the outputs have."""
+    metrics: tuple[Metric, ...]
+    license: License
+    verified: Literal["measured here", "parity with the origin's code on random weights", "layout only"]
+    notes: str
+    training: Training | None = None
+    """How it was trained, for weights of our own."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not _TAG.fullmatch(self.tag):
+            raise WeightsError(f"name and tag are small letters, digits and underscores, not {self.name!r} and {self.tag!r}.")
+        if self.data not in CLASS_LISTS:
+            raise WeightsError(f"data must be one of {', '.join(CLASS_LISTS)}, not {self.data!r}.")
+        if CLASS_LISTS[self.data].num_classes != self.config.num_classes:
+            raise WeightsError(f"{self.data} has {CLASS_LISTS[self.data].num_classes} classes, not {self.config.num_classes}.")
+        if self.bytes is not None and self.bytes < 1:
+            raise WeightsError(f"bytes must be at least 1, not {self.bytes}.")
+        for digest, value, pattern in (
+            ("sha256", self.sha256, r"[0-9a-f]{64}"),
+            ("sha256_prefix", self.sha256_prefix, r"[0-9a-f]{8,63}"),
+        ):
+            if value is not None and not re.fullmatch(pattern, value):
+                raise WeightsError(f"{digest} must match {pattern}, not {value!r}.")
+        if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
+            raise WeightsError("sha256 and sha256_prefix contradict each other.")
+        if self.verified == "measured here" and not any(metric.origin == "measured" for metric in self.metrics):
+            raise WeightsError('verified says "measured here", but metrics holds no measured figure.')
+
+    @property
+    def full_name(self) -> str:
+        """`name.tag`."""
+        return f"{self.name}.{self.tag}"
+
+    def __str__(self) -> str:
+        figures = [
+            f"{m.name} {m.value:g} {m.unit} ({m.origin}: {m.data} {m.split}, {m.images_text}, {m.protocol})"
+            for m in self.metrics
+        ]
+        facts = (
+            f"{self.data}, {self.config.num_classes} classes",
+            *(figures or ["no figure"]),
+            *([str(self.training)] if self.training else []),
+            f"licence {self.license.weights}",
+            self.verified,
+            f"{self.bytes / 1e6:.1f} MB" if self.bytes else "size not published",
+            str(self.source),
+        )
+        return f"{self.full_name}{' (default)' if self.default else ''}: {'; '.join(facts)}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All rows of one manifest file."""
+
+    schema: int
+    rows: tuple[WeightRow, ...]
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA_VERSION:
+            raise WeightsError(f"this version reads schema {SCHEMA_VERSION}, not {self.schema}; update deeplabzoo.")
+        seen: set[str] = set()
+        for row in self.rows:
+            if row.full_name in seen:
+                raise WeightsError(f"{row.full_name} stands there twice; a weight is never replaced under the same tag.")
+            seen.add(row.full_name)
+            if isinstance(row.source, UrlSource) and not row.source.url.startswith("https://"):
+                raise WeightsError(f"the url of {row.full_name} must begin with https://, not {row.source.url!r}.")
+        for name in {row.name for row in self.rows}:
+            defaults = [row.tag for row in self.rows if row.name == name and row.default]
+            if len(defaults) != 1:
+                raise WeightsError(f"{name} must have exactly one default tag, not {len(defaults)} ({', '.join(defaults)}).")
+
+    def __iter__(self) -> Iterator[WeightRow]:
+        return iter(self.rows)
+
+
+def _relative(file: str) -> None:
+    path = PurePosixPath(file)
+    if not file or path.is_absolute() or ".." in path.parts or "\\" in file or ":" in file:
+        raise WeightsError(f"file must be a relative path without '..', not {file!r}.")
+
+
+@functools.cache
+def weights_folder() -> Path:
+    """Return the folder of the manifest and the bundled files: inside the wheel, or `weights/` beside an editable package."""
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "released", here.parents[2] / "weights"):
+        if (folder / "manifest.json").is_file():
+            return folder
+    raise WeightsError("weights/manifest.json is missing from this installation of deeplabzoo; install it again.")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest file; raises WeightsError with the place and the reason."""
+    try:
+        plain = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
+    return decode_dataclass(Manifest, plain, path.name)
+
+
+@functools.cache
+def released() -> Manifest:
+    """Return the manifest of this installation, read and checked once."""
+    return read_manifest(weights_folder() / "manifest.json")

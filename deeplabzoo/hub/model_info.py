@@ -1,0 +1,251 @@
+"""Everything known about one name, gathered from the encoder table, the class lists and the manifest."""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from deeplabzoo.data.classes import CLASS_LISTS
+from deeplabzoo.errors import UnknownNameError, UsageError, did_you_mean
+from deeplabzoo.hub.manifest import Metric, WeightRow, released, weights_folder
+from deeplabzoo.hub.registry import all_model_names, find_weights, list_models, list_weights, parse_name
+from deeplabzoo.models.encoder_table import EncoderInfo, encoder_info
+from deeplabzoo.models.layers import aspp_rates
+from deeplabzoo.models.names import ModelName
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known about one model name; `print()` shows it as a short page."""
+
+    name: str
+    architecture: str
+    encoder: EncoderInfo
+    output_strides: tuple[int, ...]
+    """Strides that the encoder was measured to run at."""
+    atrous_rates: dict[int, tuple[int, ...]]
+    """Rates of the pyramid at each of those strides, unless the weights say otherwise."""
+    data: str | None
+    classes: tuple[str, ...]
+    """Class names of `data`; empty where the name has none."""
+    weights: tuple[WeightRow, ...]
+
+    def __str__(self) -> str:
+        strides = [f"{stride} (rates {', '.join(map(str, rates))})" for stride, rates in self.atrous_rates.items()]
+        lines = [
+            self.name,
+            f"  architecture    {self.architecture}",
+            f"  encoder         {self.encoder.name}, {self.encoder.params / 1e6:.2f} M parameters, {self.encoder.family}",
+            f"  output strides  {'; '.join(strides) or f'none: {self.encoder.refused}'}",
+            f"                  {self.encoder.exactness}",
+        ]
+        if self.data:
+            lines.append(f"  classes         {len(self.classes)} of {self.data}: {', '.join(self.classes)}")
+        for row in self.weights:
+            lines.append(f"  weights         {row}")
+            lines += [f"                  {text}" for text in (_licences(row), row.notes) if text]
+        if not self.weights:
+            lines.append("  weights         none released")
+        return "\n".join(lines)
+
+
+def describe(name: str) -> Description:
+    """Return everything known about one model name, or about one of its weights with `name.tag`.
+
+    Raises UnknownNameError on words or tags that do not exist.
+    """
+    parsed = parse_name(name)
+    encoder = encoder_info(parsed.encoder)
+    return Description(
+        name=str(parsed),
+        architecture=parsed.architecture,
+        encoder=encoder,
+        output_strides=encoder.strides,
+        atrous_rates={stride: aspp_rates(stride) for stride in encoder.strides},
+        data=parsed.data,
+        classes=CLASS_LISTS[parsed.data].classes if parsed.data else (),
+        weights=_rows(parsed),
+    )
+
+
+def _rows(name: ModelName) -> tuple[WeightRow, ...]:
+    if name.tag:
+        return (find_weights(name),)
+    return tuple(row for row in released() if row.name == name.untagged)
+
+
+def _licences(row: WeightRow) -> str:
+    return f"code {row.license.code}; weights {row.license.weights}; data {row.license.data}"
+
+
+# What a network costs, read from a committed table: parameters, and arithmetic on a photo of 513 x 513; no torch is needed.
+#
+# The table is counted on shapes by `python -m tools.encoders.count_costs`.
+
+
+SIDE = 513
+"""Height and width in pixels of the photo that arithmetic is counted on, the papers' crop."""
+TABLE = Path(__file__).with_name("cost_table.json")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters of a network, and its floating-point operations by output stride."""
+
+    params: int
+    flops: Mapping[int, int]
+    """At 513 x 513, batch 1: two for each multiplication with its addition, in convolutions and matrix products."""
+
+
+def get_cost(name: str) -> Cost | None:
+    """Return the cost of a network (`architecture_encoder`, with 21 classes) or of a released file (`name.tag`).
+
+    None where the table does not have it: it was released after the last count.
+    """
+    plain = _table().get(name)
+    return plain and Cost(plain["params"], {int(stride): flops for stride, flops in plain["flops"].items()})
+
+
+@functools.cache
+def _table() -> Mapping[str, Any]:
+    table: Mapping[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))["networks"]
+    return table
+
+
+# Models and released files side by side, with what one chooses by: size, arithmetic, best figure and its protocol, licence.
+
+
+Sort = Literal["name", "miou", "params", "flops", "size"]
+SORTS: tuple[Sort, ...] = ("name", "miou", "params", "flops", "size")
+
+
+@dataclass(frozen=True)
+class ModelListing:
+    """One line of a listing: a model, or one released file of it."""
+
+    name: str
+    model: ModelName
+    row: WeightRow | None
+    """The file that the figures are of: the one with the best mIoU, else the default one."""
+    cost: Cost | None
+    metric: Metric | None
+    """The best mIoU of `row`; at the output stride asked for, where one was."""
+    output_stride: int | None
+    """That `flops` is counted at: the one asked for, else the weights' own, else 16 or the nearest there is."""
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations for a photo of 513 x 513."""
+        return self.cost.flops.get(self.output_stride) if self.cost and self.output_stride else None
+
+    @property
+    def params(self) -> int | None:
+        """Parameters of the whole network."""
+        return self.cost.params if self.cost else None
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the file; None where there is none, or its publisher does not say."""
+        return self.row.bytes if self.row else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the line as plain JSON values, named as in the manifest."""
+        encoder = encoder_info(self.model.encoder)
+        return {
+            "name": self.name,
+            "architecture": self.model.architecture,
+            "encoder": encoder.name,
+            "data": self.model.data,
+            "weights": self.row.full_name if self.row else None,
+            "params": self.params,
+            "flops_513": {str(stride): count for stride, count in self.cost.flops.items()} if self.cost else None,
+            "output_stride": self.output_stride,
+            "output_strides": list(encoder.strides),
+            "bytes": self.bytes,
+            "miou": metric_to_dict(self.metric) if self.metric else None,
+            "license": vars(self.row.license) if self.row else None,
+        }
+
+
+def list_entries(
+    pattern: str = "*",
+    *,
+    output_stride: int | None = None,
+    data: str | None = None,
+    weights: bool = False,
+    sort: Sort = "name",
+) -> list[ModelListing]:
+    """Return what matches: models, or with `weights` released files, sorted (best mIoU first, least of all else first).
+
+    `output_stride` keeps models that run at it and figures found at it; `data` keeps models trained on it. What a line does
+    not have is sorted behind. Raises UsageError for a stride that there is not, UnknownNameError for unknown data.
+    """
+    if data is not None and data not in CLASS_LISTS:
+        known = ", ".join(CLASS_LISTS)
+        raise UnknownNameError(f"No data set is called '{data}'; known are {known}.{did_you_mean(data, CLASS_LISTS)}")
+    names = list_models(pattern, output_stride=output_stride)
+    if weights:
+        runs = set(all_model_names(output_stride))
+        lines: Iterable[ModelListing] = (
+            _line(row.full_name, [row], output_stride) for row in list_weights(pattern) if row.name in runs
+        )
+    else:
+        by_name: dict[str, list[WeightRow]] = {}
+        for row in released():
+            by_name.setdefault(row.name, []).append(row)
+        lines = (_line(name, by_name.get(name, []), output_stride) for name in names)
+    return sorted((line for line in lines if data in (None, line.model.data)), key=_ORDERS[sort])
+
+
+def require_matches(lines: list[ModelListing], pattern: str) -> None:
+    """Raise UsageError with the nearest names, or a wider pattern, where nothing was found."""
+    if lines:
+        return
+    wider = f" '*{pattern}*' matches more." if not set(pattern) & set("*?[") and list_models(f"*{pattern}*") else ""
+    raise UsageError(
+        f"Nothing matches '{pattern}' and the options beside it.{wider or did_you_mean(pattern, all_model_names())}"
+    )
+
+
+def metric_to_dict(metric: Metric) -> dict[str, Any]:
+    """Return a figure as plain JSON values, without its classes."""
+    return {key: value for key, value in vars(metric).items() if key != "per_class"}
+
+
+def rows_to_dicts(rows: Iterable[WeightRow]) -> list[dict[str, Any]]:
+    """Return the rows as the manifest's JSON has them."""
+    names = {row.full_name for row in rows}
+    plain: list[dict[str, Any]] = json.loads((weights_folder() / "manifest.json").read_text(encoding="utf-8"))["rows"]
+    return [one for one in plain if f"{one['name']}.{one['tag']}" in names]
+
+
+def _line(name: str, rows: list[WeightRow], output_stride: int | None) -> ModelListing:
+    metrics = [
+        (metric.value, row.default, index, row, metric)
+        for index, row in enumerate(rows)
+        for metric in row.metrics
+        if metric.name == "mIoU" and output_stride in (None, metric.output_stride)
+    ]
+    *_, row, metric = max(metrics, key=lambda one: one[:3]) if metrics else (next((r for r in rows if r.default), None), None)
+    if row is None and rows:
+        row = rows[0]
+    model = parse_name(name)
+    strides = encoder_info(model.encoder).strides
+    own = row.config.output_stride if row else min(strides, key=lambda stride: abs(stride - 16), default=None)
+    cost = get_cost(row.full_name if row else str(replace(model, data=None, tag=None)))
+    return ModelListing(name, model, row, cost, metric, output_stride or own)
+
+
+def _none_last(value: float | None) -> tuple[bool, float]:
+    return value is None, value or 0
+
+
+_ORDERS: Mapping[Sort, Callable[[ModelListing], Any]] = {
+    "name": lambda line: line.name,
+    "miou": lambda line: (*_none_last(-line.metric.value if line.metric else None), line.name),
+    "params": lambda line: (*_none_last(line.params), line.name),
+    "flops": lambda line: (*_none_last(line.flops), line.name),
+    "size": lambda line: (*_none_last(line.bytes), line.name),
+}

@@ -1,0 +1,1 @@
+"""Optimized inference: layer fusion, backends (torch, ONNX Runtime, OpenVINO), quantization, backend selection."""

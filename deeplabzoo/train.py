@@ -1,0 +1,11 @@
+"""`python -m deeplabzoo.train` runs `deeplabzoo.cli.train`."""
+
+import sys
+
+from deeplabzoo.cli.train import main
+
+__path__: list[str] = []
+"""Lets `deeplabzoo.train.recipe`, an old import path, be looked up below this module (see deeplabzoo.moved)."""
+
+if __name__ == "__main__":
+    sys.exit(main())

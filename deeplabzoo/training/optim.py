@@ -1,0 +1,220 @@
+"""Which parameter learns how fast and decays how much, and the optimizer that does it."""
+
+import bisect
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.models.deeplab import DeepLab
+
+OptimizerKind = Literal["sgd", "adam", "adamw"]
+OPTIMIZERS: tuple[OptimizerKind, ...] = ("sgd", "adam", "adamw")
+
+
+def parameter_groups(
+    net: nn.Module, *, weight_decay: float, encoder_lr_factor: float = 1.0, head_lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return optimizer groups: encoder and head with their lr factors, each split into decayed weights and the rest.
+
+    Parameters of one dimension (norms' scales and shifts, biases) never decay: pulling them to zero regularises nothing.
+    Whatever is not under `encoder.` counts as head. Frozen parameters are in no group. Every group holds the parameters'
+    `names`, in the network's order, so that a saved state can be matched by name.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_encoder, decayed = name.startswith("encoder."), parameter.ndim > 1
+        group = groups.setdefault(
+            (in_encoder, decayed),
+            {
+                "params": [],
+                "names": [],
+                "lr_factor": encoder_lr_factor if in_encoder else head_lr_factor,
+                "weight_decay": weight_decay if decayed else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise UsageError("Every parameter is frozen, so there is nothing to train; lower freeze_stages.")
+    return list(groups.values())
+
+
+def make_optimizer(
+    kind: str, groups: list[dict[str, Any]], *, momentum: float = 0.9, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.Optimizer:
+    """Return SGD (with Polyak momentum), Adam (decay through the gradient) or AdamW (decoupled decay).
+
+    The rate is set before every step by `set_learning_rate`. Raises UsageError for another kind.
+    """
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    if kind == "adam":
+        return torch.optim.Adam(groups, lr=0.0, betas=betas)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    raise UsageError(f"Unknown optimizer {kind!r}; expected one of {', '.join(OPTIMIZERS)}.")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's tensors as `<parameter name>/<quantity>`, e.g. `head.classifier.weight/exp_avg`."""
+    return {
+        f"{name}/{quantity}": torch.as_tensor(value)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def load_flat_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `flat_state` returned; a parameter without an entry starts afresh.
+
+    `step` counters stay on the CPU, as torch keeps them; everything else goes to its parameter's device.
+    """
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            state = {
+                key.rpartition("/")[2]: value if key.endswith("/step") else value.to(parameter.device)
+                for key, value in tensors.items()
+                if key.rpartition("/")[0] == name
+            }
+            if state:
+                optimizer.state[parameter] = state
+
+
+# The learning rate as a pure function of the step: nothing to save, nothing that a resume could get wrong.
+
+
+ScheduleKind = Literal["poly", "cosine", "step", "constant"]
+SCHEDULES: tuple[ScheduleKind, ...] = ("poly", "cosine", "step", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """One phase of the learning rate, over `steps` steps.
+
+    >>> Schedule(kind="poly", lr=0.01, steps=100)(50) == 0.01 * 0.5**0.9
+    True
+    """
+
+    kind: ScheduleKind
+    lr: float
+    steps: int
+    power: float = 0.9
+    """Of `poly`: lr x (1 - step / steps)^power (DeepLabV3, section 4.1)."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Of `step`: the shares of the phase after which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    floor: float = 0.0
+    """Of `poly` and `cosine`: the share of `lr` that is never gone below."""
+    warmup_steps: int = 0
+    """The rate rises linearly over this many first steps, from `warmup_from` x lr; the curve itself starts at step 0."""
+    warmup_from: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise UsageError(f"Unknown schedule {self.kind!r}; expected one of {', '.join(SCHEDULES)}.")
+        if self.steps < 1 or self.lr < 0 or self.warmup_steps < 0:
+            values = f"{self.steps!r}, {self.lr!r}, {self.warmup_steps!r}"
+            raise UsageError(f"A schedule needs steps >= 1, lr >= 0 and warmup_steps >= 0, not {values}.")
+
+    def __call__(self, step: int) -> float:
+        """Return the rate for update number `step`, counted from 0."""
+        done = min(step / self.steps, 1.0)
+        if self.kind == "poly":
+            factor = max(float((1 - done) ** self.power), self.floor)
+        elif self.kind == "cosine":
+            factor = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+        elif self.kind == "step":
+            factor = float(self.gamma ** bisect.bisect_right(self.milestones, done))
+        else:
+            factor = 1.0
+        if step < self.warmup_steps:
+            factor *= self.warmup_from + (1 - self.warmup_from) * step / self.warmup_steps
+        return self.lr * factor
+
+
+@dataclass(frozen=True)
+class PhasedSchedule:
+    """Schedules one after the other, each counting its steps from 0: e.g. 65 epochs at 1e-2, then 5 at 1e-3."""
+
+    schedules: tuple[Schedule, ...]
+
+    @property
+    def steps(self) -> int:
+        """Length of all phases together."""
+        return sum(schedule.steps for schedule in self.schedules)
+
+    def at(self, step: int) -> tuple[int, int]:
+        """Return (number of the phase, step within it); past the end it is the last phase."""
+        for number, schedule in enumerate(self.schedules[:-1]):
+            if step < schedule.steps:
+                return number, step
+            step -= schedule.steps
+        return len(self.schedules) - 1, step
+
+    def __call__(self, step: int) -> float:
+        """Return the rate for update number `step` of the whole run."""
+        number, within = self.at(step)
+        return self.schedules[number](within)
+
+
+# Parts of a network that do not learn: early stages of the encoder, and batch norms.
+
+
+_PROBE_SIZE = 64
+BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
+"""Modules with running statistics; timm's, which carry their activation, are subclasses."""
+
+
+def freeze(net: DeepLab, *, stages: int = 0, batch_norms: str = "none") -> None:
+    """Mark what does not learn with `requires_grad = False`: the first `stages` features of the encoder, and batch norms.
+
+    What belongs to a stage is found by asking which parameters its features depend on, so it holds for any encoder. `batch_norms`
+    is none, encoder or all. Raises UsageError for more stages than the encoder has.
+    """
+    if stages:
+        for parameter in _upstream_parameters(net, stages):
+            parameter.requires_grad_(False)
+    if batch_norms != "none":
+        for module in (net.encoder if batch_norms == "encoder" else net).modules():
+            if isinstance(module, BATCH_NORM_TYPES):
+                module.requires_grad_(False)
+
+
+def train_mode(net: DeepLab) -> None:
+    """Put the network into training mode, except batch norms whose parameters are frozen: their statistics stay too."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, BATCH_NORM_TYPES) and module.weight is not None and not module.weight.requires_grad:
+            module.eval()
+
+
+def _upstream_parameters(net: DeepLab, stages: int) -> list[nn.Parameter]:
+    """Return the parameters that the first `stages` features are computed from."""
+    available = len(net.feature_plan.channels)
+    if stages > available:
+        raise UsageError(f"freeze_stages is {stages}, but this encoder yields {available} features; use 0 to {available}.")
+    training = net.training
+    parameters = list(net.encoder.parameters())
+    first = parameters[0]
+    net.eval()
+    with torch.enable_grad():
+        features = net.encoder(
+            torch.zeros(1, net.config.in_chans, _PROBE_SIZE, _PROBE_SIZE, device=first.device, dtype=first.dtype)
+        )
+        reached = torch.autograd.grad(sum(feature.sum() for feature in features[:stages]), parameters, allow_unused=True)
+    net.train(training)
+    return [parameter for parameter, gradient in zip(parameters, reached, strict=True) if gradient is not None]

@@ -1,0 +1,82 @@
+"""SIGTERM and Ctrl-C: a step or a file is finished first, all else is left at once, and the exit status says which it was."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from deeplabzoo.errors import StoppedError
+
+
+class ImmediateStop(KeyboardInterrupt):
+    """Raised by a signal where nothing is being changed; no handler of `Exception` can take it for an error."""
+
+
+class StopRequest:
+    """While this holds, the first SIGTERM or SIGINT asks the run to stop, and a second one ends the process.
+
+    Inside `deferred` the first one only sets `signal`, which the loop answers between two steps, with its state saved. Elsewhere,
+    and inside `immediate`, what goes on (reading, measuring) changes nothing, so it is left on the spot by ImmediateStop; the block
+    ends in StoppedError.
+    """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._bytes_on_disk = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            handled = [
+                one for one in self._SIGNALS if signal.getsignal(one) is not signal.SIG_IGN
+            ]  # a shell's `&` ignores SIGINT
+            self._before = {one: signal.signal(one, self._on_signal) for one in handled}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore_handlers()
+        if isinstance(error, ImmediateStop):
+            raise self.stop_error("; what was saved stays, and --resume goes on from there") from None
+
+    def stop_error(self, where: str) -> StoppedError:
+        """Return the error that ends the run; its exit status is 128 + the signal's number, as shells report it."""
+        number = self.signal or signal.SIGTERM  # where another process of the run was the one that got it
+        return StoppedError(f"Stopped by {number.name}{where}.", 128 + number)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let signals wait in `signal`; one that was not answered by then is answered when the block ends."""
+        self._bytes_on_disk = True
+        try:
+            yield
+        finally:
+            self._bytes_on_disk = False
+        self._raise_if_signaled()
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Answer signals on the spot within a block of `deferred`."""
+        self._bytes_on_disk = False
+        try:
+            self._raise_if_signaled()
+            yield
+        finally:
+            self._bytes_on_disk = True
+
+    def _raise_if_signaled(self) -> None:
+        if self.signal is not None:
+            raise ImmediateStop
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore_handlers()
+        if not self._bytes_on_disk:
+            raise ImmediateStop
+
+    def _restore_handlers(self) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,80 @@
+"""The tables of released weights as Markdown, and their places in documents: written from the rows, never by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deeplabzoo.errors import UsageError
+from deeplabzoo.hub.manifest import Metric, WeightRow
+
+BEGIN, END = "<!-- weights-table:begin -->", "<!-- weights-table:end -->"
+_ALL, _MEASURED = "weights-table", "measured-table"
+_HEADER = ("weights", "classes", "mIoU", "how it was found", "file", "licence of the file")
+
+
+def markdown_table(rows: Sequence[WeightRow]) -> str:
+    """Return one line per released file; several figures of one file stand under each other, each with its conditions."""
+    lines = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_cells(row)) for row in rows)]
+    return "\n".join(lines)
+
+
+def fill_tables(document: Path, rows: Sequence[WeightRow]) -> str:
+    """Return a document's text with its blocks filled: `weights-table` by all rows, `measured-table` by those measured here.
+
+    Raises UsageError where the document cannot be read or has neither block.
+    """
+    measured = [row for row in rows if row.verified == "measured here"]
+    text = _text(document)
+    if f"<!-- {_MEASURED}:begin -->" in text:
+        text = _replaced(document, text, markdown_table(measured), _MEASURED)
+        if BEGIN not in text:
+            return text
+    return _replaced(document, text, markdown_table(rows), _ALL)
+
+
+def replace_block(document: Path, table: str, block: str = _ALL) -> str:
+    """Return a document's text with the table between the two marks of a block, `<!-- BLOCK:begin -->` and `… :end -->`.
+
+    Raises UsageError where the document cannot be read or has not exactly one such block.
+    """
+    return _replaced(document, _text(document), table, block)
+
+
+def _text(document: Path) -> str:
+    try:
+        return document.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{document}' cannot be read: {error}.") from None
+
+
+def _replaced(document: Path, text: str, table: str, block: str) -> str:
+    begins, ends = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+    before, begin, rest = text.partition(begins)
+    _, end, after = rest.partition(ends)
+    if not begin or not end or begins in after or ends in before:
+        raise UsageError(f"'{document}' must hold one block `{begins}` … `{ends}`, in this order.")
+    return f"{before}{begins}\n{table}\n{ends}{after}"
+
+
+def _cells(row: WeightRow) -> list[str]:
+    metrics = [metric for metric in row.metrics if metric.name == "mIoU"]
+    return [
+        f"`{row.full_name}`{' (default)' if row.default else ''}",
+        f"{row.config.num_classes} ({row.data})",
+        "<br>".join(f"{metric.value:.2f} {metric.unit}" for metric in metrics) or "none",
+        "<br>".join(metric_conditions(metric) for metric in metrics) or row.verified,
+        f"{row.bytes / 1e6:.1f} MB, {row.source.kind}" if row.bytes else f"{row.source.kind}, size not published",
+        row.license.weights,
+    ]
+
+
+def metric_conditions(metric: Metric) -> str:
+    """Return under which conditions a figure was found, in a line: who, when, on what, and how."""
+    passes = "single scale" if len(metric.scales) == 1 else f"scales {', '.join(f'{scale:g}' for scale in metric.scales)}"
+    stride = f"output stride {metric.output_stride}, " if metric.output_stride else ""
+    when = f" {metric.date}" if metric.date else ""
+    where = f"{metric.data} {metric.split}, {metric.images_text}"
+    return f"{metric.origin}{when}: {where}, {stride}{passes}{', flip' if metric.flip else ''}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -1,0 +1,1 @@
+"""Writers of the encoder and cost tables that the package ships."""
