@@ -11,7 +11,7 @@ from pathlib import Path
 from trust_record import TrustRecord, write_record
 
 COMMAND = "DEEPLABZOO_RECORD=1 .ci/run"
-_NAMED = 10
+_MAX_LISTED = 10
 """Files of tests that take longest."""
 
 
@@ -34,7 +34,7 @@ def record(junit: Path, seconds: float) -> TrustRecord:
             "tests_passed": len(cases) - skipped,
             "tests_skipped": skipped,
             "wall_seconds_of_tests": round(float(suite.get("time", 0)), 1),
-            "seconds_of_the_longest_files": dict(list(longest.items())[:_NAMED]),
+            "seconds_of_the_longest_files": dict(list(longest.items())[:_MAX_LISTED]),
             "seconds_of_files_of_trust": {name: took for name, took in longest.items() if name.startswith("trust/")},
         },
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from training_runs import Driver, driver, finished, write_pictures
+from training_runs import Driver, driver, finished, write_images
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to train on; tests that spoil pictures take a copy."""
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")

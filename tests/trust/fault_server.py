@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from local_server import LocalServer, Request, Served, _Handler, local_server
+from helpers.local_server import LocalServer, Request, Served, _Handler, local_server
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from rows import row
+from helpers.rows import row
 
 from deeplabzoo.errors import DownloadError
-from deeplabzoo.zoo import download
-from deeplabzoo.zoo.hub import fetch, fetch_from_hub
-from deeplabzoo.zoo.manifest import HubSource, UrlSource
+from deeplabzoo.hub import http_download
+from deeplabzoo.hub.download import fetch, fetch_from_hub
+from deeplabzoo.hub.manifest import HubSource, UrlSource
 
 REPO, FILE = "someone/their-deeplab", "model.safetensors"
 SILENCE_S = 1.0
@@ -126,7 +126,7 @@ def obtained(order: Order) -> str:
 
     os.environ["DEEPLABZOO_CACHE"] = str(Path(order.home, "cache"))
     constants.HF_HUB_CACHE = str(Path(order.home, "hub"))
-    download.TIMEOUT_S, download.JUDGED_AFTER_S = SILENCE_S, 2 * SILENCE_S
+    http_download.TIMEOUT_S, http_download.SPEED_WINDOW_S = SILENCE_S, 2 * SILENCE_S
     published = {"bytes": order.bytes, "sha256": order.sha256}
     try:
         if order.client == "url":

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from test_inference_form import HEADS
+from test_fused_model import HEADS
 
 import deeplabzoo
-from deeplabzoo.inference.device import evaluating
-from deeplabzoo.inference.golden import ROUNDING, golden_input
+from deeplabzoo.device import eval_mode
+from deeplabzoo.evaluation.reproduce import GOLDEN_TOLERANCE, golden_input
+from deeplabzoo.hub.manifest import BundledSource, WeightRow, released
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.models.encoder_table import encoder_facts, list_encoders
-from deeplabzoo.models.transplant import NoRandomNumbers
-from deeplabzoo.zoo.manifest import BundledSource, WeightRow, released
+from deeplabzoo.models.encoder_table import encoder_info, list_encoders
+from deeplabzoo.models.weight_transfer import SkipInit
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "logits.json"
 SIZE = (65, 320)
@@ -37,7 +37,7 @@ SAMPLES = 16
 LIGHT_PARAMETERS = 12_000_000
 """Of an encoder; CI takes of the smaller ones, `make soak` all."""
 
-FLOAT32_TOLERANCE = 5 * ROUNDING
+FLOAT32_TOLERANCE = 5 * GOLDEN_TOLERANCE
 """Of the largest logit: weights that nobody trained amplify rounding, which took one kind to nine tenths of ROUNDING."""
 FLOAT64_TOLERANCE = 1e-10
 """Of the largest logit. What makes 8e-5 of float32's u makes 1.5e-13 of float64's, 2^-53 = 1.1e-16; the file keeps twelve
@@ -73,9 +73,9 @@ def _encoders() -> Iterator[Kind]:
     families: dict[str, list[str]] = {}
     for name in list_encoders(output_stride=16):
         if not name.startswith("test_"):  # timm's own, of a few channels
-            families.setdefault(encoder_facts(name).family, []).append(name)
+            families.setdefault(encoder_info(name).family, []).append(name)
     for family, names in sorted(families.items()):
-        smallest = min(names, key=lambda name: (encoder_facts(name).params, name))
+        smallest = min(names, key=lambda name: (encoder_info(name).params, name))
         config = DeepLabConfig(architecture="deeplabv3plus", encoder=smallest, num_classes=5, head_channels=64)
         yield _seeded(f"encoder/{family}", config)
 
@@ -93,17 +93,17 @@ def _layouts() -> Iterator[Kind]:
             plain = replace(row.config, encoder="", num_classes=2, output_stride=16, atrous_rates=None)
             rows.setdefault((row.origin, plain, row.config.atrous_rates == ()), []).append(row)
     for alike in rows.values():
-        row = min(alike, key=lambda row: (encoder_facts(row.config.encoder).params, row.config.output_stride, row.full_name))
+        row = min(alike, key=lambda row: (encoder_info(row.config.encoder).params, row.config.output_stride, row.full_name))
         yield _seeded(f"layout/{row.origin}/{row.full_name}", replace(row.config, num_classes=5))
 
 
 def _seeded(name: str, config: DeepLabConfig) -> Kind:
-    return Kind(name, functools.partial(seeded, config), light=encoder_facts(config.encoder).params < LIGHT_PARAMETERS)
+    return Kind(name, functools.partial(seeded, config), light=encoder_info(config.encoder).params < LIGHT_PARAMETERS)
 
 
 def seeded(config: DeepLabConfig) -> DeepLab:
     """Return the network with weights made of its tensors' names and shapes by arithmetic alone, the same on every machine."""
-    with NoRandomNumbers():
+    with SkipInit():
         net = DeepLab(config).eval()
     net.load_state_dict({name: _values(name, tensor) for name, tensor in net.state_dict().items()})
     return net
@@ -137,7 +137,7 @@ def _noise() -> npt.NDArray[np.float64]:
 
 def answer(net: DeepLab) -> torch.Tensor:
     """Return the network's logits of the fixed input, at the input's size, in the type of its weights."""
-    with evaluating(net):
+    with eval_mode(net):
         return net(golden_input(net.config.in_chans, SIZE).to(next(net.parameters()).dtype))
 
 

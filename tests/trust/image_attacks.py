@@ -13,8 +13,8 @@ import tifffile
 from fuzz.contract import Target
 from PIL import Image
 
-from deeplabzoo.data.images import Pixels, read_header, read_image, read_image_bytes, read_mask
-from deeplabzoo.inference.large_image import open_rows
+from deeplabzoo.data.image_io import Pixels, read_header, read_image, read_image_bytes, read_mask
+from deeplabzoo.inference.large_image import open_row_reader
 
 MOST_PIXELS = 1_000_000
 """The limit that hostile pictures are read with; a right one of that size takes 12 MB."""
@@ -120,7 +120,7 @@ def window_files() -> dict[str, bytes]:
 
 def windows(path: Path) -> Pixels:
     """The whole picture through windows of a few rows, as large pictures are read."""
-    picture = open_rows(path, max_pixels=MOST_PIXELS)
+    picture = open_row_reader(path, max_pixels=MOST_PIXELS)
     height = picture.hw[0]
     rows = [picture.rows(top, min(height, top + 64)) for top in range(0, height, 64)]
     whole = np.concatenate(rows)

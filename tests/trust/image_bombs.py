@@ -13,8 +13,8 @@ from fuzz.contract import Target, limited_memory, the_watch
 from image_attacks import ENTRANCES, PHOTO, chunk, common_files, directory, patched, png, saved, tiff, zeros
 from PIL import Image
 
-from deeplabzoo.data.images import read_image
-from deeplabzoo.inference.large_image import open_rows
+from deeplabzoo.data.image_io import read_image
+from deeplabzoo.inference.large_image import open_row_reader
 
 STATED_BYTES_A_PIXEL = 20
 """Memory stated for a picture that is read, by pixel of its limit."""
@@ -136,7 +136,7 @@ def _at_the_limit(path: Path) -> object:
 
 
 def _first_rows(path: Path) -> object:
-    return open_rows(path).rows(0, 16)
+    return open_row_reader(path).rows(0, 16)
 
 
 def main() -> None:
@@ -150,8 +150,8 @@ def main() -> None:
                 for name, data in files.items():
                     for target in _targets(kind):
                         broken = watch.run(target, data, Path(tempfile.mkdtemp(dir=folder)))
-                        told = "" if watch.outcome is None else str(watch.outcome)
-                        line = {"kind": kind, "file": name, "entrance": target.name, "bytes": len(data), "sentence": told}
+                        logged = "" if watch.outcome is None else str(watch.outcome)
+                        line = {"kind": kind, "file": name, "entrance": target.name, "bytes": len(data), "sentence": logged}
                         print(json.dumps({**line, "broken": None if broken is None else broken.what}), flush=True)
 
 

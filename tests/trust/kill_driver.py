@@ -2,7 +2,7 @@
 
 usage: python kill_driver.py; every line on stdin is an order in JSON, every line on stdout an answer. `{"run": "train" or
 "publish", "words": [...], "told": FILE, "doing": FILE}` answers with the process's number, `{"ask": PID}` with its exit status
-(negative: the signal; null: it runs). FILE `told` gets what the run prints, `doing` what it is at, for the record.
+(negative: the signal; null: it runs). FILE `logged` gets what the run prints, `doing` what it is at, for the record.
 
 What a run meets, each optional: `aim` [MODULE:NAME, N, WHEN, SIGNAL, WORD] sends itself a signal before or after the N-th call
 of a function whose first argument holds WORD (empty: any); `largest_file_bytes` with `full_from` [MODULE:NAME, N] is a disk
@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PHASES = {
-    "deeplabzoo.train.loop:open_splits": "opening the data",
-    "deeplabzoo.train.loop:build": "building the network",
-    "deeplabzoo.train.stream:Stream.__getitem__": "reading pictures",
-    "deeplabzoo.train.trainer:class_weights_of": "reading the labels",
-    "deeplabzoo.train.loop:RunLog": "opening the log",
-    "deeplabzoo.train.trainer:Trainer.update": "a step",
-    "deeplabzoo.train.loop:measure": "an evaluation",
-    "deeplabzoo.train.trainer:Trainer.save_weights": "writing weights",
-    "deeplabzoo.train.folder:save_state": "writing a state",
-    "deeplabzoo.train.loop:write_report": "the report",
-    "deeplabzoo.publishing.publish:_write_release": "writing the release",
-    "deeplabzoo.publishing.publish:_write_card": "writing the card",
-    "deeplabzoo.publishing.publish:beside_manifest": "adding to the manifest",
+    "deeplabzoo.training.train:open_splits": "opening the data",
+    "deeplabzoo.training.train:build_model": "building the network",
+    "deeplabzoo.training.dataloader:BatchDataset.__getitem__": "reading pictures",
+    "deeplabzoo.training.trainer:class_weights_from_data": "reading the labels",
+    "deeplabzoo.training.train:RunLog": "opening the log",
+    "deeplabzoo.training.trainer:Trainer.train_step": "a step",
+    "deeplabzoo.training.train:validate": "an evaluation",
+    "deeplabzoo.training.trainer:Trainer.save_weights": "writing weights",
+    "deeplabzoo.training.run_dir:save_state": "writing a state",
+    "deeplabzoo.training.train:write_report": "the report",
+    "deeplabzoo.publish.publish:_write_release": "writing the release",
+    "deeplabzoo.publish.publish:_write_card": "writing the card",
+    "deeplabzoo.publish.publish:add_release_to_manifest": "adding to the manifest",
 }
 """Functions by which the record tells where a kill came down; outside of them it is `after` the last one."""
 
@@ -115,8 +115,8 @@ def _work(order: dict[str, Any]) -> NoReturn:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started the tests with `&` has it ignored
     os.environ.update(order.get("environment", {}))
-    told = os.open(order["told"], os.O_WRONLY | os.O_APPEND)
-    for stream, there in ((0, os.open(os.devnull, os.O_RDONLY)), (1, told), (2, told)):
+    logged = os.open(order["told"], os.O_WRONLY | os.O_APPEND)
+    for stream, there in ((0, os.open(os.devnull, os.O_RDONLY)), (1, logged), (2, logged)):
         os.dup2(there, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     if "doing" in order:
@@ -130,7 +130,7 @@ def _work(order: dict[str, Any]) -> NoReturn:
     if "clock_s" in order:
         _go_back(order["clock_s"])
     sys.argv = [f"deeplabzoo.{order['run']}", *order["words"]]
-    module = importlib.import_module({"train": "deeplabzoo.train.__main__", "publish": "deeplabzoo.publish"}[order["run"]])
+    module = importlib.import_module({"train": "deeplabzoo.cli.train", "publish": "deeplabzoo.cli.publish"}[order["run"]])
     status = int(module.main(order["words"]))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -146,7 +146,14 @@ def _warm_up() -> None:
 
     torch.set_num_threads(1)
     Image.init()
-    for name in ("data.folder", "data.resize", "train.__main__", "train.loop", "publishing.publish", "inference.evaluation"):
+    for name in (
+        "data.datasets.folder",
+        "data.resize",
+        "cli.train",
+        "training.train",
+        "publish.publish",
+        "evaluation.evaluate",
+    ):
         importlib.import_module(f"deeplabzoo.{name}")
     importlib.import_module("deeplabzoo.data.resize").kernel()
     assert matplotlib.backends.backend_agg

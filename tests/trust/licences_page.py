@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dependencies import Dependency, described, direct, extras, light_install
 
-from deeplabzoo.output import write_atomically
-from deeplabzoo.zoo.manifest import WeightRow, released
-from deeplabzoo.zoo.table import replace_block
+from deeplabzoo.files import write_atomically
+from deeplabzoo.hub.manifest import WeightRow, released
+from tools.docs.tables import replace_block
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "licences.md"
 DEPENDENCIES, WEIGHTS = "dependencies", "weights-licences"

@@ -24,7 +24,13 @@ _RUNS = ROOT / ".coverage-runs.jsonl"
 """What each run took, until it is reported."""
 _WHOLE = ("models", "zoo", "inference", "metrics", "train")
 """Parts whose lines are promised to be run, nine of ten at least."""
-_LOOPS = ["tests/test_cells.py", "tests/test_labels.py", "tests/test_metrics.py", "tests/test_transforms.py", "-k"]
+_LOOPS = [
+    "tests/processing/test_postprocessing_numba.py",
+    "tests/processing/test_postprocessing.py",
+    "tests/evaluation/test_metrics.py",
+    "tests/data/test_transforms.py",
+    "-k",
+]
 _LOOPS.append("left_out or every_row or argmax_of or first_of_equal or finite or bytes or compiled_and or window or one_colour")
 """Tests of compiled loops on pictures that are small enough for Python."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deeplabzoo.output import write_atomically
+from deeplabzoo.files import write_atomically
 
 
 def draw_memory(record: dict[str, Any], path: Path) -> None:

@@ -42,14 +42,17 @@ class Target:
 
 
 TARGETS = {
-    "atrous": Target("deeplabzoo.models.atrous", ("test_atrous.py",)),
-    "metrics": Target("deeplabzoo.metrics", ("test_metrics.py",), ("_count_words",)),
-    "manifest": Target("deeplabzoo.zoo.manifest", ("test_manifest.py", "test_weights_command.py")),
-    "labels": Target("deeplabzoo.inference.labels", ("test_labels.py", "test_preprocess.py", "test_predictor.py")),
+    "atrous": Target("deeplabzoo.models.layers", ("models/test_atrous_rates.py",)),
+    "metrics": Target("deeplabzoo.evaluation.metrics", ("evaluation/test_metrics.py",), ("_count_label_pairs",)),
+    "manifest": Target("deeplabzoo.hub.manifest", ("hub/test_manifest.py", "cli/test_weights_command.py")),
+    "labels": Target(
+        "deeplabzoo.processing.postprocessing",
+        ("processing/test_postprocessing.py", "processing/test_preprocessing.py", "inference/test_predictor.py"),
+    ),
     "cells": Target(
-        "deeplabzoo.inference.cells",
-        ("test_cells.py", "test_labels.py"),
-        ("label_cells", "_winners", "_fill", "_gather", "_candidates"),
+        "deeplabzoo.processing.postprocessing_numba",
+        ("processing/test_postprocessing_numba.py", "processing/test_postprocessing.py"),
+        ("upsample_argmax_cells", "_argmax_row", "_fill", "_gather", "_candidates"),
     ),
 }
 

@@ -24,8 +24,8 @@ from cyclonedx.output.json import JsonV1Dot6
 from dependencies import UNSTATED, Dependency, direct, light_install
 from packageurl import PackageURL
 
-from deeplabzoo.output import write_atomically
-from deeplabzoo.zoo.manifest import BundledSource, WeightRow, released
+from deeplabzoo.files import write_atomically
+from deeplabzoo.hub.manifest import BundledSource, WeightRow, released
 
 _REPRODUCIBLE_EPOCH = 1580601600
 """What hatchling takes where SOURCE_DATE_EPOCH is not set: 2 February 2020."""

@@ -13,23 +13,23 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from color_net import ColorNet
+from helpers.color_net import ColorNet
 from PIL import Image
 from torch import nn
 
 import deeplabzoo
-from deeplabzoo.data.images import Pixels
-from deeplabzoo.data.shapes import Shapes
+from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
+from deeplabzoo.data.image_io import Pixels
+from deeplabzoo.device import eval_mode
 from deeplabzoo.errors import DeepLabZooError
-from deeplabzoo.inference.device import evaluating
-from deeplabzoo.inference.engines import compiled
-from deeplabzoo.inference.engines.by_size import BySize
-from deeplabzoo.inference.engines.openvino import compiled_runner
+from deeplabzoo.evaluation.evaluate import prefetch
 from deeplabzoo.inference.predictor import Predictor
-from deeplabzoo.inference.read_ahead import read_ahead
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.models.fused_conv import fold
-from deeplabzoo.models.packing import pack, packing_available
+from deeplabzoo.optimization.backends import compiled_backend
+from deeplabzoo.optimization.backends.onnxruntime_backend import SizeSpecializedRunner
+from deeplabzoo.optimization.backends.openvino_backend import openvino_runner
+from deeplabzoo.optimization.fused_conv import fold_batchnorm
+from deeplabzoo.optimization.onednn import onednn_available, prepack
 
 THREADS = 8
 PHOTO = Path(__file__).resolve().parents[2] / "docs" / "images" / "palace.jpg"
@@ -128,11 +128,11 @@ def test_the_first_calls_may_come_together(net: DeepLab, photos: list[Pixels], c
 
 def test_weights_are_packed_once_by_two_first_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that both find the weights unpacked: the second must not pack what the first has emptied."""
-    if not packing_available():
+    if not onednn_available():
         pytest.skip("this torch has no oneDNN")
     layer = nn.Conv2d(3, 8, 3, padding=1)
-    conv, image_BCHW = nn.Sequential(fold(layer, None, None)), torch.randn(1, 3, 9, 9)
-    pack(conv)
+    conv, image_BCHW = nn.Sequential(fold_batchnorm(layer, None, None)), torch.randn(1, 3, 9, 9)
+    prepack(conv)
     reorder, calls = torch.ops.mkldnn._reorder_convolution_weight, []
 
     def slow(*values: Any) -> torch.Tensor:
@@ -157,7 +157,7 @@ def test_a_graph_for_one_size_is_planned_once() -> None:
         return lambda image: image
 
     opened: list[tuple[int, ...] | None] = []
-    runner = BySize(open_graph)
+    runner = SizeSpecializedRunner(open_graph)
     image = np.zeros((1, 3, 4, 5), np.float32)
     at_once(lambda _: [runner(image) for _ in range(5)])
     assert opened == [None, image.shape]
@@ -174,9 +174,9 @@ def test_a_second_size_that_cannot_be_compiled_is_a_sentence(monkeypatch: pytest
 
         return forward
 
-    monkeypatch.setattr(compiled, "_frozen", frozen)
+    monkeypatch.setattr(compiled_backend, "_compile_frozen", frozen)
     net = deeplabzoo.create("deeplabv3_resnet10t", num_classes=3, encoder_pretrained=False).eval()
-    run = compiled.build(net, size=(33, 65))
+    run = compiled_backend.build(net, size=(33, 65))
     for _ in range(2):
         with pytest.raises(DeepLabZooError, match=r"compiled for 97 x 65 \(expected an int, got None\); use engine='torch'"):
             run(torch.zeros(1, 3, 65, 97))
@@ -191,7 +191,7 @@ def test_openvino_answers_eight_threads() -> None:
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides) for name in ("image", "low")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["image"], ["low"])], "relu", values[:1], values[1:])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    run = compiled_runner(model.SerializeToString(), threads=1)
+    run = openvino_runner(model.SerializeToString(), threads=1)
 
     def work(number: int) -> None:
         image = np.full((1, 3, 512, 512), number, np.float32)
@@ -201,13 +201,13 @@ def test_openvino_answers_eight_threads() -> None:
     at_once(work)
 
 
-def test_a_network_in_training_mode_runs_in_eval_mode_for_all() -> None:
+def test_a_model_in_training_mode_runs_in_eval_mode_for_all() -> None:
     """Whoever is done first must not put the network back into training mode below the others; the last one does."""
     net = ColorNet().train()
     both_in, one_out = threading.Barrier(2), threading.Event()
 
     def work(number: int) -> None:
-        with evaluating(net):
+        with eval_mode(net):
             both_in.wait()
             if number == 1:
                 one_out.wait()
@@ -234,12 +234,12 @@ def test_flags_come_back_after_eight_threads() -> None:
 
 def test_read_ahead_serves_several_loops_over_one_data_set() -> None:
     """Two evaluations over the same data do not take each other's pictures."""
-    data = Shapes("val", (24, 24), 12)
+    data = SyntheticShapes("val", (24, 24), 12)
     expected = [data[index].image for index in range(12)]
 
     def work(number: int) -> None:
         order = list(range(number, 12)) + list(range(number))
-        for index, sample in zip(order, read_ahead(data, order, readers=2), strict=True):
+        for index, sample in zip(order, prefetch(data, order, num_threads=2), strict=True):
             np.testing.assert_array_equal(sample.image, expected[index])
 
     at_once(work, 4)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from fault_server import Fault, FaultServer, fault_server, within
-from rows import row
+from helpers.rows import row
 
 from deeplabzoo.errors import DownloadError
-from deeplabzoo.zoo import checking, download, hub
-from deeplabzoo.zoo.hub import cache_folder, fetch
-from deeplabzoo.zoo.manifest import UrlSource, WeightRow
+from deeplabzoo.hub import download, http_download, integrity
+from deeplabzoo.hub.download import cache_folder, fetch
+from deeplabzoo.hub.manifest import UrlSource, WeightRow
 
 CONTENT = bytes(range(256)) * 1000
 SIZE = len(CONTENT)
@@ -41,10 +41,10 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of the real thing, a hundred times as fast."""
-    monkeypatch.setattr(download, "PAUSES_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
-    monkeypatch.setattr(download, "JUDGED_AFTER_S", 0.3)
-    monkeypatch.setattr(hub, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(http_download, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(http_download, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_download, "SPEED_WINDOW_S", 0.3)
+    monkeypatch.setattr(download, "_LOCK_LOG_AFTER_S", 0.1)
 
 
 def url_row(server: FaultServer, **published: Any) -> WeightRow:
@@ -79,7 +79,7 @@ def test_a_file_that_is_cut_at_any_tenth_comes_whole(server: FaultServer, tenth:
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_a_server_that_asks_for_patience_gets_it(server: FaultServer, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_respected(server: FaultServer, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry-After, in seconds or as a date: asked again earlier, some hosts lock an address out."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
@@ -91,7 +91,7 @@ def test_a_server_that_asks_for_patience_gets_it(server: FaultServer, status: in
     assert waits[2] == 0
 
 
-def test_a_server_that_asks_for_an_hour_is_not_waited_for(server: FaultServer) -> None:
+def test_a_long_retry_after_is_not_waited_for(server: FaultServer) -> None:
     """The sentence says how long, and comes at once."""
     server.faults[FILE] = [Fault(status=429, headers={"Retry-After": "3600"})]
     within(2, lambda: gives_a_sentence(url_row(server), "429 and asks to be left alone for 3600 s; try again later"))
@@ -130,9 +130,9 @@ def test_a_slow_line_is_a_download(server: FaultServer) -> None:
 
 def test_a_byte_an_attempt_ends(server: FaultServer) -> None:
     """Each attempt gets a byte further, so none is in vain; there is a last one all the same."""
-    server.faults[FILE] = [Fault(cut_at=1)] * 2 * download.MOST_ATTEMPTS
+    server.faults[FILE] = [Fault(cut_at=1)] * 2 * http_download.MAX_ATTEMPTS
     gives_a_sentence(url_row(server), r"broke off after \d+ of")
-    assert len(server.requests) == download.MOST_ATTEMPTS
+    assert len(server.requests) == http_download.MAX_ATTEMPTS
     server.heal()
     gives_the_file(url_row(server))
 
@@ -152,7 +152,7 @@ def test_a_redirect_to_nowhere_is_a_sentence(server: FaultServer, location: str,
     """In a circle, out of the web, or to what is no address."""
     server.redirects |= {FILE: location, "/there": "/back", "/back": "/there"}
     gives_a_sentence(url_row(server), words)
-    assert [answer.status for answer in checking.check([url_row(server)])] == ["unreachable"]
+    assert [answer.status for answer in integrity.check([url_row(server)])] == ["unreachable"]
     server.heal()
     gives_the_file(url_row(server))
 
@@ -180,7 +180,9 @@ def test_a_redirect_to_nowhere_is_a_sentence(server: FaultServer, location: str,
         "nothing known",
     ],
 )
-def test_what_is_not_the_file_is_not_kept(server: FaultServer, fault: Fault, published: dict[str, Any], words: str) -> None:
+def test_a_download_that_is_not_the_published_file_is_removed(
+    server: FaultServer, fault: Fault, published: dict[str, Any], words: str
+) -> None:
     """Wrong length, wrong hash, and a length that nobody said."""
     server.faults[FILE] = [fault]
     gives_a_sentence(url_row(server, **published), words)
@@ -225,14 +227,14 @@ def test_a_strange_validator_is_no_crash(server: FaultServer, etag: str) -> None
 def test_a_file_that_vanishes_while_it_is_checked_is_fetched(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process found the file damaged and removed it between our look and our reading."""
     path = fetch(url_row(server))
-    sha256_at_hand = hub.sha256_at_hand
+    cached_sha256 = download.cached_sha256
 
     def vanishing(asked: Path) -> str:
         asked.unlink()
-        return sha256_at_hand(asked)
+        return cached_sha256(asked)
 
     with monkeypatch.context() as patched:
-        patched.setattr(hub, "sha256_at_hand", vanishing)
+        patched.setattr(download, "cached_sha256", vanishing)
         assert fetch(url_row(server)) == path
     gives_the_file(url_row(server))
 
@@ -281,24 +283,24 @@ def test_the_hubs_own_hash_counts_where_nothing_is_published(tmp_path: Path, mon
     link, blob = tmp_path / FILE[1:], tmp_path / SHA256
     link.parent.mkdir()
     link.symlink_to(blob)
-    monkeypatch.setattr(hub, "_hub_file", lambda *_: link)
+    monkeypatch.setattr(download, "_hub_file", lambda *_: link)
     blob.write_bytes(CONTENT)
-    assert hub.fetch_from_hub("someone/theirs", "net.pth") == link
+    assert download.fetch_from_hub("someone/theirs", "net.pth") == link
     blob.write_bytes(OTHER)
     with pytest.raises(DownloadError, match="its sha256 is"):
-        hub.fetch_from_hub("someone/theirs", "net.pth")
+        download.fetch_from_hub("someone/theirs", "net.pth")
     assert not blob.exists()
     assert not link.is_symlink()
     with pytest.raises(DownloadError, match="was removed while it was checked; try again"):
-        hub.fetch_from_hub("someone/theirs", "net.pth")
+        download.fetch_from_hub("someone/theirs", "net.pth")
 
 
-def test_waiting_for_another_process_is_said(
+def test_waiting_for_another_process_is_logged(
     server: FaultServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second start that seems to hang says whom it waits for."""
     caplog.set_level("INFO", "deeplabzoo")
-    monkeypatch.setattr(download, "TIMEOUT_S", 20.0)
+    monkeypatch.setattr(http_download, "TIMEOUT_S", 20.0)
     server.faults[FILE] = [Fault(piece_bytes=SIZE // 10, pause_s=0.05)]
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(lambda _: fetch(url_row(server)), range(2)))) == 1

@@ -11,13 +11,13 @@ from fuzz.targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deeplabzoo.data.class_file import read_class_file
+from deeplabzoo.data.image_mask_dataset import read_class_file
 from deeplabzoo.errors import DataError, DeepLabZooError, UnknownNameError, UsageError
+from deeplabzoo.hub.registry import parse_name
 from deeplabzoo.models.encoder_table import ALIASES
-from deeplabzoo.plain_json import parse_json
-from deeplabzoo.train.overrides import overridden, recipe_from_dict
-from deeplabzoo.train.recipes import named_recipe
-from deeplabzoo.zoo.registry import parse_name
+from deeplabzoo.strict_json import parse_json
+from deeplabzoo.training.overrides import apply_overrides, recipe_from_dict
+from deeplabzoo.training.recipes import get_recipe
 
 EXAMPLES = settings(
     max_examples=int(os.environ.get("DEEPLABZOO_EXAMPLES", 60)),
@@ -33,7 +33,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = sorted(named_recipe("shapes").to_dict())
+FIELDS = sorted(get_recipe("shapes").to_dict())
 WORDS = ("deeplabv3", "deeplabv3plus", "voc", "cityscapes", *ALIASES)
 COLOURS = st.tuples(*[st.integers(0, 255)] * 3)
 
@@ -61,10 +61,10 @@ def test_plain_values_go_through_json_unchanged(value: Any) -> None:
 @given(st.sampled_from(FIELDS), JSON)
 def test_any_value_of_any_field_of_a_recipe_is_fitted_or_refused(field: str, value: Any) -> None:
     """In the file, and after `--set`; a recipe that is accepted comes back from its own JSON."""
-    plain = named_recipe("shapes").to_dict()
+    plain = get_recipe("shapes").to_dict()
     for make in (
         lambda: recipe_from_dict({**plain, field: value}),
-        lambda: overridden(named_recipe("shapes"), [f"{field}={json.dumps(value)}"]),
+        lambda: apply_overrides(get_recipe("shapes"), [f"{field}={json.dumps(value)}"]),
     ):
         try:
             recipe = make()

@@ -9,11 +9,11 @@ import torch
 from golden_logits import FLOAT32_TOLERANCE, SIZE, Kind, kinds
 from trust_record import TrustRecord, write_record
 
-from deeplabzoo.inference.device import evaluating
-from deeplabzoo.inference.golden import golden_input
+from deeplabzoo.device import eval_mode
+from deeplabzoo.evaluation.reproduce import golden_input
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.train.trainer import into_channels_last
+from deeplabzoo.training.trainer import to_channels_last
 
 KINDS = [kind for kind in kinds() if kind.light]
 SAMPLE = {
@@ -25,7 +25,7 @@ SAMPLE = {
 
 
 def plain(net: DeepLab, image_BCHW: torch.Tensor) -> torch.Tensor:
-    with evaluating(net):
+    with eval_mode(net):
         return net(image_BCHW)
 
 
@@ -46,7 +46,7 @@ def in_a_batch_of_four(net: DeepLab, image_1CHW: torch.Tensor) -> torch.Tensor:
 
 def in_channels_last(net: DeepLab, image_1CHW: torch.Tensor) -> torch.Tensor:
     turned = copy.deepcopy(net)
-    into_channels_last(turned)
+    to_channels_last(turned)
     return plain(turned, image_1CHW.contiguous(memory_format=torch.channels_last))
 
 
@@ -95,7 +95,7 @@ def test_every_form_gives_the_same_answer(kind: Kind) -> None:
 def test_kernels_of_five_dimensions_do_not_stop_a_training() -> None:
     """Lambda networks have them, and torch turns no such kernel into channels_last, the default layout of a recipe."""
     net = DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="lambda_resnet26t", num_classes=2, head_channels=16))
-    into_channels_last(net)
+    to_channels_last(net)
     kernels = [parameter for parameter in net.parameters() if parameter.ndim == 4]
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     assert {parameter.ndim for parameter in net.parameters()} >= {4, 5}

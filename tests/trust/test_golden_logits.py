@@ -47,7 +47,7 @@ def differences(kind: Kind) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("kind", CI, ids=str)
-def test_networks_answer_as_they_always_did(kind: Kind) -> None:
+def test_models_give_their_golden_logits(kind: Kind) -> None:
     """A changed epsilon, rate, padding or layer order in torch, timm or here moves logits far more than rounding does."""
     in_float64, in_float32 = differences(kind)
     assert in_float64 <= FLOAT64_TOLERANCE
@@ -72,7 +72,7 @@ def test_every_kind_has_its_golden_answer() -> None:
     ],
     ids=str,
 )
-def test_small_changes_of_a_network_are_seen(change: dict[str, object]) -> None:
+def test_small_changes_of_a_model_are_seen(change: dict[str, object]) -> None:
     """One per cent of an epsilon, one tap of one rate: a golden answer that could not fail would prove nothing."""
     plain = DeepLabConfig(architecture="deeplabv3", encoder="lcnet_050", num_classes=5, head_channels=32)
     changed = seeded(dataclasses.replace(plain, **change)).double()

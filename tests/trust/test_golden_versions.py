@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from deeplabzoo.data.images import read_mask
+from deeplabzoo.data.image_io import read_mask
 from deeplabzoo.errors import UsageError
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.models.encoders import bare_encoder
+from deeplabzoo.models.encoders import build_feature_extractor
 
 
 def test_an_encoder_that_reads_numbers_while_it_is_built_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,7 @@ def test_an_encoder_that_reads_numbers_while_it_is_built_needs_no_memory(monkeyp
 
     monkeypatch.setattr("timm.create_model", as_timm_1_0_15)
     with torch.device("meta"):
-        encoder = bare_encoder("mobilevit_xxs", 16)
+        encoder = build_feature_extractor("mobilevit_xxs", 16)
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
     assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fuzz.contract import Target, the_watch
 
-from deeplabzoo.data.archives import extract_folder
+from deeplabzoo.data.download import extract_folder
 from deeplabzoo.errors import DataError, DownloadError, OutputError
 
 LINK, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE

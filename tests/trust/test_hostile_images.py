@@ -20,7 +20,7 @@ from image_bombs import gigapixels, growing
 from image_tally import Tally, warmed
 from trust_record import TrustRecord, write_record
 
-from deeplabzoo.data.images import read_image, read_mask
+from deeplabzoo.data.image_io import read_image, read_mask
 from deeplabzoo.errors import ImageError
 
 PARTS = Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ def changed(tally: Tally, count: int, count_in_windows: int, seed: int = 0) -> N
         tally.read("windows", mutated(data, random_), f"tiff of {kind}")
 
 
-def test_a_picture_cut_short_is_refused_or_whole(watch: Watch, tmp_path: Path) -> None:
+def test_an_image_cut_short_is_refused_or_whole(watch: Watch, tmp_path: Path) -> None:
     """Never half a picture, never another error."""
     tally = Tally(watch, tmp_path)
     partial = cut_short(tally, 61)
@@ -120,7 +120,7 @@ def test_a_tile_is_inflated_to_its_size_and_no_further(watch: Watch, tmp_path: P
     assert "inflates to more than 1536 bytes" in str(watch.outcome)
 
 
-def test_a_picture_in_an_icon_is_held_to_the_limit(tmp_path: Path) -> None:
+def test_an_image_in_an_icon_is_held_to_the_limit(tmp_path: Path) -> None:
     """Icons are decoded while they are opened, before a size can be asked for."""
     path = tmp_path / "favicon.png"
     path.write_bytes(gigapixels()["ico that holds a png"])
@@ -129,7 +129,7 @@ def test_a_picture_in_an_icon_is_held_to_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_kind_of_pixel_is_a_picture_or_a_sentence(mode: str, watch: Watch, tmp_path: Path) -> None:
+def test_every_kind_of_pixel_is_an_image_or_a_sentence(mode: str, watch: Watch, tmp_path: Path) -> None:
     """Palettes, alpha, four inks, Lab, 16 and 32 bits, floats: each in every format that holds it."""
     tally = Tally(watch, tmp_path)
     for kind, data in every_file().items():

@@ -10,7 +10,7 @@ import pytest
 from image_attacks import PHOTO, common_files, png, saved
 from PIL import Image
 
-from deeplabzoo.data.images import read_header, read_image, read_mask
+from deeplabzoo.data.image_io import read_header, read_image, read_mask
 from deeplabzoo.errors import ImageError
 
 
@@ -27,7 +27,7 @@ def test_the_suffix_does_not_matter(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("where", ["exif", "xmp"])
-def test_a_camera_held_in_any_way_gives_an_upright_photo(where: str, orientation: int, tmp_path: Path) -> None:
+def test_a_camera_held_in_any_way_gives_an_upright_image(where: str, orientation: int, tmp_path: Path) -> None:
     """JPEG as cameras write it, and the orientation in XMP alone as some editors leave it; the oracle is Exif 2.3."""
     stored = np.zeros((48, 64, 3), np.uint8)
     stored[:16, :32] = (255, 0, 0)
@@ -48,7 +48,7 @@ def test_a_camera_held_in_any_way_gives_an_upright_photo(where: str, orientation
     assert np.abs(got.astype(int) - turned).mean() < 3
 
 
-def test_corrupt_metadata_does_not_cost_the_photo(tmp_path: Path) -> None:
+def test_corrupt_metadata_does_not_cost_the_image(tmp_path: Path) -> None:
     """EXIF, a colour profile and XMP of seeded noise: the pixels are those of the photo without them, upright or turned."""
     random_ = random.Random(1)
     for kind in ("JPEG", "PNG", "WEBP"):

@@ -8,23 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from color_net import ColorNet
 from fuzz.mutation import mutated
+from helpers.color_net import ColorNet
 from image_attacks import PHOTO, chunk, common_files, png, tiff, window_files
 from image_bombs import gigapixels
 from PIL import Image
 
-import deeplabzoo.predict as predict_module
-from deeplabzoo.data.images import read_header
-from deeplabzoo.demo_page.answer import answer
+import deeplabzoo.cli.predict as predict_module
+from deeplabzoo.cli.predict import main
+from deeplabzoo.data.image_io import read_header
+from deeplabzoo.data.image_sources import Source, find_images
+from deeplabzoo.demo.app import segment_upload
 from deeplabzoo.errors import DeepLabZooError, ImageError, OutputError
-from deeplabzoo.inference.done import is_done
-from deeplabzoo.inference.jobs import job_into_folder
+from deeplabzoo.inference.batch import is_up_to_date
+from deeplabzoo.inference.inputs import job_for_folder
 from deeplabzoo.inference.large_predict import predict_to_files
-from deeplabzoo.inference.predictor import Predictor
-from deeplabzoo.inference.sources import Source, find_photos
-from deeplabzoo.inference.stamp import png_text
-from deeplabzoo.predict import main
+from deeplabzoo.inference.predictor import Predictor, png_stamp_metadata
 
 SCENE = np.zeros((40, 60, 3), np.uint8)
 SCENE[:20, :30, 0] = 255
@@ -46,7 +45,7 @@ NAMES = (
 @pytest.fixture(autouse=True)
 def net(monkeypatch: pytest.MonkeyPatch) -> ColorNet:
     known = ColorNet()
-    monkeypatch.setattr(predict_module, "named_network", lambda model, weights: known)
+    monkeypatch.setattr(predict_module, "load_named_model", lambda model, weights: known)
     return known
 
 
@@ -60,7 +59,7 @@ def all_below(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.soak)])
-def test_bad_photos_in_a_folder_cost_no_good_one(workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_in_a_folder_cost_no_good_one(workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Damaged, lying, empty and missing photos are each named in one line; the good ones are done, and the status is 1."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -89,7 +88,7 @@ def test_bad_photos_in_a_folder_cost_no_good_one(workers: str, tmp_path: Path, c
     assert {str(path) for path in made} <= all_below(tmp_path)
 
 
-def test_any_file_name_is_labelled_and_told_in_one_line(
+def test_any_file_name_is_labelled_and_logged_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Line breaks, terminal codes, reversed text, bytes that are no text, and names as long as a disk takes."""
@@ -98,11 +97,11 @@ def test_any_file_name_is_labelled_and_told_in_one_line(
     for name in NAMES:
         save(photos / name)
     assert main([str(photos), "--out", str(out)]) == 0
-    told = capsys.readouterr()
-    lines = [line for line in told.out.splitlines() if line]
+    logged = capsys.readouterr()
+    lines = [line for line in logged.out.splitlines() if line]
     assert len(lines) == len(NAMES)
     assert all(line.isprintable() for line in lines)
-    assert "\x1b" not in told.err
+    assert "\x1b" not in logged.err
     reports = [json.loads(path.read_bytes()) for path in out.iterdir() if path.suffix == ".json"]
     assert {report["image"] for report in reports} == {str(photos / name) for name in NAMES}
     assert len(list(out.iterdir())) == 3 * len(NAMES)
@@ -136,11 +135,11 @@ def test_a_list_may_hold_anything(content: bytes, words: str, tmp_path: Path, ca
 def test_a_list_from_windows_is_read(tmp_path: Path) -> None:
     """A byte order mark and carriage returns are no part of a name."""
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
-    assert [source.path.name for source in find_photos([str(tmp_path / "list.txt")])] == ["a.png", "b.png"]
+    assert [source.path.name for source in find_images([str(tmp_path / "list.txt")])] == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("hw", [(2, 65_500), (65_500, 2), (2, 2), (3, 17_000)])
-def test_the_widest_photos_are_answered(hw: tuple[int, int], tmp_path: Path) -> None:
+def test_the_widest_images_are_answered(hw: tuple[int, int], tmp_path: Path) -> None:
     """65 500 pixels, where JPEG ends, by two: labels of every pixel, and files or a sentence that names the limit."""
     result = Predictor(ColorNet())(np.zeros((*hw, 3), np.uint8))
     assert result.labels.shape == hw
@@ -158,19 +157,19 @@ def test_the_widest_photos_are_answered(hw: tuple[int, int], tmp_path: Path) -> 
 def test_a_result_of_many_pixels_is_found_again(tmp_path: Path) -> None:
     """Above 179 megapixels Pillow refuses to open a file unasked; the stamp of a large map of labels is read all the same."""
     source = Source(tmp_path / "survey.tif", Path("survey"))
-    job = job_into_folder(source, tmp_path, ["labels"])
-    (name, words, *_) = png_text("stamp").chunks[0]
+    job = job_for_folder(source, tmp_path, ["labels"])
+    (name, words, *_) = png_stamp_metadata("stamp").chunks[0]
     job.files["labels"].write_bytes(png(20_000, 20_000, colours=0, extra=chunk(name, words)))
     header = read_header(job.files["labels"])
     assert header is not None
     assert header.hw == (20_000, 20_000)
-    assert is_done(job, "stamp", alpha=0.5, legend=True)
-    assert not is_done(job, "another", alpha=0.5, legend=True)
+    assert is_up_to_date(job, "stamp", alpha=0.5, legend=True)
+    assert not is_up_to_date(job, "another", alpha=0.5, legend=True)
 
 
 def test_damage_in_the_middle_leaves_nothing_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that goes from file to file: rows that were labelled before the damage was met are taken away again."""
-    monkeypatch.setattr("deeplabzoo.inference.large_predict._ROWS_AT_ONCE", 16)
+    monkeypatch.setattr("deeplabzoo.inference.large_predict._BAND_ROWS", 16)
     image = np.random.default_rng(0).integers(0, 256, (600, 300, 3), np.uint8)
     source, out = tmp_path / "a.tif", tmp_path / "out"
     out.mkdir()
@@ -189,7 +188,7 @@ def test_the_demo_answers_or_refuses_any_upload() -> None:
     for number in range(150):
         data = files[number] if number < len(files) else mutated(random_.choice(files), random_)
         try:
-            content = answer(data, predictor, 1_000_000)
+            content = segment_upload(data, predictor, 1_000_000)
             assert content["width"] * content["height"] <= 1_000_000
             answered += 1
         except DeepLabZooError as error:

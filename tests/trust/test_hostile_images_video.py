@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from color_net import ColorNet
 from fuzz.contract import Target, limited_memory, the_watch
 from fuzz.mutation import mutated
+from helpers.color_net import ColorNet
 from test_video import clip
 from trust_record import TrustRecord, write_record
 
@@ -154,8 +154,8 @@ def attacked(folder: Path, changes: int, cuts: int, seed: int) -> dict[str, obje
     call = f"from pathlib import Path; import test_hostile_images_video as t; t.attack({arguments})"
     process = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, env=environment, check=False)
     assert process.returncode == 0, f"status {process.returncode}: {process.stderr[-2000:]}"
-    told: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
-    return told
+    logged: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
+    return logged
 
 
 @pytest.mark.soak
@@ -163,7 +163,7 @@ def attacked(folder: Path, changes: int, cuts: int, seed: int) -> dict[str, obje
 def test_hostile_videos_in_full(tmp_path: Path) -> None:
     """Cut and changed clips of every container: a whole video or a sentence, in the time and memory stated; no crash."""
     began = time.monotonic()
-    told = attacked(tmp_path, CHANGES, CUTS, 1)
+    logged = attacked(tmp_path, CHANGES, CUTS, 1)
     inputs = CHANGES + CUTS * len(SUFFIXES)
     write_record(
         TrustRecord(
@@ -174,8 +174,8 @@ def test_hostile_videos_in_full(tmp_path: Path) -> None:
             seconds=round(time.monotonic() - began, 1),
             inputs=inputs,
             faults=inputs,
-            survived=inputs - len(told["broken"]),
-            details=told,
+            survived=inputs - len(logged["broken"]),
+            details=logged,
         )
     )
-    assert not told["broken"]
+    assert not logged["broken"]

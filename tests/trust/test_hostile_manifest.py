@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from fuzz.seeds import config_subjects, manifests, own_checkpoint
 
-from deeplabzoo.data.class_file import read_class_file
+from deeplabzoo.checkpoints.converters import smp, transformers
+from deeplabzoo.checkpoints.native import read_checkpoint
+from deeplabzoo.data.image_mask_dataset import read_class_file
 from deeplabzoo.errors import DataError, TrainingError, UsageError, WeightsError
-from deeplabzoo.models.checkpoint import read_checkpoint
-from deeplabzoo.plain_json import parse_json
-from deeplabzoo.say import say
-from deeplabzoo.train.folder import RunFolder
-from deeplabzoo.train.overrides import overridden
-from deeplabzoo.train.recipes import named_recipe
-from deeplabzoo.zoo.manifest import read_manifest
-from deeplabzoo.zoo.origins import smp, transformers
-from deeplabzoo.zoo.registry import parse_name
+from deeplabzoo.hub.manifest import read_manifest
+from deeplabzoo.hub.registry import parse_name
+from deeplabzoo.log import logger
+from deeplabzoo.strict_json import parse_json
+from deeplabzoo.training.overrides import apply_overrides
+from deeplabzoo.training.recipes import get_recipe
+from deeplabzoo.training.run_dir import RunDir
 
 DEEP = "[" * 200_000
 
@@ -34,7 +34,7 @@ def test_a_name_cannot_write_on_the_terminal(name: str) -> None:
 def test_an_error_stays_readable_however_long_its_values_are() -> None:
     """A megabyte of a hostile file is no sentence."""
     with pytest.raises(UsageError) as caught:
-        overridden(named_recipe("shapes"), [f"batch={'x' * 1_000_000}"])
+        apply_overrides(get_recipe("shapes"), [f"batch={'x' * 1_000_000}"])
     assert len(str(caught.value)) < 2000
     assert str(caught.value).startswith("batch must be a whole number")
 
@@ -42,7 +42,7 @@ def test_an_error_stays_readable_however_long_its_values_are() -> None:
 def test_a_line_about_loading_cannot_write_on_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
     """Names out of files stand in the lines that say what was loaded."""
     with caplog.at_level("INFO", logger="deeplabzoo"):
-        say("classes: cat\x1b[2J, 100 % dog")
+        logger.info("classes: cat\x1b[2J, 100 % dog")
     assert caplog.messages == ["classes: cat\\x1b[2J, 100 % dog"]
 
 
@@ -72,7 +72,7 @@ def _manifest(path: Path, text: str) -> None:
 
 def _recipe(path: Path, text: str) -> None:
     path.with_name("recipe.json").write_text(text)
-    RunFolder(path.parent).recipe()
+    RunDir(path.parent).recipe()
 
 
 def _checkpoint(path: Path, text: str) -> None:
@@ -132,7 +132,7 @@ def test_a_checkpoint_with_colours_that_are_none_is_refused(palette: str, tmp_pa
 )
 def test_an_assignment_that_makes_no_sense_is_refused(assignment: str) -> None:
     with pytest.raises(UsageError):
-        overridden(named_recipe("shapes"), [assignment])
+        apply_overrides(get_recipe("shapes"), [assignment])
 
 
 @pytest.mark.parametrize("name", ["transformers", "smp"])
@@ -149,7 +149,7 @@ def test_settings_beside_the_weights_are_input_like_any_other(name: str, tmp_pat
 def test_a_recipe_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").mkdir()
     with pytest.raises(TrainingError):
-        RunFolder(tmp_path).recipe()
+        RunDir(tmp_path).recipe()
 
 
 def test_a_class_file_is_no_way_to_fill_the_memory(tmp_path: Path) -> None:

@@ -21,19 +21,18 @@ from PIL import Image
 from trust_record import TrustRecord, write_record
 
 import deeplabzoo
-from deeplabzoo.data.base import open_data
-from deeplabzoo.data.folder_check import folder_check
-from deeplabzoo.data.images import read_mask
-from deeplabzoo.data.pairs import codes_of, recode
+from deeplabzoo.cli.prepare import main as prepare
+from deeplabzoo.data.dataset import build_dataset
+from deeplabzoo.data.image_io import read_mask
+from deeplabzoo.data.image_mask_dataset import default_label_map, map_labels
 from deeplabzoo.data.transforms import Augmentation
+from deeplabzoo.data.validation import check_folder
 from deeplabzoo.errors import DataError, DeepLabZooError
-from deeplabzoo.inference.plots import draw_plots
-from deeplabzoo.inference.worst import WorstPictures
+from deeplabzoo.evaluation.plots import WorstImages, draw_plots
 from deeplabzoo.models.config import Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.prepare import main as prepare
-from deeplabzoo.train.recipe import Recipe
-from deeplabzoo.train.stream import Batch, Stream, batches
+from deeplabzoo.training.dataloader import Batch, BatchDataset, iterate_batches
+from deeplabzoo.training.recipe import Recipe
 
 RECIPE = Recipe(name="t", model="-", data="folder", steps=4, batch=2, augmentation=Augmentation(crop=(24, 32), scale=(1, 1)))
 CHANGES = 20_000
@@ -52,12 +51,12 @@ def root(tmp_path: Path) -> Path:
 
 def train(root: Path) -> list[Batch]:
     """Every picture of the training split, as the loader gives it to the network."""
-    return list(batches(Stream(open_data("folder", root, "train"), RECIPE, Preprocessing()), 0, 2, workers=0))
+    return list(iterate_batches(BatchDataset(build_dataset("folder", root, "train"), RECIPE, Preprocessing()), 0, 2, workers=0))
 
 
 def entrances(net: DeepLab) -> dict[str, Callable[[Path], object]]:
     return {
-        "check": folder_check,
+        "check": check_folder,
         "evaluation": lambda root: deeplabzoo.evaluate(net, "folder", root, "val", progress=False, engine=None),
         "training": train,
     }
@@ -81,26 +80,26 @@ def sentences(mask: Mask, root: Path, net: DeepLab) -> Iterator[tuple[str, str |
             enter(root)
             yield name, None
         except DeepLabZooError as error:
-            told = str(error)
-            assert any(path.stem in told for path in paths), told
-            yield name, told
+            logged = str(error)
+            assert any(path.stem in logged for path in paths), logged
+            yield name, logged
         assert sorted(root.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_mask_is_one_sentence_everywhere(kind: str, root: Path, net: DeepLab) -> None:
     """It names the file, and what is wrong with it, before a step is made or a score is told."""
-    for entrance, told in sentences(WRONG[kind], root, net):
-        assert told is not None, f"{entrance} took it"
-        assert re.search(WRONG[kind].words or "", told), f"{entrance}: {told}"
-        assert told.isprintable()
+    for entrance, logged in sentences(WRONG[kind], root, net):
+        assert logged is not None, f"{entrance} took it"
+        assert re.search(WRONG[kind].words or "", logged), f"{entrance}: {logged}"
+        assert logged.isprintable()
 
 
 @pytest.mark.parametrize("kind", RIGHT)
 def test_a_right_mask_that_looks_odd_gives_its_labels(kind: str, root: Path, net: DeepLab) -> None:
     """Palettes, alpha, 1 to 32 bits, another format in a PNG's name: the numbers as they are stored."""
-    assert all(told is None for _, told in sentences(RIGHT[kind], root, net))
-    got = open_data("folder", root, "val")[0].labels
+    assert all(logged is None for _, logged in sentences(RIGHT[kind], root, net))
+    got = build_dataset("folder", root, "val")[0].labels
     np.testing.assert_array_equal(got, RIGHT[kind].labels)
 
 
@@ -109,19 +108,19 @@ def test_masks_without_a_label_are_no_data(root: Path, net: DeepLab) -> None:
     for path in root.glob("*/masks/*.png"):
         Image.fromarray(LABELS * 0 + 255).save(path)
     with pytest.raises(DataError, match="No pixel of folder train is labelled"):
-        folder_check(root)
+        check_folder(root)
     with pytest.raises(DeepLabZooError):
         deeplabzoo.evaluate(net, "folder", root, "val", progress=False, engine=None)
 
 
-def test_jpeg_masks_are_said_even_where_their_numbers_are_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_jpeg_masks_are_reported_even_where_their_numbers_are_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With many classes a blurred number is another class, which no check of numbers can find."""
     (root / "classes.txt").write_text("\n".join(f"class {number}" for number in range(255)) + "\n")
     for path in root.glob("*/masks/*.png"):
         Image.fromarray(NUMBERS).save(path.with_suffix(".jpg"))
         path.unlink()
     with caplog.at_level(logging.INFO, "deeplabzoo"):
-        folder_check(root)
+        check_folder(root)
     assert "2 masks in" in caplog.text
     assert "are JPEG (train0.jpg), which changes numbers at outlines; save PNGs." in caplog.text
 
@@ -129,8 +128,8 @@ def test_jpeg_masks_are_said_even_where_their_numbers_are_classes(root: Path, ca
 def test_the_command_leaves_with_1_and_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(WRONG["colours"], root)
     assert prepare(["folder", "--root", str(root)]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert [line.startswith("error: The mask '") for line in told] == [True]
+    logged = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: The mask '") for line in logged] == [True]
 
 
 def test_names_of_any_kind_are_data(root: Path, net: DeepLab, tmp_path: Path) -> None:
@@ -140,10 +139,10 @@ def test_names_of_any_kind_are_data(root: Path, net: DeepLab, tmp_path: Path) ->
         for kind in ("images", "masks"):
             source = root / "val" / kind / f"val{number % 2}.png"
             (root / "val" / kind / f"{name}.png").write_bytes(source.read_bytes())
-    assert "val: 7 pictures" in folder_check(root)
-    data = open_data("folder", root, "val")
-    worst = WorstPictures(2, len(data.classes), data.ignore_index)
-    report = deeplabzoo.evaluate(net, data, progress=False, engine=None, seen=worst.see)
+    assert "val: 7 pictures" in check_folder(root)
+    data = build_dataset("folder", root, "val")
+    worst = WorstImages(2, len(data.classes), data.ignore_index)
+    report = deeplabzoo.evaluate(net, data, progress=False, engine=None, seen=worst.add)
     assert report.to_json()
     (tmp_path / "plots").mkdir()
     drawn = draw_plots(report, worst.ranked(), tmp_path / "plots", data_palette=data.palette)
@@ -151,7 +150,7 @@ def test_names_of_any_kind_are_data(root: Path, net: DeepLab, tmp_path: Path) ->
 
 
 def read_labels(path: Path) -> np.ndarray:
-    labels = recode(read_mask(path, max_pixels=1_000_000), codes_of(len(CLASSES)), path)
+    labels = map_labels(read_mask(path, max_pixels=1_000_000), default_label_map(len(CLASSES)), path)
     assert set(np.unique(labels).tolist()) <= {0, 1, 2, 255}
     return labels
 
@@ -191,11 +190,11 @@ def test_hostile_masks_in_full(tally: Tally, net: DeepLab, tmp_path: Path) -> No
     failed: list[str] = []
     tried = refused = 0
     for number, (kind, mask) in enumerate(MASKS.items()):
-        for entrance, told in sentences(mask, write_folder(tmp_path / str(number)), net):
+        for entrance, logged in sentences(mask, write_folder(tmp_path / str(number)), net):
             tried += 1
-            refused += told is not None
-            if (told is None) != (kind in RIGHT):
-                failed.append(f"{kind} through {entrance}: {told}")
+            refused += logged is not None
+            if (logged is None) != (kind in RIGHT):
+                failed.append(f"{kind} through {entrance}: {logged}")
     scratch = tmp_path / "masks"
     scratch.mkdir()
     changed(tally, scratch, CHANGES, 1)

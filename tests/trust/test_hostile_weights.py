@@ -15,10 +15,10 @@ from fuzz.targets import TARGETS
 from safetensors.torch import save_file
 
 import deeplabzoo
+from deeplabzoo.checkpoints.converters.key_mapping import read_config_json
+from deeplabzoo.checkpoints.load import read_weights
+from deeplabzoo.checkpoints.safe_pickle import read_state_dict
 from deeplabzoo.errors import WeightsError
-from deeplabzoo.zoo.origins.settings import settings_beside
-from deeplabzoo.zoo.state_dict import read_state_dict
-from deeplabzoo.zoo.weights_file import read_weights
 
 PROGRAMS = attacks.programs()
 WRAPPED: Mapping[str, Callable[[bytes], bytes]] = {
@@ -165,7 +165,7 @@ def test_what_has_no_end_is_not_read(kind: str, tmp_path: Path) -> None:
             place.symlink_to(kind)
     with pytest.raises(WeightsError, match="a device or a pipe"):
         deeplabzoo.load(path)
-    assert settings_beside(tmp_path / "folder" / "pytorch_model.bin") == {}
+    assert read_config_json(tmp_path / "folder" / "pytorch_model.bin") == {}
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

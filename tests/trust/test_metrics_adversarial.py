@@ -16,12 +16,12 @@ from slow_scores import SlowScores, slow_scores
 from torchmetrics.functional import classification as oracle
 from trust_record import TrustRecord, write_record
 
-from deeplabzoo import jit
-from deeplabzoo.data.base import Sample
+from deeplabzoo import numba_jit
+from deeplabzoo.data.dataset import Sample
 from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.errors import DataError, DeepLabZooError, UsageError
-from deeplabzoo.inference.evaluation import evaluate
-from deeplabzoo.metrics import OTHER_MIOU_RULES, ConfusionMatrix, Scores
+from deeplabzoo.evaluation.evaluate import evaluate
+from deeplabzoo.evaluation.metrics import OTHER_MIOU_RULES, ConfusionMatrix, Scores
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 
@@ -206,7 +206,7 @@ CHECKS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to count bytes."""
     if request.param == "numpy":
-        monkeypatch.setattr(jit, "available", lambda: False)
+        monkeypatch.setattr(numba_jit, "numba_available", lambda: False)
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -274,7 +274,7 @@ def net_of_300_classes() -> DeepLab:
     return DeepLab(config, preprocessing=Preprocessing(size=(65, 65))).eval()
 
 
-def test_evaluate_scores_300_classes_one_pixel_and_void_pictures(net_of_300_classes: DeepLab) -> None:
+def test_evaluate_scores_300_classes_one_pixel_and_void_images(net_of_300_classes: DeepLab) -> None:
     """uint16 ids above 255; a picture that is void but for one pixel, one that is void, one of 1 x 1: the slow count of all."""
     rng = np.random.default_rng(0)
     many, one, void = rng.integers(0, 300, (40, 50)), np.full((41, 33), 65535), np.full((37, 35), 65535)
@@ -338,7 +338,7 @@ def sixty_five_thousand_pictures() -> int:
 
 def more_than_32_bits() -> int:
     """Count one picture of more than 2^31 pixels of one class, whose memory is one page of zeros."""
-    assert jit.available(), "the test extra contains numba"
+    assert numba_jit.numba_available(), "the test extra contains numba"
     pixels = np.zeros(2**31 + 9, np.uint8)
     matrix = ConfusionMatrix(2)
     matrix.update(pixels, pixels)

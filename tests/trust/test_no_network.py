@@ -24,18 +24,18 @@ areas = deeplabzoo.Predictor(net, device="cpu", engine="torch")("docs/images/cat
 print("cat" if areas["cat"] > 0.5 else areas)
 """
 OPENVINO = """
-from deeplabzoo.inference.optional import require
+from deeplabzoo.optional_imports import require
 require("openvino", extra="openvino", purpose="a test").Core()
 print("openvino")
 """
 NNCF = """
-from deeplabzoo.inference.optional import require
+from deeplabzoo.optional_imports import require
 require("nncf", extra="openvino", purpose="a test")
 print("nncf")
 """
 
 RAY = """
-from deeplabzoo.inference.optional import require
+from deeplabzoo.optional_imports import require
 require("ray", extra="ray", purpose="a test")
 from ray._common.usage.usage_lib import usage_stats_enabled
 print("ray" if not usage_stats_enabled() else "ray would report")

@@ -11,7 +11,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = (TESTS.parent / "docs" / "promises.md").read_text(encoding="utf-8")
-NAMED = re.findall(r"`((?:trust/)?test_\w+\.py::test_\w+)`", PAGE)
+NAMED = re.findall(r"`((?:\w+/)*test_\w+\.py::test_\w+)`", PAGE)
 
 
 @functools.cache
@@ -20,10 +20,15 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def _path(file: str, tests: Path = TESTS) -> Path:
+    """Return where a named test lies: below `tests/`, or beside the benchmarks that it tests."""
+    return tests.parent / file if file.startswith("benchmarks/") else tests / file
+
+
 def complaint(name: str, tests: Path = TESTS) -> str:
     """Return why pytest would not run a test of this name on every machine that has the extras, or nothing."""
     file, _, function = name.partition("::")
-    path = tests / file
+    path = _path(file, tests)
     if not path.is_file():
         return f"{name}: there is no such file"
     found = [node for node in parsed(path).body if isinstance(node, ast.FunctionDef) and node.name == function]
@@ -58,7 +63,7 @@ def test_what_is_marked_is_called_so() -> None:
 
 def _marks(name: str) -> set[str]:
     file, _, function = name.partition("::")
-    tree = parsed(TESTS / file)
+    tree = parsed(_path(file))
     (found,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     of_module = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"]
     text = " ".join(ast.unparse(one) for one in (*found.decorator_list, *of_module) if "parametrize" not in ast.unparse(one))
@@ -67,9 +72,9 @@ def _marks(name: str) -> set[str]:
 
 def test_the_check_sees_dead_names(tmp_path: Path) -> None:
     """A check that finds nothing wrong with anything would prove nothing."""
-    assert complaint("test_atrous.py::test_rates_are_the_papers") == ""
+    assert complaint("models/test_atrous_rates.py::test_rates_are_the_papers") == ""
     assert "no such file" in complaint("test_nowhere.py::test_x")
-    assert "no such test" in complaint("test_atrous.py::test_that_is_gone")
+    assert "no such test" in complaint("models/test_atrous_rates.py::test_that_is_gone")
     (tmp_path / "test_skipped.py").write_text("@pytest.mark.skip(reason='later')\ndef test_skipped(): ...\n")
     assert "never runs" in complaint("test_skipped.py::test_skipped", tmp_path)
 
@@ -80,7 +85,7 @@ def test_pytest_collects_every_named_test() -> None:
     files = sorted({name.partition("::")[0] for name in NAMED})
     words = ["--collect-only", "-q", "-m", "", "-o", "addopts=--strict-markers", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words, *(f"tests/{file}" for file in files)],
+        [sys.executable, "-m", "pytest", *words, *(str(_path(file)) for file in files)],
         cwd=TESTS.parent,
         capture_output=True,
         text=True,

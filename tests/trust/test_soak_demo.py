@@ -22,7 +22,7 @@ from trust_record import TrustRecord, write_record
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 MODEL = "deeplabv3plus_mobilenetv2_camvid"
-AT_ONCE, ROUNDS = 50, 40
+MAX_PARALLEL_REQUESTS, ROUNDS = 50, 40
 HOSTILE = 10
 """Of the fifty: over-large uploads, lengths that lie, no HTTP, other hosts and origins, photos that are none."""
 STALLED = 20
@@ -61,7 +61,7 @@ def _as_at_a_terminal() -> None:
 def photo(number: int) -> bytes:
     """A photo whose size no other of its round has; sizes come back, so that what is kept for a size is kept early."""
     file = io.BytesIO()
-    image_HWC = np.random.default_rng(number).integers(0, 256, (32 + number % AT_ONCE, 40, 3), np.uint8)
+    image_HWC = np.random.default_rng(number).integers(0, 256, (32 + number % MAX_PARALLEL_REQUESTS, 40, 3), np.uint8)
     Image.fromarray(image_HWC).save(file, "PNG")
     return file.getvalue()
 
@@ -93,8 +93,8 @@ def test_fifty_at_a_time_are_answered_once_each(demo: tuple[subprocess.Popen[str
     looks: list[Held] = []
 
     def ask(number: int) -> None:
-        if number % AT_ONCE < HOSTILE:
-            name, request = hostile(number // AT_ONCE * HOSTILE + number % AT_ONCE)
+        if number % MAX_PARALLEL_REQUESTS < HOSTILE:
+            name, request = hostile(number // MAX_PARALLEL_REQUESTS * HOSTILE + number % MAX_PARALLEL_REQUESTS)
             status, content = answer(exchange(port, request, half_close=True, seconds=300))
             right = 400 <= status < 500 and content["error"].endswith(".")
             (refused if right else answered)[name] += 1
@@ -108,15 +108,15 @@ def test_fifty_at_a_time_are_answered_once_each(demo: tuple[subprocess.Popen[str
                 wrong.append(f"photo {number}: {status}")
         answered["photo"] += 1
 
-    ask(AT_ONCE - 1)
+    ask(MAX_PARALLEL_REQUESTS - 1)
     time.sleep(1)
     begin = Held.of(process.pid)
     stalled = [socket.create_connection(("127.0.0.1", port)) for _ in range(STALLED)]
     for one in stalled:
         one.sendall(POST)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
         for round_ in range(ROUNDS):
-            list(pool.map(ask, range(round_ * AT_ONCE, (round_ + 1) * AT_ONCE)))
+            list(pool.map(ask, range(round_ * MAX_PARALLEL_REQUESTS, (round_ + 1) * MAX_PARALLEL_REQUESTS)))
             looks.append(Held.of(process.pid))
     for one in stalled:
         one.close()
@@ -127,7 +127,7 @@ def test_fifty_at_a_time_are_answered_once_each(demo: tuple[subprocess.Popen[str
     growth_mb = float(np.mean(resident[-tenth:]) - np.mean(resident[half - tenth : half]))
     hostiles = sum(refused.values())
     assert not wrong
-    assert answered["photo"] == (AT_ONCE - HOSTILE) * ROUNDS + 1
+    assert answered["photo"] == (MAX_PARALLEL_REQUESTS - HOSTILE) * ROUNDS + 1
     assert hostiles == HOSTILE * ROUNDS
     assert growth_mb < MOST_GROWTH_MB
     assert end.threads <= begin.threads
@@ -136,10 +136,10 @@ def test_fifty_at_a_time_are_answered_once_each(demo: tuple[subprocess.Popen[str
         TrustRecord(
             name="demo_soak",
             area="servers",
-            what=f"{ROUNDS} rounds of {AT_ONCE} requests at once to the demo page, beside {STALLED} stalled connections",
+            what=f"{ROUNDS} rounds of {MAX_PARALLEL_REQUESTS} requests at once to the demo page, beside {STALLED} stalled connections",
             command="python -m pytest -m soak tests/trust/test_soak_demo.py",
             seconds=round(time.perf_counter() - started, 1),
-            inputs=AT_ONCE * ROUNDS,
+            inputs=MAX_PARALLEL_REQUESTS * ROUNDS,
             faults=HOSTILE * ROUNDS + STALLED,
             survived=hostiles + STALLED,
             details={
@@ -151,7 +151,7 @@ def test_fifty_at_a_time_are_answered_once_each(demo: tuple[subprocess.Popen[str
                 "resident_mb_largest": max(resident),
                 "threads_after_one_photo_and_at_the_end": [begin.threads, end.threads],
                 "files_after_one_photo_and_at_the_end": [begin.files, end.files],
-                "samples": [[(n + 1) * AT_ONCE, one] for n, one in enumerate(resident)],
+                "samples": [[(n + 1) * MAX_PARALLEL_REQUESTS, one] for n, one in enumerate(resident)],
             },
         )
     )

@@ -15,7 +15,7 @@ from resources import Held
 from trust_record import FOLDER, TrustRecord, write_record
 
 import deeplabzoo
-from deeplabzoo.data.images import Pixels
+from deeplabzoo.data.image_io import Pixels
 from deeplabzoo.errors import ImageError
 from deeplabzoo.inference.predictor import Predictor, Result
 

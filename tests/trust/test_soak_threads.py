@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from trust_record import TrustRecord, write_record
 
 import deeplabzoo
-from deeplabzoo.data.images import Labels, Pixels
+from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.deeplab import DeepLab
 

@@ -15,18 +15,18 @@ import pytest
 import torch
 from training_runs import STEPS, Driver, assert_same, failed, finished, metrics_of
 
-from deeplabzoo.data.base import Sample
-from deeplabzoo.data.scan import scan_labels
-from deeplabzoo.data.shapes import Shapes
+from deeplabzoo.data.dataset import Sample
+from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
 from deeplabzoo.data.transforms import Augmentation
+from deeplabzoo.data.validation import count_labels
 from deeplabzoo.errors import DataError, ImageError, StoppedError, TrainingError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.train.log import RunLog, read_log
-from deeplabzoo.train.network import measure_norms
-from deeplabzoo.train.recipe import Recipe
-from deeplabzoo.train.signals import LeaveNow, StopRequest
-from deeplabzoo.train.stream import Batch, Stream, batches
+from deeplabzoo.training.dataloader import Batch, BatchDataset, iterate_batches
+from deeplabzoo.training.initialization import estimate_batch_norm_stats
+from deeplabzoo.training.logger import RunLog, read_log
+from deeplabzoo.training.recipe import Recipe
+from deeplabzoo.training.signals import ImmediateStop, StopRequest
 
 SKIPPING = Recipe(
     name="t", model="-", data="shapes", steps=9, batch=2, augmentation=Augmentation(crop=(16, 24)), unreadable="skip"
@@ -34,7 +34,7 @@ SKIPPING = Recipe(
 STOPPING = dataclasses.replace(SKIPPING, unreadable="stop")
 
 
-class Spoilt(Shapes):
+class Spoilt(SyntheticShapes):
     """Seven pictures, some of which cannot be read."""
 
     def __init__(self, *unreadable: int) -> None:
@@ -50,7 +50,7 @@ class Spoilt(Shapes):
         return self[index].labels
 
 
-class Deadly(Shapes):
+class Deadly(SyntheticShapes):
     """Pictures one of which kills the process that reads it, as a system does that has no memory left."""
 
     def __init__(self, deadly: int) -> None:
@@ -71,12 +71,12 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def stream_of(data: Shapes, recipe: Recipe = SKIPPING) -> Stream:
-    return Stream(data, recipe, Preprocessing())
+def stream_of(data: SyntheticShapes, recipe: Recipe = SKIPPING) -> BatchDataset:
+    return BatchDataset(data, recipe, Preprocessing())
 
 
-def all_batches(data: Shapes, workers: int = 0, start: int = 0) -> list[Batch]:
-    return list(batches(stream_of(data), start, 9, workers=workers))
+def all_batches(data: SyntheticShapes, workers: int = 0, start: int = 0) -> list[Batch]:
+    return list(iterate_batches(stream_of(data), start, 9, workers=workers))
 
 
 def test_skipping_is_a_function_of_the_step() -> None:
@@ -91,7 +91,7 @@ def test_skipping_is_a_function_of_the_step() -> None:
             assert all(torch.equal(mine, its) for mine, its in zip(ours, theirs, strict=True))
 
 
-def test_skipping_touches_no_other_picture() -> None:
+def test_skipping_touches_no_other_image() -> None:
     """Batches without a missing picture are those of a run in which none is missing."""
     untouched = [
         (ours, its) for ours, its in zip(all_batches(Spoilt(3)), all_batches(Spoilt()), strict=True) if not len(ours.skipped)
@@ -100,30 +100,30 @@ def test_skipping_touches_no_other_picture() -> None:
     assert all(torch.equal(ours.image_BCHW, its.image_BCHW) for ours, its in untouched)
 
 
-def test_pictures_that_are_all_unreadable_end_the_run() -> None:
+def test_images_that_are_all_unreadable_end_the_run() -> None:
     """Skipping must not go round for ever."""
     with pytest.raises(DataError, match="None of the 7 pictures of shapes train can be read"):
         all_batches(Spoilt(*range(7)))
 
 
-def test_statistics_of_norms_are_not_measured_on_fewer_pictures_in_silence() -> None:
+def test_statistics_of_batchnorms_are_not_measured_on_fewer_images_in_silence() -> None:
     """An unreadable picture stops `recalibrate_norms` too, unless the recipe skips it."""
     torch.manual_seed(0)
     net = DeepLab(DeepLabConfig(architecture="deeplabv3plus", encoder="resnet18", num_classes=2, head_channels=8))
     with pytest.raises(ImageError, match="is damaged"):
-        measure_norms(net, dataclasses.replace(STOPPING, recalibrate_norms=8), Spoilt(1, 2, 3))
+        estimate_batch_norm_stats(net, dataclasses.replace(STOPPING, recalibrate_norms=8), Spoilt(1, 2, 3))
 
 
 def test_masks_that_cannot_be_read_are_named_and_not_counted() -> None:
     """Or stop the run before its first step, as the recipe says."""
-    told: list[str] = []
-    assert scan_labels(Spoilt(2, 5), skipped=lambda error: told.append(str(error))).images == 5
-    assert told == ["'train_00002' is damaged.", "'train_00005' is damaged."]
+    logged: list[str] = []
+    assert count_labels(Spoilt(2, 5), skipped=lambda error: logged.append(str(error))).images == 5
+    assert logged == ["'train_00002' is damaged.", "'train_00005' is damaged."]
     with pytest.raises(ImageError, match="train_00002"):
-        scan_labels(Spoilt(2, 5))
+        count_labels(Spoilt(2, 5))
 
 
-def test_each_missing_picture_is_said_once_and_counted_always(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_missing_image_is_logged_once_and_always_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the run that meets it first; a resumed one knows from the log that it was said."""
     lines = {"loss": 1.0, "lr": 0.1, "gradient_norm": 1.0}
     with RunLog(tmp_path, SKIPPING, 0, ()) as log:
@@ -131,8 +131,8 @@ def test_each_missing_picture_is_said_once_and_counted_always(tmp_path: Path, ca
             log.step(step, **lines, skipped=skipped)
     with RunLog(tmp_path, SKIPPING, 2, ()) as log:
         log.step(3, **lines, skipped=["b", "c"])
-    told = capsys.readouterr().err
-    assert [told.count(f"'{name}' cannot be read; another picture takes its place") for name in "abc"] == [1, 1, 1]
+    logged = capsys.readouterr().err
+    assert [logged.count(f"'{name}' cannot be read; another picture takes its place") for name in "abc"] == [1, 1, 1]
     assert [one.get("skipped") for one in read_log(tmp_path / "log.jsonl")] == [["a"], ["a", "b", "a"], ["b", "c"]]
 
 
@@ -141,7 +141,7 @@ def test_a_worker_that_is_killed_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     """It says what to do, and comes when a batch is missing, never inside an update: torch's handler is not left installed."""
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     before = signal.getsignal(signal.SIGCHLD)
-    arriving = batches(stream_of(Deadly(deadly)), 0, 9, workers=1)
+    arriving = iterate_batches(stream_of(Deadly(deadly)), 0, 9, workers=1)
     with pytest.raises(TrainingError, match=r"was killed, usually because memory ran out; lower workers .* --resume"):
         list(arriving)
     assert signal.getsignal(signal.SIGCHLD) is before
@@ -168,10 +168,10 @@ def test_a_signal_outside_of_the_steps_is_answered_on_the_spot(
 
 def a_loop_that_is_stopped(reached: list[object]) -> None:
     """Do as the training loop does, with a signal in the middle of a step."""
-    with StopRequest() as stop, stop.held():
+    with StopRequest() as stop, stop.deferred():
         signal.raise_signal(signal.SIGTERM)
         reached.append((stop.signal, signal.getsignal(signal.SIGTERM)))
-        with pytest.raises(LeaveNow), stop.at_once():
+        with pytest.raises(ImmediateStop), stop.immediate():
             reached.append("measuring")
         reached.append("saved")
 
@@ -198,7 +198,7 @@ def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
 def test_sigterm_in_an_evaluation_leaves_at_once(runs: Driver, pictures: Path, reference: Path, tmp_path: Path) -> None:
     """With its step saved; the resumed run evaluates anew, and measures and trains the same. last.safetensors is not needed."""
     out = tmp_path / "run"
-    moment = ("deeplabzoo.train.validate:logits_at_original", 4, "before", "SIGTERM", "")
+    moment = ("deeplabzoo.training.validate:image_logits", 4, "before", "SIGTERM", "")
     sentence = failed(runs.train(out, pictures, aim=moment), 143)
     assert sentence == f"error: Stopped by SIGTERM after step 8 of {STEPS}; --resume goes on from there."
     assert [one["kind"] for one in metrics_of(out)][-1] == "step"

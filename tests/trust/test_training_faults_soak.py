@@ -71,7 +71,7 @@ class Bench:
     def stopped_at(self, step: int) -> Path:
         """Return a run that was killed after some steps."""
         out = self.place()
-        aim = ("deeplabzoo.train.log:RunLog.step", step, "after", "SIGKILL", "")
+        aim = ("deeplabzoo.training.logger:RunLog.step", step, "after", "SIGKILL", "")
         assert self.runs.train(out, self.pictures, aim=aim).wait() == -signal.SIGKILL
         return out
 
@@ -82,18 +82,18 @@ def bench(runs: Driver, pictures: Path, reference: Path, tmp_path: Path) -> Benc
 
 
 SIGNALLED = {
-    "while the labels are read": ("deeplabzoo.train.trainer:class_weights_of", 1),
-    "while the network is built": ("deeplabzoo.train.loop:build", 1),
-    "in the first step": ("deeplabzoo.train.trainer:normalised", 1),
-    "in the optimizer's part of a step": ("deeplabzoo.train.average:Average.follow", 5),
-    "while a line is logged": ("deeplabzoo.train.log:RunLog.step", 6),
-    "in an evaluation": ("deeplabzoo.train.validate:logits_at_original", 1),
-    "in the last evaluation": ("deeplabzoo.train.validate:logits_at_original", 6),
-    "while weights are written": ("deeplabzoo.train.trainer:Trainer.save_weights", 3),
-    "while a state is written": ("deeplabzoo.train.state:save_file", 5),
-    "after the last step": ("deeplabzoo.train.folder:save_state", 6),
-    "while the report is measured": ("deeplabzoo.train.report:evaluate", 1),
-    "while the curves are drawn": ("deeplabzoo.train.report:draw_curves", 1),
+    "while the labels are read": ("deeplabzoo.training.trainer:class_weights_from_data", 1),
+    "while the network is built": ("deeplabzoo.training.train:build_model", 1),
+    "in the first step": ("deeplabzoo.training.trainer:normalize_images", 1),
+    "in the optimizer's part of a step": ("deeplabzoo.training.trainer:ModelEma.update", 5),
+    "while a line is logged": ("deeplabzoo.training.logger:RunLog.step", 6),
+    "in an evaluation": ("deeplabzoo.training.validate:image_logits", 1),
+    "in the last evaluation": ("deeplabzoo.training.validate:image_logits", 6),
+    "while weights are written": ("deeplabzoo.training.trainer:Trainer.save_weights", 3),
+    "while a state is written": ("deeplabzoo.training.run_dir:save_file", 5),
+    "after the last step": ("deeplabzoo.training.run_dir:save_state", 6),
+    "while the report is measured": ("deeplabzoo.training.train:evaluate", 1),
+    "while the curves are drawn": ("deeplabzoo.training.train:draw_curves", 1),
 }
 
 
@@ -123,14 +123,14 @@ def test_signals(bench: Bench) -> None:
 
 
 FULL = {
-    "the first line of the log": ("deeplabzoo.train.log:RunLog.start", 1, 100),
-    "a step's line": ("deeplabzoo.train.log:RunLog.step", 7, 300),
-    "the best weights": ("deeplabzoo.train.trainer:Trainer.save_weights", 2, 100_000),
-    "the last weights": ("deeplabzoo.train.trainer:Trainer.save_weights", 3, 100_000),
-    "the network of a state": ("deeplabzoo.train.state:save_file", 7, 100_000),
-    "the optimizer of a state": ("deeplabzoo.train.state:save_file", 8, 1_500_000),
-    "the report": ("deeplabzoo.train.report:evaluate", 1, 1000),
-    "the curves": ("deeplabzoo.train.report:draw_curves", 1, 10_000),
+    "the first line of the log": ("deeplabzoo.training.logger:RunLog.start", 1, 100),
+    "a step's line": ("deeplabzoo.training.logger:RunLog.step", 7, 300),
+    "the best weights": ("deeplabzoo.training.trainer:Trainer.save_weights", 2, 100_000),
+    "the last weights": ("deeplabzoo.training.trainer:Trainer.save_weights", 3, 100_000),
+    "the network of a state": ("deeplabzoo.training.run_dir:save_file", 7, 100_000),
+    "the optimizer of a state": ("deeplabzoo.training.run_dir:save_file", 8, 1_500_000),
+    "the report": ("deeplabzoo.training.train:evaluate", 1, 1000),
+    "the curves": ("deeplabzoo.training.train:draw_curves", 1, 10_000),
 }
 
 
@@ -193,7 +193,7 @@ def test_unreadable(bench: Bench, tmp_path: Path) -> None:
     for what in ("train/images/train_00003.png", "train/masks/train_00003.png", "val/images/val_00001.png"):
         data = Path(shutil.copytree(bench.pictures, tmp_path / "spoilt"))
         out = bench.place()
-        failed(bench.runs.train(out, data, aim=("deeplabzoo.train.log:RunLog.step", 1, "after", "SIGTERM", "")), 143)
+        failed(bench.runs.train(out, data, aim=("deeplabzoo.training.logger:RunLog.step", 1, "after", "SIGTERM", "")), 143)
         spoil(data / what)
         sentence = failed(bench.runs.train(out, data, "workers=1", resume=True))
         assert f"{Path(what).stem}.png' is damaged or cut short" in sentence
@@ -206,12 +206,12 @@ def test_unreadable(bench: Bench, tmp_path: Path) -> None:
     spoil(data / "train/images/train_00003.png")
     spoil(data / "train/masks/train_00005.png")
     whole, cut, switched = (bench.place() for _ in range(3))
-    told = finished(bench.runs.train(whole, data, "unreadable=skip")).told
+    logged = finished(bench.runs.train(whole, data, "unreadable=skip")).logged
     skipped = {name for one in metrics_of(whole) for name in one.get("skipped", ())}
     assert skipped == {"train_00003", "train_00005"}
-    assert all(told.count(f"'{name}' cannot be read; another") == 1 for name in skipped)
-    assert "2 training pictures could not be read and were left out" in told
-    aim = ("deeplabzoo.train.log:RunLog.step", 7, "after", "SIGKILL", "")
+    assert all(logged.count(f"'{name}' cannot be read; another") == 1 for name in skipped)
+    assert "2 training pictures could not be read and were left out" in logged
+    aim = ("deeplabzoo.training.logger:RunLog.step", 7, "after", "SIGKILL", "")
     assert bench.runs.train(cut, data, "workers=1", "unreadable=skip", aim=aim).wait() == -signal.SIGKILL
     finished(bench.runs.train(cut, data, "workers=2", "unreadable=skip", resume=True))
     assert_same(cut, whole)
@@ -242,10 +242,10 @@ def test_lost_workers(bench: Bench) -> None:
         done = [one["step"] for one in metrics_of(out)]
         assert names_in(out / "state") == {f"step_{done[-1]:08d}"}, "what was trained until then is saved"
         settings = ["workers=2", "steps=400", "evaluations=1", f"save_every={done[-1] + 1}"]
-        aim = ("deeplabzoo.train.log:RunLog.step", 1, "after", "SIGTERM", "")
+        aim = ("deeplabzoo.training.logger:RunLog.step", 1, "after", "SIGTERM", "")
         failed(bench.runs.train(out, bench.pictures, *settings, resume=True, aim=aim), 143)
         straight = bench.place()
-        aim = ("deeplabzoo.train.log:RunLog.step", done[-1] + 1, "after", "SIGTERM", "")
+        aim = ("deeplabzoo.training.logger:RunLog.step", done[-1] + 1, "after", "SIGTERM", "")
         failed(bench.runs.train(straight, bench.pictures, *settings, aim=aim), 143)
         assert metrics_of(out) == metrics_of(straight)
         assert (out / "last.safetensors").read_bytes() == (straight / "last.safetensors").read_bytes()
@@ -279,13 +279,13 @@ def test_damaged_states(bench: Bench, tmp_path: Path) -> None:
             out = Path(shutil.copytree(stopped, bench.place()))
             damage(out / "state" / "step_00000008" / name)
             run = finished(bench.runs.train(out, bench.pictures, resume=True))
-            step = 8 if (name, way) == ("facts.json", "one bit turned") and "after step 8" in run.told else 6
-            assert f"going on after step {step}" in run.told
+            step = 8 if (name, way) == ("facts.json", "one bit turned") and "after step 8" in run.logged else 6
+            assert f"going on after step {step}" in run.logged
             assert_same(out, bench.reference)
             shutil.rmtree(out)
             tally.survived[f"{name}: {way}"] = f"resumed from step {step}"
     other = bench.place()
-    aim = ("deeplabzoo.train.log:RunLog.step", 5, "after", "SIGKILL", "")
+    aim = ("deeplabzoo.training.logger:RunLog.step", 5, "after", "SIGKILL", "")
     assert bench.runs.train(other, bench.pictures, "lr=0.5", aim=aim).wait() == -signal.SIGKILL
     for name in ("last.safetensors", "best.safetensors"):
         out = Path(shutil.copytree(stopped, bench.place()))
@@ -312,12 +312,12 @@ def test_wrong_clocks(bench: Bench) -> None:
     tally = Tally("wrong_clocks", "Runs with a clock that goes back or leaps, resumed with another one.")
     for number, seconds in enumerate((-60.0, -3e7, 1e8)):
         out = bench.place()
-        aim = ("deeplabzoo.train.log:RunLog.step", 9, "after", "SIGKILL", "")
+        aim = ("deeplabzoo.training.logger:RunLog.step", 9, "after", "SIGKILL", "")
         assert bench.runs.train(out, bench.pictures, aim=aim, clock_s=seconds).wait() == -signal.SIGKILL
         for age, path in enumerate([*sorted((out / "state").iterdir()), *out.iterdir()]):
             os.utime(path, (1e9 - 1e6 * age, 1e9 - 1e6 * age))
         run = finished(bench.runs.train(out, bench.pictures, resume=True, clock_s=-seconds / (number + 2)))
-        assert "going on after step 8" in run.told
+        assert "going on after step 8" in run.logged
         assert_same(out, bench.reference)
         tally.survived[f"{seconds:+.0f} s at every look"] = "the same bits"
     tally.write()
@@ -333,14 +333,14 @@ def test_diverging(bench: Bench) -> None:
     good = ["optimizer=sgd", "lr=0.01", "loss=ce", "save_every=1", "allow_change=true"]
     for rate in ("1e20", "1e30", "3e38"):
         out = bench.place()
-        aim = ("deeplabzoo.train.log:RunLog.step", 6, "after", "SIGTERM", "")
+        aim = ("deeplabzoo.training.logger:RunLog.step", 6, "after", "SIGTERM", "")
         failed(bench.runs.train(out, bench.pictures, *good, aim=aim), 143)
         sentence = failed(bench.runs.train(out, bench.pictures, *good, f"lr={rate}", "loss=ce:1000", resume=True))
         assert "lower lr" in sentence
         removed: list[str] = []
         while (run := bench.runs.train(out, bench.pictures, *good, resume=True)).wait():
             found = re.search(r"The state of step (\d+), in .*, leads straight to this; remove it", failed(run))
-            assert found, run.told
+            assert found, run.logged
             removed.append(f"step_{int(found[1]):08d}")
             shutil.rmtree(out / "state" / removed[-1])
         assert [one["step"] for one in metrics_of(out) if one["kind"] == "step"] == list(range(1, STEPS + 1))

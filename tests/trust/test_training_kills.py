@@ -31,37 +31,37 @@ def aim(function: str, number: int, when: str = "before", word: str = "") -> Aim
 
 
 AIMED: dict[str, list[Aim]] = {
-    "start: before the data are opened": [aim("deeplabzoo.train.loop:open_splits", 1)],
+    "start: before the data are opened": [aim("deeplabzoo.training.train:open_splits", 1)],
     "start: the recipe half written": [aim("io:open", 1, "after", ".recipe.json.")],
     "start: the recipe written, no log yet": [aim("os:replace", 1, "after")],
     "start: the log opened": [aim("io:open", 1, "after", "log.jsonl")],
-    "first step: before its line": [aim("deeplabzoo.train.log:RunLog.step", 1)],
-    "step: after its line": [aim("deeplabzoo.train.log:RunLog.step", 7, "after")],
+    "first step: before its line": [aim("deeplabzoo.training.logger:RunLog.step", 1)],
+    "step: after its line": [aim("deeplabzoo.training.logger:RunLog.step", 7, "after")],
     "weights: the file opened": [aim("io:open", 3, "after", ".last.safetensors.")],
     "weights: before the rename": [aim("os:replace", 1, "before", ".best.safetensors.")],
     "weights: the last written, its state not": [aim("os:replace", 2, "after", ".last.safetensors.")],
-    "state: the folder made": [aim("deeplabzoo.train.state:save_file", 4)],
-    "state: the optimizer's file written": [aim("deeplabzoo.train.state:save_file", 5, "after")],
+    "state: the folder made": [aim("deeplabzoo.training.run_dir:save_file", 4)],
+    "state: the optimizer's file written": [aim("deeplabzoo.training.run_dir:save_file", 5, "after")],
     "state: the facts opened": [aim("io:open", 2, "after", "facts.json")],
     "state: before its name": [aim("pathlib:Path.rename", 2, "before", ".writing_")],
     "state: after its name": [aim("pathlib:Path.rename", 3, "after", ".writing_")],
     "state: the oldest renamed": [aim("pathlib:Path.rename", 1, "after", "step_")],
-    "evaluation: before a picture": [aim("deeplabzoo.train.validate:logits_at_original", 4)],
-    "evaluation: before its line": [aim("deeplabzoo.train.log:RunLog.evaluation", 2)],
-    "evaluation: after its line": [aim("deeplabzoo.train.log:RunLog.evaluation", 2, "after")],
-    "report: before it is measured": [aim("deeplabzoo.train.report:evaluate", 1)],
+    "evaluation: before a picture": [aim("deeplabzoo.training.validate:image_logits", 4)],
+    "evaluation: before its line": [aim("deeplabzoo.training.logger:RunLog.evaluation", 2)],
+    "evaluation: after its line": [aim("deeplabzoo.training.logger:RunLog.evaluation", 2, "after")],
+    "report: before it is measured": [aim("deeplabzoo.training.train:evaluate", 1)],
     "report: half written": [aim("io:open", 1, "after", ".report.json.")],
-    "report: before the curves": [aim("deeplabzoo.train.report:draw_curves", 1)],
+    "report: before the curves": [aim("deeplabzoo.training.train:draw_curves", 1)],
     "report: the curves half written": [aim("io:open", 1, "after", ".curves.png.")],
     "resume: the log opened to be cut back": [
-        aim("deeplabzoo.train.log:RunLog.step", 6),
+        aim("deeplabzoo.training.logger:RunLog.step", 6),
         aim("io:open", 2, "after", "log.jsonl"),
     ],
     "resume: in the first step after it": [
-        aim("deeplabzoo.train.log:RunLog.step", 5),
-        aim("deeplabzoo.train.log:RunLog.step", 1, "after"),
+        aim("deeplabzoo.training.logger:RunLog.step", 5),
+        aim("deeplabzoo.training.logger:RunLog.step", 1, "after"),
     ],
-    "resume: three times at the same state": [aim("deeplabzoo.train.state:save_file", number) for number in (8, 2, 2)],
+    "resume: three times at the same state": [aim("deeplabzoo.training.run_dir:save_file", number) for number in (8, 2, 2)],
 }
 """Moments at which nothing but order and atomic renames protects a run; each process of a list is killed, then one ends."""
 
@@ -69,8 +69,8 @@ QUICK = ["resume: the log opened to be cut back"]
 
 AIMED_AT_PUBLISHING: dict[str, Aim] = {
     "weights of the release half written": aim("io:open", 1, "after", "person.v1.safetensors"),
-    "golden logits written": aim("deeplabzoo.publishing.publish:save_golden", 1, "after"),
-    "before the card": aim("deeplabzoo.publishing.publish:_write_card", 1),
+    "golden logits written": aim("deeplabzoo.publish.publish:save_golden", 1, "after"),
+    "before the card": aim("deeplabzoo.publish.publish:_write_card", 1),
     "the release before its name": aim("pathlib:Path.rename", 1, "before", ".release."),
     "the release after its name": aim("pathlib:Path.rename", 1, "after", ".release."),
     "a file beside the manifest half written": aim("io:open", 1, "after", "/weights/.deeplabv3plus"),
@@ -99,7 +99,7 @@ def project(reference: Path, folder: Path) -> tuple[Path, Path]:
 
 def killed_there(run: Run) -> None:
     """The process must have died of the kill that was aimed, at the moment that it names."""
-    assert run.wait() == -signal.SIGKILL, run.told
+    assert run.wait() == -signal.SIGKILL, run.logged
 
 
 def chain(runs: Driver, pictures: Path, out: Path, aims: list[Aim]) -> None:
@@ -137,8 +137,8 @@ def publish_again(runs: Driver, pictures: Path, run: Path, manifest: Path) -> No
     """Publish once more after a kill; where the row was written already, the command says that it is released."""
     again = runs.publish(run, pictures, manifest)
     listed = bool(json.loads(manifest.read_text())["rows"])
-    assert again.wait() == (2 if listed else 0), again.told
-    assert ("is released already" in again.told) == listed
+    assert again.wait() == (2 if listed else 0), again.logged
+    assert ("is released already" in again.logged) == listed
 
 
 def killed_after(start: Callable[[], Run], at_s: float) -> Run:

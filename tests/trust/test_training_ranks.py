@@ -14,7 +14,7 @@ import pytest
 from training_runs import STEPS, TINY, Driver, Run, assert_same, failed, finished
 from trust_record import TrustRecord, write_record
 
-from deeplabzoo.train.log import read_log
+from deeplabzoo.training.logger import read_log
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(2 * 3600)]
 
@@ -23,14 +23,14 @@ ENDS_S = 30
 TOGETHER = ["batch=4"]
 
 LOST = {
-    "rank 1 in a step": (1, "deeplabzoo.train.trainer:Trainer.update", 5),
-    "rank 0 in a step": (0, "deeplabzoo.train.trainer:Trainer.update", 7),
-    "rank 1 between two steps": (1, "deeplabzoo.train.average:Average.follow", 9),
-    "rank 0 while it writes a state": (0, "deeplabzoo.train.state:save_file", 5),
-    "rank 1 in an evaluation": (1, "deeplabzoo.train.validate:logits_at_original", 2),
-    "rank 0 in an evaluation": (0, "deeplabzoo.train.validate:logits_at_original", 2),
-    "rank 0 in the report": (0, "deeplabzoo.train.report:evaluate", 1),
-    "rank 1 while it waits for the report": (1, "deeplabzoo.train.distributed:Processes.wait", 2),
+    "rank 1 in a step": (1, "deeplabzoo.training.trainer:Trainer.train_step", 5),
+    "rank 0 in a step": (0, "deeplabzoo.training.trainer:Trainer.train_step", 7),
+    "rank 1 between two steps": (1, "deeplabzoo.training.trainer:ModelEma.update", 9),
+    "rank 0 while it writes a state": (0, "deeplabzoo.training.run_dir:save_file", 5),
+    "rank 1 in an evaluation": (1, "deeplabzoo.training.validate:image_logits", 2),
+    "rank 0 in an evaluation": (0, "deeplabzoo.training.validate:image_logits", 2),
+    "rank 0 in the report": (0, "deeplabzoo.training.train:evaluate", 1),
+    "rank 1 while it waits for the report": (1, "deeplabzoo.training.distributed:DistributedContext.barrier", 2),
 }
 
 
@@ -65,7 +65,7 @@ def test_lost_ranks(runs: Driver, pictures: Path, tmp_path: Path, norms: str) ->
     for number, (moment, (rank, function, calls)) in enumerate(moments.items()):
         out = tmp_path / str(number)
         processes = both(runs, out, pictures, norms, meets={rank: {"aim": (function, calls, "before", "SIGKILL", "")}})
-        assert processes[rank].wait() == -signal.SIGKILL, processes[rank].told
+        assert processes[rank].wait() == -signal.SIGKILL, processes[rank].logged
         seconds[moment] = round(processes[1 - rank].gone_after(), 1)
         sentence = failed(processes[1 - rank])
         assert f"Process {1 - rank} of 2 lost the others" in sentence
@@ -92,7 +92,7 @@ def test_sigterm_to_ranks(runs: Driver, pictures: Path, tmp_path: Path, asked: l
     """To all as torchrun passes it on, or to one alone: they agree on the step, save once, and leave with 143."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     both_finished(both(runs, whole, pictures))
-    aim = {"aim": ("deeplabzoo.train.average:Average.follow", 6, "after", "SIGTERM", "")}
+    aim = {"aim": ("deeplabzoo.training.trainer:ModelEma.update", 6, "after", "SIGTERM", "")}
     for one in both(runs, out, pictures, meets=dict.fromkeys(asked, aim)):
         assert re.search(f"Stopped by SIGTERM after step [67] of {STEPS}", failed(one, 143))
     both_finished(both(runs, out, pictures, resume=True))
@@ -140,10 +140,10 @@ def test_under_torchrun(runs: Driver, pictures: Path, tmp_path: Path) -> None:
         else:
             launcher.terminate()
         sent = time.monotonic()
-        _, told = launcher.communicate(timeout=240)
+        _, logged = launcher.communicate(timeout=240)
         seconds[what] = round(time.monotonic() - sent, 1)
-        assert launcher.returncode != 0, told
-        assert "Process 0 of 2 lost the others" in told or "Stopped by SIGTERM" in told
+        assert launcher.returncode != 0, logged
+        assert "Process 0 of 2 lost the others" in logged or "Stopped by SIGTERM" in logged
     both_finished(both(runs, out, pictures, resume=True))
     assert_same(out, whole)
     write_record(

@@ -12,26 +12,27 @@ import pytest
 import torch
 
 from deeplabzoo.errors import DeepLabZooError, OutputError, TrainingError, UsageError
-from deeplabzoo.output import remove_unfinished, write_atomically
-from deeplabzoo.publishing.release import staged
-from deeplabzoo.train.folder import RunFolder
-from deeplabzoo.train.log import RunLog, read_log
-from deeplabzoo.train.recipe import Recipe
-from deeplabzoo.train.state import State, load_state, save_state
+from deeplabzoo.files import remove_partial_files, write_atomically
+from deeplabzoo.publish.release import staged_folder
+from deeplabzoo.training.logger import RunLog, read_log
+from deeplabzoo.training.recipe import Recipe
+from deeplabzoo.training.run_dir import RunDir, TrainingState, load_state, save_state
 
 RECIPE = Recipe(name="tiny", model="deeplabv3_resnet18", data="shapes", steps=9)
 OTHER = dataclasses.replace(RECIPE, lr=0.5)
 
 
-def a_state(step: int, recipe: Recipe = RECIPE, size: int = 4) -> State:
+def a_state(step: int, recipe: Recipe = RECIPE, size: int = 4) -> TrainingState:
     facts = {"recipe_sha256": recipe.digest(), "data_sha256": "d"}
-    return State(step, {"net": {"w": torch.full((size,), float(step))}, "optimizer": {"m": torch.ones(size) * step}}, facts)
+    return TrainingState(
+        step, {"net": {"w": torch.full((size,), float(step))}, "optimizer": {"m": torch.ones(size) * step}}, facts
+    )
 
 
-def a_run(out: Path, *steps: int, recipe: Recipe = RECIPE) -> RunFolder:
+def a_run(out: Path, *steps: int, recipe: Recipe = RECIPE) -> RunDir:
     """Return a folder as a run leaves it that was stopped after the last of `steps`."""
-    folder = RunFolder(out)
-    folder.begin(recipe, "d", resume=False)
+    folder = RunDir(out)
+    folder.start(recipe, "d", resume=False)
     folder.log.touch()
     for step in steps:
         save_state(folder.states, a_state(step, recipe))
@@ -76,7 +77,7 @@ def test_nothing_whole_is_never_a_fresh_start(tmp_path: Path) -> None:
         os.truncate(state / "net.safetensors", 10)
     folder.log.write_text('{"kind": "step", "step": 1}\n')
     with pytest.raises(TrainingError, match=r"None of the states in .* is whole; restore one, or remove that folder"):
-        folder.begin(RECIPE, "d", resume=True)
+        folder.start(RECIPE, "d", resume=True)
     assert folder.log.read_text() == '{"kind": "step", "step": 1}\n'
 
 
@@ -89,10 +90,10 @@ def test_states_of_another_run_are_refused(tmp_path: Path, recipe_file: bool) ->
     if not recipe_file:
         folder.recipe_file.unlink()
     with pytest.raises(UsageError, match="the state of step 4 is that of another recipe"):
-        folder.begin(RECIPE, "d", resume=True)
+        folder.start(RECIPE, "d", resume=True)
     with pytest.raises(UsageError, match="the training pictures"):
-        folder.begin(RECIPE, "e", resume=True)
-    assert folder.begin(dataclasses.replace(RECIPE, allow_change=True), "d", resume=True) is not None
+        folder.start(RECIPE, "e", resume=True)
+    assert folder.start(dataclasses.replace(RECIPE, allow_change=True), "d", resume=True) is not None
 
 
 def test_the_newest_state_is_that_of_the_highest_step(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_what_killed_runs_left_half_written_is_removed(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in ("last.safetensors", ".mine.part", ".mine.0123456789ab.part")]
     for path in (*halves, *kept):
         path.touch()
-    folder.begin(RECIPE, "d", resume=True)
+    folder.start(RECIPE, "d", resume=True)
     assert not any(path.exists() for path in halves)
     assert all(path.exists() for path in kept)
 
@@ -177,7 +178,7 @@ def test_only_halves_of_that_very_file_are_removed(tmp_path: Path) -> None:
     other = tmp_path / half[0].name.replace("a[1]", "a1")
     for path in (half[0], other):
         path.touch()
-    remove_unfinished(target)
+    remove_partial_files(target)
     assert not half[0].exists()
     assert other.exists()
 
@@ -188,7 +189,7 @@ def test_a_release_put_aside_by_a_killed_process_is_put_back(tmp_path: Path) -> 
     for folder in (aside, half):
         folder.mkdir()
         (folder / "config.json").write_text(folder.name)
-    with pytest.raises(DeepLabZooError), staged(tmp_path / "release"):
+    with pytest.raises(DeepLabZooError), staged_folder(tmp_path / "release"):
         raise TrainingError("It failed.")
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
     assert (tmp_path / "release" / "config.json").read_text() == aside.name
@@ -196,11 +197,11 @@ def test_a_release_put_aside_by_a_killed_process_is_put_back(tmp_path: Path) -> 
 
 def test_the_last_good_state_is_named(tmp_path: Path) -> None:
     """The one from which the failing step was made is not good, however whole it is."""
-    folder = RunFolder(tmp_path)
-    assert folder.last_good(3) == "No state was saved before."
+    folder = RunDir(tmp_path)
+    assert folder.resume_advice(3) == "No state was saved before."
     save_state(folder.states, a_state(3))
-    assert "there is none before it, so begin anew" in folder.last_good(3)
+    assert "there is none before it, so begin anew" in folder.resume_advice(3)
     save_state(folder.states, a_state(5))
-    assert "The last good state is that of step 5," in folder.last_good(7)
-    assert "The state of step 5," in folder.last_good(5)
-    assert "remove it to go on from that of step 3" in folder.last_good(5)
+    assert "The last good state is that of step 5," in folder.resume_advice(7)
+    assert "The state of step 5," in folder.resume_advice(5)
+    assert "remove it to go on from that of step 3" in folder.resume_advice(5)

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 from trust_record import TrustRecord, write_record
 
 import deeplabzoo
-from deeplabzoo import weights
-from deeplabzoo.data.base import open_data
-from deeplabzoo.inference import verify as verify_module
-from deeplabzoo.inference.report import Report
-from deeplabzoo.inference.verify import POINTS, Finding, verify
-from deeplabzoo.zoo.manifest import Metric, UrlSource, WeightRow, released, weights_folder
+from deeplabzoo.cli import weights
+from deeplabzoo.data.dataset import build_dataset
+from deeplabzoo.evaluation import reproduce as verify_module
+from deeplabzoo.evaluation.report import Report
+from deeplabzoo.evaluation.reproduce import TOLERANCE_POINTS, ReproductionResult, verify
+from deeplabzoo.hub.manifest import Metric, UrlSource, WeightRow, released, weights_folder
 
 PERSON_CLASSES = ("background", "person")
 PERSON = next(row for row in released() if row.full_name == "deeplabv3plus_mobilenetv2_person.v1")
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(data: Path) -> Report:
     """What the person network scores on them."""
-    opened = open_data("folder", data / "people", "val", classes=PERSON_CLASSES)
+    opened = build_dataset("folder", data / "people", "val", classes=PERSON_CLASSES)
     return deeplabzoo.evaluate(deeplabzoo.create(PERSON.full_name, pretrained=True), opened, device="cpu")
 
 
@@ -74,15 +74,15 @@ def _measured_before(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify_module, "evaluate", lambda *_, **__: report)
 
 
-def verified(row: WeightRow, folder: Path | None, **options: Any) -> list[Finding]:
+def verified(row: WeightRow, folder: Path | None, **options: Any) -> list[ReproductionResult]:
     return list(verify(row, folder, device="cpu", **options))
 
 
-def with_figures(row: WeightRow, **changes: Any) -> WeightRow:
+def with_metrics(row: WeightRow, **changes: Any) -> WeightRow:
     return replace(row, verified="layout only", metrics=tuple(replace(metric, **changes) for metric in row.metrics))
 
 
-def test_figures_are_found_again_among_folders(row: WeightRow, data: Path) -> None:
+def test_metrics_are_found_again_among_folders(row: WeightRow, data: Path) -> None:
     """Golden logits first, then both figures of one pass; the data set lies in a folder of the folder that is named."""
     findings = verified(row, data)
     assert [finding.status for finding in findings] == ["ok", "ok", "ok"]
@@ -93,7 +93,7 @@ def test_figures_are_found_again_among_folders(row: WeightRow, data: Path) -> No
 
 @pytest.mark.usefixtures("_measured_before")
 @pytest.mark.parametrize(("wrong_by", "tolerance", "status"), [(0.1, 0.1, "ok"), (0.11, 0.1, "differs"), (0.11, 0.2, "ok")])
-def test_a_figure_that_is_off_by_more_than_the_tolerance_differs(
+def test_a_metric_that_is_off_by_more_than_the_tolerance_differs(
     row: WeightRow, data: Path, wrong_by: float, tolerance: float, status: str
 ) -> None:
     """0.1 point is allowed, 0.11 is not."""
@@ -115,11 +115,11 @@ def test_a_figure_that_is_off_by_more_than_the_tolerance_differs(
     ],
     ids=str,
 )
-def test_what_cannot_be_measured_is_said_with_its_reason(
+def test_what_cannot_be_measured_is_reported_with_its_reason(
     row: WeightRow, data: Path, changes: dict[str, Any], reason: str
 ) -> None:
     """Other pictures, too few, no reader: never compared with something else, never passed over."""
-    findings = [one for one in verified(with_figures(row, **changes), data) if not one.detail.startswith("golden")]
+    findings = [one for one in verified(with_metrics(row, **changes), data) if not one.detail.startswith("golden")]
     assert [one.status for one in findings] == ["unverified"] * 2
     assert all(reason in str(one) for one in findings)
 
@@ -127,10 +127,10 @@ def test_what_cannot_be_measured_is_said_with_its_reason(
 @pytest.mark.usefixtures("_measured_before")
 def test_a_changed_protocol_is_a_difference(row: WeightRow, data: Path) -> None:
     """A figure that only agrees because something else is measured now does not agree; one of another name is not compared."""
-    findings = verified(with_figures(row, protocol="single scale, centre crop"), data)
+    findings = verified(with_metrics(row, protocol="single scale, centre crop"), data)
     assert [one.status for one in findings] == ["ok", "differs", "differs"]
     assert "the protocol is now" in findings[1].detail
-    unknown = verified(with_figures(row, name="boundary IoU"), data)[1]
+    unknown = verified(with_metrics(row, name="boundary IoU"), data)[1]
     assert (unknown.status, unknown.detail.rpartition(": ")[2]) == ("unverified", "no report has a figure of this name")
 
 
@@ -157,7 +157,7 @@ def test_weights_that_are_not_here_are_not_fetched_for_nothing(data: Path, monke
     findings = verified(away, None)
     assert len(findings) == len(away.metrics)
     assert all("its pictures are needed; name the folder" in one.detail for one in findings)
-    (finding,) = verified(with_figures(away, data="folder", images=2, image_list_sha256=None), data)
+    (finding,) = verified(with_metrics(away, data="folder", images=2, image_list_sha256=None), data)
     assert finding.detail.startswith("the weights cannot be had: deeplabv3_mobilenetv2_voc.coral is not in the cache")
 
 
@@ -192,10 +192,10 @@ def test_a_difference_is_status_1_and_agreement_status_0(
     """What a release script asks for; the folder may come from the environment."""
     monkeypatch.setenv("DEEPLABZOO_DATA", str(data))
     rows = [row]
-    monkeypatch.setattr("deeplabzoo.zoo.registry.list_weights", lambda _: rows)
+    monkeypatch.setattr("deeplabzoo.hub.registry.list_weights", lambda _: rows)
     assert weights.main(["verify", row.name, "--device", "cpu"]) == 0
     assert "of 3 statements on 1 released file 3 hold, 0 differ, 0 cannot be verified here." in capsys.readouterr().out
-    rows[0] = with_figures(row, value=50.0)
+    rows[0] = with_metrics(row, value=50.0)
     assert weights.main(["verify", row.name, "--device", "cpu"]) == 1
     assert "1 hold, 2 differ, 0 cannot be verified here." in capsys.readouterr().err
 
@@ -206,7 +206,7 @@ def measured_here() -> list[WeightRow]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_every_figure_measured_here_is_found_again(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_metric_measured_here_is_found_again(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure of ours in the table, of bundled files and of the TensorFlow Lite one: on its own pictures, to 0.1 point."""
     cached = tmp_path / "deeplabv3_mobilenetv2_voc.coral"
     cached.mkdir()
@@ -227,7 +227,7 @@ def test_every_figure_measured_here_is_found_again(shared_data: Path, tmp_path: 
             inputs=len(findings),
             survived=sum(finding.status == "ok" for finding in findings),
             details={
-                "tolerance_points": POINTS,
+                "tolerance_points": TOLERANCE_POINTS,
                 "largest_difference_points": max(one.difference or 0.0 for one in figures),
                 "findings": [str(finding) for finding in findings],
             },

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deeplabzoo.data.shapes import Shapes
-from deeplabzoo.train.log import read_log
+from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
+from deeplabzoo.training.logger import read_log
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
 STEPS = 12
@@ -32,10 +32,10 @@ PATIENCE_S = 240
 """The longest that one tiny run may take on a machine that is busy with other things."""
 
 
-def write_pictures(root: Path, *, train: int = 7, val: int = 2, size: tuple[int, int] = (40, 48)) -> Path:
+def write_images(root: Path, *, train: int = 7, val: int = 2, size: tuple[int, int] = (40, 48)) -> Path:
     """Write a folder of generated pictures and masks: discs that stand for persons; 7 do not divide into batches of 2."""
     for split, count in (("train", train), ("val", val)):
-        drawn = Shapes(split, size, count, classes=2)
+        drawn = SyntheticShapes(split, size, count, classes=2)
         for kind in ("images", "masks"):
             (root / split / kind).mkdir(parents=True)
         for sample in (drawn[index] for index in range(count)):
@@ -51,17 +51,17 @@ class Run:
 
     driver: "Driver"
     pid: int
-    told_file: Path
+    output_file: Path
     doing_file: Path
     listener: threading.Thread | None = None
     """Writes what a run prints that can write no file itself."""
 
     @property
-    def told(self) -> str:
+    def logged(self) -> str:
         """What it has printed."""
         if self.listener is not None:
             self.listener.join()
-        return self.told_file.read_text(errors="replace")
+        return self.output_file.read_text(errors="replace")
 
     @property
     def doing(self) -> str:
@@ -91,7 +91,7 @@ class Run:
         while self.status is None:
             if seconds > at_most:
                 os.killpg(self.pid, signal.SIGKILL)
-                raise AssertionError(f"still running after {at_most} s, at '{self.doing}': {self.told[-2000:]}")
+                raise AssertionError(f"still running after {at_most} s, at '{self.doing}': {self.logged[-2000:]}")
             time.sleep(0.01)
             now = time.monotonic()
             seconds, seen = seconds + min(now - seen, 1.0), now
@@ -118,7 +118,7 @@ class Run:
         """Return when the log holds a step; the run must not have ended before."""
         while self.status is None and not (log.exists() and f'"kind": "step", "step": {step},' in log.read_text()):
             time.sleep(0.005)
-        assert self.status is None, self.told
+        assert self.status is None, self.logged
 
 
 class Driver:
@@ -146,17 +146,17 @@ class Driver:
     def start(self, what: str, words: Sequence[object], **meets: Any) -> Run:
         """Start `train` or `publish` with these words; `meets` is what the driver's docstring lists."""
         self._count += 1
-        told, doing = (self.folder / f"{kind}_{self._count}.txt" for kind in ("told", "doing"))
-        told.touch()
+        logged, doing = (self.folder / f"{kind}_{self._count}.txt" for kind in ("told", "doing"))
+        logged.touch()
         doing.write_bytes(b" " * 64)
-        order = {"run": what, "words": list(map(str, words)), "told": str(told), "doing": str(doing), **meets}
+        order = {"run": what, "words": list(map(str, words)), "told": str(logged), "doing": str(doing), **meets}
         if "full_from" not in meets:
-            return Run(self, self.answer(order), told, doing)
-        order["told"] = str(told.with_suffix(".pipe"))
+            return Run(self, self.answer(order), logged, doing)
+        order["told"] = str(logged.with_suffix(".pipe"))
         os.mkfifo(order["told"])
-        listener = threading.Thread(target=lambda: told.write_bytes(Path(order["told"]).read_bytes()))
+        listener = threading.Thread(target=lambda: logged.write_bytes(Path(order["told"]).read_bytes()))
         listener.start()
-        return Run(self, self.answer(order), told, doing, listener)
+        return Run(self, self.answer(order), logged, doing, listener)
 
     def publish(self, run: Path, data: Path, manifest: Path, *, tag: str = "v1", **meets: Any) -> Run:
         """Start publishing a finished run into its folder and beside a manifest."""
@@ -185,18 +185,18 @@ def driver(folder: Path) -> Iterator[Driver]:
 
 def finished(run: Run) -> Run:
     """Wait for a run that is meant to end well."""
-    assert run.wait() == 0, run.told
+    assert run.wait() == 0, run.logged
     return run
 
 
 def failed(run: Run, status: int = 1) -> str:
     """Wait for a run that is meant to end with an error of ours and return the sentence: one line, no traceback."""
     ended = run.wait()
-    told = run.told
-    assert ended == status, told
-    assert "Traceback" not in told, told
-    sentences = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert len(sentences) == 1, told
+    logged = run.logged
+    assert ended == status, logged
+    assert "Traceback" not in logged, logged
+    sentences = [line for line in logged.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, logged
     return sentences[0]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from trust_record import FOLDER, KIND
 
-from deeplabzoo.output import write_atomically
-from deeplabzoo.zoo.table import replace_block
+from deeplabzoo.files import write_atomically
+from tools.docs.tables import replace_block
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "trust.md"

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from deeplabzoo.benchmarking.record import conditions
-from deeplabzoo.output import write_atomically
+from deeplabzoo.benchmark.record import conditions
+from deeplabzoo.files import write_atomically
 
 KIND = "deeplabzoo.trust/1"
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "trust"

@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-_SIZES = (
+_EXACTNESS_SIZES = (
     0,
     1,
     2,
@@ -43,7 +43,7 @@ def mutated(data: bytes, random_: random.Random, words: Sequence[bytes] = (), ma
                 found[at : at + length] = random_.randbytes(length)
             case 1:
                 width = random_.choice((1, 2, 4, 8))
-                number = random_.choice(_SIZES) & (1 << 8 * width) - 1
+                number = random_.choice(_EXACTNESS_SIZES) & (1 << 8 * width) - 1
                 found[at : at + width] = number.to_bytes(width, random_.choice(("little", "big")))
             case 2:
                 del found[at : at + length]

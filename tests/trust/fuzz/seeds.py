@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers.tf_reference import Network
+from helpers.tflite_writer import Dialect, write_classifier, write_deeplab
 from safetensors.torch import save
-from tf_reference import Network
-from tflite_writer import Dialect, write_classifier, write_deeplab
 
-from deeplabzoo.models.checkpoint import save_checkpoint
+from deeplabzoo.checkpoints.converters import smp, transformers
+from deeplabzoo.checkpoints.native import save_checkpoint
+from deeplabzoo.hub.manifest import released, weights_folder
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import ALIASES
-from deeplabzoo.train.recipes import RECIPES
-from deeplabzoo.zoo.manifest import released, weights_folder
-from deeplabzoo.zoo.origins import smp, transformers
+from deeplabzoo.training.recipes import RECIPES
 
 _ONE_CHANNEL = dict.fromkeys((-1, *range(7)), 1)
 """The narrowest network whose blocks are those of a MobileNetV2."""

@@ -7,24 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deeplabzoo.data.archives import extract_folder
-from deeplabzoo.data.class_file import read_class_file
+from deeplabzoo.checkpoints.converters import smp, transformers
+from deeplabzoo.checkpoints.converters.tensorflow import frozen_graph, tflite, tflite_mobilenetv2
+from deeplabzoo.checkpoints.load import read_weights
+from deeplabzoo.checkpoints.safe_pickle import read_state_dict
+from deeplabzoo.data.download import extract_folder
+from deeplabzoo.data.image_mask_dataset import read_class_file
+from deeplabzoo.hub.manifest import read_manifest
+from deeplabzoo.hub.registry import find_weights, list_models, list_weights, parse_name
 from deeplabzoo.models.encoder_table import list_encoders
-from deeplabzoo.train.folder import RunFolder
-from deeplabzoo.train.overrides import overridden
-from deeplabzoo.train.recipes import named_recipe
-from deeplabzoo.zoo.manifest import read_manifest
-from deeplabzoo.zoo.origins import smp, tf_graph, tflite, tflite_mobilenetv2, transformers
-from deeplabzoo.zoo.registry import find_weights, list_models, list_weights, parse_name
-from deeplabzoo.zoo.state_dict import read_state_dict
-from deeplabzoo.zoo.weights_file import read_weights
+from deeplabzoo.training.overrides import apply_overrides
+from deeplabzoo.training.recipes import get_recipe
+from deeplabzoo.training.run_dir import RunDir
 from fuzz import seeds
 from fuzz.contract import Target
 
 
 def _tflite(path: Path) -> object:
     _remember_networks()
-    return tflite.convert(path) if tflite.recognise(path) else None
+    return tflite.convert(path) if tflite.can_convert(path) else None
 
 
 @functools.cache
@@ -47,13 +48,13 @@ def _name(path: Path) -> object:
 def _recipe(path: Path) -> object:
     data = path.read_bytes()
     if data.lstrip()[:1] == b"{":
-        recipe = RunFolder(path.parent).recipe()
-        return recipe and (recipe.digest(), recipe.planned(100).stage_steps)
-    return overridden(named_recipe("shapes"), os.fsdecode(data).splitlines())
+        recipe = RunDir(path.parent).recipe()
+        return recipe and (recipe.digest(), recipe.with_total_steps(100).stage_steps)
+    return apply_overrides(get_recipe("shapes"), os.fsdecode(data).splitlines())
 
 
 def _graph(path: Path) -> object:
-    return tf_graph.convert(path) if tf_graph.recognise(path) else None
+    return frozen_graph.convert(path) if frozen_graph.can_convert(path) else None
 
 
 def _settings(path: Path) -> object:

@@ -1,0 +1,1 @@
+"""What tests share: writers of small files, local servers, references, drivers."""

@@ -1,0 +1,172 @@
+"""The ONNX graph of a network computes what the network does, for every head, batch and size."""
+
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.parity import randomised
+
+from deeplabzoo.errors import DeepLabZooError, UsageError
+from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.optimization import onnx_export
+from deeplabzoo.optimization.backends.onnxruntime_backend import session_runner
+from deeplabzoo.optimization.onnx_export import ExportModule, Output, onnx_bytes, require_parity
+from deeplabzoo.optional_imports import require_module
+
+SHAPES = ((1, 64, 96), (3, 65, 33), (2, 81, 131))
+
+HEADS: dict[str, dict[str, Any]] = {
+    "v3": {"architecture": "deeplabv3", "encoder": "resnet18"},
+    "v3-os8": {"architecture": "deeplabv3", "encoder": "mobilenetv3_small_050", "output_stride": 8},
+    "v3-tensorflow": {
+        "architecture": "deeplabv3",
+        "encoder": "mobilenetv2_050",
+        "atrous_rates": (),
+        "refine_conv": False,
+        "align_corners": True,
+        "encoder_padding": "same",
+        "pooling_first": True,
+    },
+    "v3-aux": {"architecture": "deeplabv3", "encoder": "mobilenetv3_small_050", "aux_head": True},
+    "v3-window": {
+        "architecture": "deeplabv3",
+        "encoder": "mobilenetv2_050",
+        "pooling_window": (80, 120),
+        "pooling_norm": False,
+    },
+    "v3plus": {"architecture": "deeplabv3plus", "encoder": "mobilenetv2_050"},
+    "v3plus-os8": {"architecture": "deeplabv3plus", "encoder": "mobilenetv2_050", "output_stride": 8, "align_corners": True},
+    "v3plus-os32": {"architecture": "deeplabv3plus", "encoder": "resnet18", "output_stride": 32},
+    "v3plus-smp": {
+        "architecture": "deeplabv3plus",
+        "encoder": "mobilenetv2_050",
+        "encoder_final_conv": True,
+        "depthwise_norm": False,
+        "decoder_refine_conv": True,
+        "decoder_convs": 1,
+    },
+    "v3plus-group": {"architecture": "deeplabv3plus", "encoder": "resnet18", "norm": "group"},
+    "v3plus-plain": {
+        "architecture": "deeplabv3plus",
+        "encoder": "mobilenetv2_050",
+        "decoder_separable": False,
+        "aspp_project_kernel": 3,
+        "decoder_low_level_first": True,
+    },
+    "mobilevit": {"architecture": "deeplabv3", "encoder": "mobilevit_xxs"},
+    "mobilevit-os8": {"architecture": "deeplabv3plus", "encoder": "mobilevit_xxs", "output_stride": 8},
+    "mobilevitv2": {"architecture": "deeplabv3", "encoder": "mobilevitv2_050"},
+    "convnext": {"architecture": "deeplabv3plus", "encoder": "convnext_atto", "output_stride": 8},
+}
+
+SLOW = {"v3", "v3-os8", "v3-aux", "v3plus-os32", "v3plus-plain", "v3plus-group", "mobilevit-os8", "mobilevitv2", "convnext"}
+"""Heads that differ from the rest in what torch itself takes care of; in the sweep."""
+
+
+def network(**fields: Any) -> DeepLab:
+    torch.manual_seed(0)
+    net = DeepLab(DeepLabConfig(**{"num_classes": 5, "head_channels": 32, "decoder_channels": 32, **fields}))
+    randomised(net)
+    return net.eval()
+
+
+@pytest.mark.parametrize("head", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in HEADS])
+def test_every_head_gives_the_models_logits_at_any_batch_and_size(head: str) -> None:
+    """Within a thousandth of the largest logit at three shapes that the trace never saw, odd ones among them."""
+    net = network(**HEADS[head])
+    assert require_parity(net, session_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
+
+
+@pytest.mark.parametrize("output", ["logits", "argmax", "uint8"])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_outputs_at_the_images_own_size(output: Output, align_corners: bool) -> None:
+    """Upsampled in the graph as the network does it; labels in int32 and uint8."""
+    net = network(architecture="deeplabv3plus", encoder="mobilenetv2_050", align_corners=align_corners)
+    run = session_runner(onnx_bytes(net, output))
+    require_parity(net, run, output, SHAPES)
+    image_BCHW = torch.randn(2, 3, 67, 45)
+    given = run(image_BCHW.numpy())
+    assert given.dtype == {"logits": np.float32, "argmax": np.int32, "uint8": np.uint8}[output]
+    with torch.inference_mode():
+        expected = net(image_BCHW) if output == "logits" else net.predict_labels(image_BCHW)
+    assert onnx_export.output_difference(expected.numpy().astype(given.dtype), given) < 1e-3
+
+
+def test_a_size_kept_from_the_trace_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's own MobileViT block keeps the number of patches; without our form of it the graph is refused in a sentence."""
+    net = network(**HEADS["mobilevit"])
+    with monkeypatch.context() as patched:
+        patched.setattr("deeplabzoo.optimization.onnx_export._TRACEABLE", {})
+        wrong = onnx_bytes(net, "low")
+    with pytest.raises(DeepLabZooError, match="does not compute what the network does"):
+        require_parity(net, session_runner(wrong), "low", SHAPES)
+
+
+def test_a_fixed_size_is_fixed() -> None:
+    """With `size` the file states its numbers, which some runtimes need."""
+    net = network(**HEADS["v3plus"])
+    model = onnx.load_from_string(onnx_bytes(net, "logits", (65, 97)))
+    assert [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 65, 97]
+    assert [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim] == [1, 5, 65, 97]
+
+
+def test_the_file_describes_itself() -> None:
+    """Classes, palette, preprocessing, configuration and source are inside, and the network is left as it was."""
+    net = network(**HEADS["v3-aux"]).train()
+    net.weights_source = {"name": "mine", "sha256": "00"}
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    model = onnx.load_from_string(onnx_bytes(net, "uint8"))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["classes"]) == list(net.classes)
+    assert json.loads(facts["palette"]) == [list(color) for color in net.palette]
+    assert json.loads(facts["preprocessing"]) == json.loads(json.dumps(net.preprocessing.to_dict()))
+    assert DeepLabConfig.from_dict(json.loads(facts["config"])) == net.config
+    assert json.loads(facts["source"]) == net.weights_source
+    assert facts["output"] == "uint8"
+    assert net.training
+    assert net.aux_head is not None
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_wrong_calls_get_a_sentence() -> None:
+    """An unknown output, and labels that do not fit into their type."""
+    with pytest.raises(UsageError, match="Unknown output"):
+        onnx_bytes(network(**HEADS["v3plus"]), "labels")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="uint8 holds 256"):
+        onnx_bytes(network(**HEADS["v3plus"], num_classes=300), "uint8")
+
+
+def test_a_missing_library_is_named_with_its_extra() -> None:
+    """One sentence with the command that installs it."""
+    with pytest.raises(DeepLabZooError, match=r'pip install "deeplabzoo\[export\]"'):
+        require_module("no_such_library_at_all", extra="export", purpose="Writing ONNX")
+
+
+def test_low_resolution_logits_come_in_the_layout_of_label_code() -> None:
+    """B x h x w x classes, so that the array is channels_last memory of the logits."""
+    net = network(**HEADS["v3plus"])
+    with torch.inference_mode():
+        low = ExportModule(net, "low")(torch.zeros(1, 3, 65, 97))
+    assert low.shape == (1, 17, 25, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["byobnet", "cspnet", "nfnet", "regnet", "resnest", "resnetv2", "rexnet", "sknet"])
+def test_other_families_give_the_models_logits(family: str) -> None:
+    """The smallest encoder of eight more families of timm."""
+    encoder = {
+        "byobnet": "test_byobnet",
+        "cspnet": "cs3darknet_focus_s",
+        "nfnet": "test_nfnet",
+        "regnet": "regnetx_002",
+        "resnest": "resnest14d",
+        "resnetv2": "resnetv2_18",
+        "rexnet": "rexnet_100",
+        "sknet": "skresnet18",
+    }[family]
+    net = network(architecture="deeplabv3plus", encoder=encoder)
+    assert require_parity(net, session_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4

@@ -1,0 +1,207 @@
+"""`optimize()`, engines by name, and what a Predictor and `evaluate` make of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import deeplabzoo
+from deeplabzoo.errors import UsageError
+from deeplabzoo.inference.predictor import Predictor
+from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.optimization import autotune
+from deeplabzoo.optimization.autotune import EngineTime, cached_engine, fastest_engine
+from deeplabzoo.optimization.optimized_model import ENGINES, OptimizedDeepLab, optimize
+
+
+def small_net(**config: int) -> DeepLab:
+    torch.manual_seed(0)
+    net = DeepLab(DeepLabConfig(architecture="deeplabv3plus", encoder="mobilenetv2_050", num_classes=5, **config)).eval()
+    torch.nn.init.normal_(net.head.classifier.weight, std=1.0)
+    return net
+
+
+def test_an_optimized_model_equals_the_model() -> None:
+    """Same call, same logits, same labels, and the facts that a user reads off a network."""
+    net, image = small_net(), torch.randn(2, 3, 65, 98)
+    fast = net.optimize()
+    with torch.inference_mode():
+        logits, labels = net(image), net.predict_labels(image)
+    torch.testing.assert_close(fast(image), logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
+    assert fast(image).shape == (2, 5, 65, 98)
+    assert (fast.predict_labels(image).long() == labels).float().mean() > 0.999
+    assert (fast.engine, fast.precision, fast.num_classes, fast.output_stride) == ("torch", "fp32", 5, 16)
+    assert (fast.config, fast.classes, fast.palette, fast.device) == (net.config, net.classes, net.palette, net.device)
+
+
+def test_an_optimized_model_refuses_what_the_model_refuses() -> None:
+    """A wrong tensor gets the network's own sentence, whatever engine runs."""
+    fast = small_net().optimize()
+    with pytest.raises(UsageError, match="B x 3 x H x W"):
+        fast(torch.randn(1, 4, 65, 65))
+    with pytest.raises(UsageError, match="normalize_images float image"):
+        fast.predict_labels(torch.zeros(1, 3, 65, 65, dtype=torch.uint8))
+
+
+def test_optimize_is_a_snapshot() -> None:
+    """What was optimised stays as it was, and says that the network has moved on."""
+    net, image = small_net(), torch.randn(1, 3, 65, 65)
+    fast = net.optimize()
+    before = fast(image)
+    assert fast.current
+    with torch.no_grad():
+        net.head.classifier.weight.mul_(-1)
+    assert not fast.current
+    assert torch.equal(fast(image), before)
+
+
+def test_a_predictor_never_serves_stale_weights() -> None:
+    """Whatever changes the network between two photos, the second photo meets the network as it is then."""
+    photo = np.random.default_rng(0).integers(0, 256, (65, 65, 3), np.uint8)
+    net = small_net()
+    predictor = Predictor(net, device="cpu")
+
+    def expected() -> np.ndarray:
+        return Predictor(net.optimize(), device="cpu")(photo).labels
+
+    first = predictor(photo).labels
+    assert np.array_equal(first, expected())
+    with torch.no_grad():
+        net.head.classifier.weight.mul_(-1)
+    assert not np.array_equal(predictor(photo).labels, first)
+    assert np.array_equal(predictor(photo).labels, expected())
+    net.reset_classifier(2)
+    torch.nn.init.normal_(net.head.classifier.weight, std=1.0)
+    assert predictor(photo).labels.max() <= 1
+    net.set_output_stride(8)
+    assert np.array_equal(predictor(photo).labels, expected())
+
+
+def test_a_predictor_makes_its_form_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Unchanged weights are not folded again for every photo; the start-up is said once, with its time."""
+    predictor = Predictor(small_net(), device="cpu")
+    photo = np.zeros((65, 65, 3), np.uint8)
+    predictor([photo, photo, photo])
+    assert caplog.text.count("engine torch, fp32: ready after") == 1
+
+
+def test_wrong_engines_and_precisions_are_sentences() -> None:
+    """A typo gets the nearest name; a precision that cannot be had is refused, never replaced."""
+    net = small_net()
+    with pytest.raises(UsageError, match="Did you mean 'torch'"):
+        net.optimize("torhc")
+    with pytest.raises(UsageError, match="Unknown precision 'fp23'"):
+        net.optimize(precision="fp23")
+    with pytest.raises(UsageError, match="fp16 is no faster"):
+        net.optimize(precision="fp16")
+    with pytest.raises(UsageError, match="The engine 'torch' runs"):
+        net.optimize(precision="int8")
+
+
+def test_bf16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated bf16 is slower than fp32 and less exact."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    with pytest.raises(UsageError, match="no bf16 arithmetic"):
+        small_net().optimize(precision="bf16")
+
+
+def test_bf16_answers_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision is inside alone, and close."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    net, image = small_net(), torch.randn(1, 3, 65, 65)
+    low, exact = net.optimize(precision="bf16").forward_low_resolution(image), net.optimize().forward_low_resolution(image)
+    assert low.dtype == torch.float32
+    assert (low - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_auto_measures_once_and_never_compiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The choice is shown, kept for this network, size, precision and thread count, and read back without measuring."""
+    monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "_installed_engines", lambda net: ["torch"])
+    net = small_net()
+    assert cached_engine(net, (65, 65)) is None
+    assert net.optimize("auto", size=(65, 65)).engine == "torch"
+    assert "engine auto: torch (torch" in caplog.text
+    assert cached_engine(net, (65, 65)) == "torch"
+    assert cached_engine(net, (65, 97)) is None
+    monkeypatch.setattr(autotune, "measure_engines", lambda *_: pytest.fail("measured again"))
+    assert fastest_engine(net, (65, 65)) == "torch"
+    assert "compiled" in ENGINES
+    assert "compiled" not in autotune._CANDIDATES
+
+
+def test_a_choice_that_is_no_longer_installed_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cached name must not send a user to a library that is gone."""
+    monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
+    net = small_net()
+    monkeypatch.setattr(autotune, "_installed_engines", lambda net: ["torch", "openvino"])
+    monkeypatch.setattr(autotune, "measure_engines", lambda *_: [EngineTime("openvino", 1.0, 0.0)])
+    assert fastest_engine(net) == "openvino"
+    monkeypatch.setattr(autotune, "_installed_engines", lambda net: ["torch"])
+    assert cached_engine(net) is None
+
+
+def test_a_predictor_measures_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever labels one photo does not wait for a comparison of engines."""
+    monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "measure_engines", lambda *_: pytest.fail("measured"))
+    assert Predictor(small_net(), device="cpu")(np.zeros((65, 65, 3), np.uint8)).labels.shape == (65, 65)
+
+
+def test_a_model_with_its_own_forward_cannot_be_optimized() -> None:
+    """A subclass that computes its logits in its own way would be given another answer."""
+
+    class Constant(DeepLab):
+        def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(image_BCHW), 5, 4, 4)
+
+    with pytest.raises(UsageError, match="Constant computes its logits in its own way"):
+        optimize(Constant(DeepLabConfig(architecture="deeplabv3", encoder="mobilenetv2_050", num_classes=5)))
+
+
+def test_evaluate_takes_both_forms_and_refuses_a_stale_one(tmp_path: Path) -> None:
+    """The default scores what the plain network scores, and a report never names other weights than it scored."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+    for index in range(2):
+        Image.fromarray(rng.integers(0, 256, (65, 80, 3), np.uint8)).save(tmp_path / "val" / "images" / f"{index}.png")
+        Image.fromarray(rng.integers(0, 5, (65, 80), np.uint8)).save(tmp_path / "val" / "masks" / f"{index}.png")
+    net = small_net()
+    fast = net.optimize()
+
+    def miou(network: DeepLab | OptimizedDeepLab, **options: str | None) -> float:
+        return deeplabzoo.evaluate(network, "folder", tmp_path, "val", progress=False, device="cpu", **options).miou
+
+    assert miou(net) == pytest.approx(miou(net, engine=None), abs=1e-4)
+    assert miou(fast) == miou(net)
+    with pytest.raises(UsageError, match="output stride 16"):
+        deeplabzoo.evaluate(fast, "folder", tmp_path, "val", output_stride=8)
+    with torch.no_grad():
+        net.head.classifier.weight.mul_(-1)
+    with pytest.raises(UsageError, match="has changed since"):
+        miou(fast)
+
+
+@pytest.mark.slow
+def test_the_compiled_engine_freezes_its_weights() -> None:
+    """Without freezing no convolution is packed and the engine is slower than the one that needs no compiler."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    net = deeplabzoo.create("deeplabv3plus_mobilenetv2_050", num_classes=3, encoder_pretrained=False).eval()
+    fast = net.optimize("compiled", size=(65, 97))
+    assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] > 40
+    for size in ((65, 97), (97, 65)):
+        image_BCHW = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            expected = net.forward_low_resolution(image_BCHW)
+        found = fast.forward_low_resolution(image_BCHW)
+        assert (found - expected).abs().max() < 1e-4 * expected.std()
