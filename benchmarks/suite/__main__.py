@@ -97,7 +97,7 @@ def build_parser() -> Parser:
 def _check(args: argparse.Namespace) -> None:
     if args.benchmark in ("upsample", "seams") and not args.models:
         raise UsageError(f"{args.benchmark} needs a MODEL with trained weights.")
-    if args.benchmark == "upsample" and not args.images or args.benchmark == "seams" and not (args.images or args.mosaics):
+    if (args.benchmark == "upsample" and not args.images) or (args.benchmark == "seams" and not (args.images or args.mosaics)):
         raise UsageError(f"{args.benchmark} needs --images{' or --mosaics' if args.benchmark == 'seams' else ''}.")
     if args.benchmark == "confusion" and not args.masks:
         raise UsageError("confusion needs --masks.")

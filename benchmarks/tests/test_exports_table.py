@@ -34,7 +34,7 @@ def made_export(**fields: object) -> Export:
 
 
 def test_a_measured_export_is_a_row(tmp_path: Path) -> None:
-    """mIoU of network and file, their difference, the size, the versions, and the command; what was not measured is no row."""
+    """MIoU of network and file, their difference, the size, the versions, and the command; what was not measured is no row."""
     (tmp_path / "a.json").write_text(made_export().to_json())
     (tmp_path / "b.json").write_text(made_export(model="unmeasured", check=None).to_json())
     table = exports_table(tmp_path)

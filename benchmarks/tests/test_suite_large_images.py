@@ -139,7 +139,7 @@ def test_an_image_of_one_tile_is_the_whole(net: DeepLab, tmp_path: Path) -> None
 
 
 def test_mosaics_are_scored_against_their_frames_truth(net: DeepLab, camvid: Path) -> None:
-    """mIoU of the frames one by one is the one that evaluation finds on the twelve; the thirteenth is left out."""
+    """MIoU of the frames one by one is the one that evaluation finds on the twelve; the thirteenth is left out."""
     rows = tile_seams.mosaic_rows(net, "net", "camvid", camvid)
     assert [row.side for row in rows][:2] == ["frames one by one", "the whole mosaic"]
     assert rows[0].size == (3 * 48, 4 * 64)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from deeplabzoo.cli.formatting import columns
 from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.data.classes import CLASS_LISTS
-from deeplabzoo.hub.model_info import SORTS, ModelListing, list_entries, require_matches
-from tools.docs.tables import metric_conditions
+from deeplabzoo.hub.model_info import SORTS, ModelListing, list_entries, metric_conditions, require_matches
 
 _HEADER = ("name", "M params", "GFLOPs", "stride", "MB", "mIoU %", "licence", "how found")
 _EPILOG = """\

@@ -6,9 +6,9 @@ is that of scale-then-crop at a fraction of the cost.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 
 from deeplabzoo import numba_jit
@@ -17,6 +17,9 @@ from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.data.resize import Box, paste_into, resize_into
 from deeplabzoo.errors import UsageError
 from deeplabzoo.models.config import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
 
 _HUE_FRACTION = 0.1  # of a full turn, at colour strength 1: skies and skins keep their kind of colour
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # NTSC: greys have no chroma
@@ -165,12 +168,14 @@ def _pad_labels(labels_HW: Labels, crop_hw: tuple[int, int], ignore_index: int) 
 _RGB = 3
 
 
-def normalize_images(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+def normalize_images(image_BCHW: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
     """Return uint8 RGB as the float32 input that the weights expect, on the image's own device, in channels_last memory.
 
     A byte has 256 values, so on a processor the arithmetic is done for those alone and looked up for each pixel. Elsewhere it
     is done in place and picture by picture, on rows of pixels. The steps are those of inference.
     """
+    import torch  # here, because recipes import this module and listing them needs no torch
+
     if preprocessing.channel_order == "BGR":
         image_BCHW = image_BCHW.flip(1)
     batch, channels, height, width = image_BCHW.shape
@@ -188,7 +193,7 @@ def normalize_images(image_BCHW: torch.Tensor, preprocessing: Preprocessing) -> 
     return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _normalize_in_place(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def _normalize_in_place(values: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor") -> "torch.Tensor":
     """Normalise in place, by the operations of inference one after the other: joined ones would round otherwise."""
     return values.div_(255).sub_(mean).div_(std)
 

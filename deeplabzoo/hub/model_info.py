@@ -11,8 +11,8 @@ from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import UnknownNameError, UsageError, did_you_mean
 from deeplabzoo.hub.manifest import Metric, WeightRow, released, weights_folder
 from deeplabzoo.hub.registry import all_model_names, find_weights, list_models, list_weights, parse_name
+from deeplabzoo.models.config import aspp_rates
 from deeplabzoo.models.encoder_table import EncoderInfo, encoder_info
-from deeplabzoo.models.layers import aspp_rates
 from deeplabzoo.models.names import ModelName
 
 
@@ -249,3 +249,12 @@ _ORDERS: Mapping[Sort, Callable[[ModelListing], Any]] = {
     "flops": lambda line: (*_none_last(line.flops), line.name),
     "size": lambda line: (*_none_last(line.bytes), line.name),
 }
+
+
+def metric_conditions(metric: Metric) -> str:
+    """Return the evaluation protocol of a metric in a line: origin, date, split, output stride and scales."""
+    passes = "single scale" if len(metric.scales) == 1 else f"scales {', '.join(f'{scale:g}' for scale in metric.scales)}"
+    stride = f"output stride {metric.output_stride}, " if metric.output_stride else ""
+    when = f" {metric.date}" if metric.date else ""
+    where = f"{metric.data} {metric.split}, {metric.images_text}"
+    return f"{metric.origin}{when}: {where}, {stride}{passes}{', flip' if metric.flip else ''}"

@@ -10,6 +10,37 @@ from deeplabzoo.errors import UsageError
 
 Architecture = Literal["deeplabv3", "deeplabv3plus"]
 ARCHITECTURES: tuple[Architecture, ...] = ("deeplabv3", "deeplabv3plus")
+OUTPUT_STRIDES = (8, 16, 32)
+_ASPP_RATE_TIMES_STRIDE = 96
+"""Reach of the smallest ASPP rate: 6 cells of 16 pixels (DeepLabV3, section 3.3); the others reach twice and thrice as far."""
+
+
+def aspp_rates(output_stride: int) -> tuple[int, int, int]:
+    """Return the three ASPP rates of the papers for an output stride of 8, 16 or 32.
+
+    >>> aspp_rates(32), aspp_rates(16), aspp_rates(8)
+    ((3, 6, 9), (6, 12, 18), (12, 24, 36))
+    """
+    if output_stride not in OUTPUT_STRIDES:
+        raise UsageError(f"output_stride must be 8, 16 or 32, not {output_stride!r}.")
+    unit = _ASPP_RATE_TIMES_STRIDE // output_stride
+    return unit, 2 * unit, 3 * unit
+
+
+def scale_atrous_rates(rates: tuple[int, ...], from_stride: int, to_stride: int) -> tuple[int, ...]:
+    """Return the rates that reach as far in pixels at `to_stride` as `rates` do at `from_stride`.
+
+    Raises UsageError where a rate would become a fraction: rounding it would silently change what the network sees.
+
+    >>> scale_atrous_rates((12, 24, 36), 16, 8)
+    (24, 48, 72)
+    """
+    if any(dilation * from_stride % to_stride for dilation in rates):
+        raise UsageError(
+            f"Atrous rates {rates} at output stride {from_stride} have no whole equivalent at stride {to_stride}; "
+            "build the network with atrous_rates given for that stride."
+        )
+    return tuple(dilation * from_stride // to_stride for dilation in rates)
 
 
 class _JsonDataclass:

@@ -12,6 +12,8 @@ from torch import nn
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.log import logger
+from deeplabzoo.models.config import aspp_rates as aspp_rates
+from deeplabzoo.models.config import scale_atrous_rates as scale_atrous_rates
 
 Norm = Literal["batch", "group"]
 
@@ -181,40 +183,6 @@ class SeparableConvNormAct(nn.Module):
 #
 # One rule holds everything together: a rate keeps its reach *in pixels of the image*. Halving the output stride doubles
 # every rate, so a network trained at stride 16 sees the same surroundings when it is run at stride 8 (DeepLabV3, section 3.3).
-
-
-OUTPUT_STRIDES = (8, 16, 32)
-
-_ASPP_RATE_TIMES_STRIDE = 96
-"""Reach of the smallest ASPP rate: 6 cells of 16 pixels (DeepLabV3, section 3.3); the others reach twice and thrice as far."""
-
-
-def aspp_rates(output_stride: int) -> tuple[int, int, int]:
-    """Return the three ASPP rates of the papers for an output stride of 8, 16 or 32.
-
-    >>> aspp_rates(32), aspp_rates(16), aspp_rates(8)
-    ((3, 6, 9), (6, 12, 18), (12, 24, 36))
-    """
-    if output_stride not in OUTPUT_STRIDES:
-        raise UsageError(f"output_stride must be 8, 16 or 32, not {output_stride!r}.")
-    unit = _ASPP_RATE_TIMES_STRIDE // output_stride
-    return unit, 2 * unit, 3 * unit
-
-
-def scale_atrous_rates(rates: tuple[int, ...], from_stride: int, to_stride: int) -> tuple[int, ...]:
-    """Return the rates that reach as far in pixels at `to_stride` as `rates` do at `from_stride`.
-
-    Raises UsageError where a rate would become a fraction: rounding it would silently change what the network sees.
-
-    >>> scale_atrous_rates((12, 24, 36), 16, 8)
-    (24, 48, 72)
-    """
-    if any(dilation * from_stride % to_stride for dilation in rates):
-        raise UsageError(
-            f"Atrous rates {rates} at output stride {from_stride} have no whole equivalent at stride {to_stride}; "
-            "build the network with atrous_rates given for that stride."
-        )
-    return tuple(dilation * from_stride // to_stride for dilation in rates)
 
 
 def multi_grid_dilations(

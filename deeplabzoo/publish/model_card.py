@@ -15,11 +15,11 @@ from deeplabzoo.data.image_io import Pixels, read_image
 from deeplabzoo.evaluation.report import Report
 from deeplabzoo.files import write_atomically
 from deeplabzoo.hub.manifest import Metric, WeightRow
+from deeplabzoo.hub.model_info import metric_conditions
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.publish.release import OVERLAY, Release
-from tools.docs.tables import metric_conditions
 
 _OWN_LICENSE = "Apache-2.0"
 _WORST = 3

@@ -1,8 +1,5 @@
 """Which parameter learns how fast and decays how much, and the optimizer that does it."""
 
-import bisect
-import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -92,83 +89,6 @@ def load_flat_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
             }
             if state:
                 optimizer.state[parameter] = state
-
-
-# The learning rate as a pure function of the step: nothing to save, nothing that a resume could get wrong.
-
-
-ScheduleKind = Literal["poly", "cosine", "step", "constant"]
-SCHEDULES: tuple[ScheduleKind, ...] = ("poly", "cosine", "step", "constant")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """One phase of the learning rate, over `steps` steps.
-
-    >>> Schedule(kind="poly", lr=0.01, steps=100)(50) == 0.01 * 0.5**0.9
-    True
-    """
-
-    kind: ScheduleKind
-    lr: float
-    steps: int
-    power: float = 0.9
-    """Of `poly`: lr x (1 - step / steps)^power (DeepLabV3, section 4.1)."""
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    """Of `step`: the shares of the phase after which the rate is multiplied by `gamma`."""
-    gamma: float = 0.1
-    floor: float = 0.0
-    """Of `poly` and `cosine`: the share of `lr` that is never gone below."""
-    warmup_steps: int = 0
-    """The rate rises linearly over this many first steps, from `warmup_from` x lr; the curve itself starts at step 0."""
-    warmup_from: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise UsageError(f"Unknown schedule {self.kind!r}; expected one of {', '.join(SCHEDULES)}.")
-        if self.steps < 1 or self.lr < 0 or self.warmup_steps < 0:
-            values = f"{self.steps!r}, {self.lr!r}, {self.warmup_steps!r}"
-            raise UsageError(f"A schedule needs steps >= 1, lr >= 0 and warmup_steps >= 0, not {values}.")
-
-    def __call__(self, step: int) -> float:
-        """Return the rate for update number `step`, counted from 0."""
-        done = min(step / self.steps, 1.0)
-        if self.kind == "poly":
-            factor = max(float((1 - done) ** self.power), self.floor)
-        elif self.kind == "cosine":
-            factor = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
-        elif self.kind == "step":
-            factor = float(self.gamma ** bisect.bisect_right(self.milestones, done))
-        else:
-            factor = 1.0
-        if step < self.warmup_steps:
-            factor *= self.warmup_from + (1 - self.warmup_from) * step / self.warmup_steps
-        return self.lr * factor
-
-
-@dataclass(frozen=True)
-class PhasedSchedule:
-    """Schedules one after the other, each counting its steps from 0: e.g. 65 epochs at 1e-2, then 5 at 1e-3."""
-
-    schedules: tuple[Schedule, ...]
-
-    @property
-    def steps(self) -> int:
-        """Length of all phases together."""
-        return sum(schedule.steps for schedule in self.schedules)
-
-    def at(self, step: int) -> tuple[int, int]:
-        """Return (number of the phase, step within it); past the end it is the last phase."""
-        for number, schedule in enumerate(self.schedules[:-1]):
-            if step < schedule.steps:
-                return number, step
-            step -= schedule.steps
-        return len(self.schedules) - 1, step
-
-    def __call__(self, step: int) -> float:
-        """Return the rate for update number `step` of the whole run."""
-        number, within = self.at(step)
-        return self.schedules[number](within)
 
 
 # Parts of a network that do not learn: early stages of the encoder, and batch norms.

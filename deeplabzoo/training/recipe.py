@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from deeplabzoo.data.transforms import Augmentation
 from deeplabzoo.errors import UsageError
-from deeplabzoo.training.optim import PhasedSchedule, Schedule, ScheduleKind
+from deeplabzoo.training.schedule import PhasedSchedule, Schedule, ScheduleKind
 
 _MAX_STEPS, _MAX_EPOCHS = 10**12, 10**6
 """Of a run: what is more cannot be meant, and rates are computed in floating point."""

@@ -10,15 +10,13 @@ from torch import nn
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.training.optim import (
-    SCHEDULES,
-    PhasedSchedule,
-    Schedule,
     flat_state,
     load_flat_state,
     make_optimizer,
     parameter_groups,
     set_learning_rate,
 )
+from deeplabzoo.training.schedule import SCHEDULES, PhasedSchedule, Schedule
 
 
 class _Net(nn.Module):

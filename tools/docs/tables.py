@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deeplabzoo.errors import UsageError
-from deeplabzoo.hub.manifest import Metric, WeightRow
+from deeplabzoo.hub.manifest import WeightRow
+from deeplabzoo.hub.model_info import metric_conditions
 
 BEGIN, END = "<!-- weights-table:begin -->", "<!-- weights-table:end -->"
 _ALL, _MEASURED = "weights-table", "measured-table"
@@ -65,15 +66,6 @@ def _cells(row: WeightRow) -> list[str]:
         f"{row.bytes / 1e6:.1f} MB, {row.source.kind}" if row.bytes else f"{row.source.kind}, size not published",
         row.license.weights,
     ]
-
-
-def metric_conditions(metric: Metric) -> str:
-    """Return under which conditions a figure was found, in a line: who, when, on what, and how."""
-    passes = "single scale" if len(metric.scales) == 1 else f"scales {', '.join(f'{scale:g}' for scale in metric.scales)}"
-    stride = f"output stride {metric.output_stride}, " if metric.output_stride else ""
-    when = f" {metric.date}" if metric.date else ""
-    where = f"{metric.data} {metric.split}, {metric.images_text}"
-    return f"{metric.origin}{when}: {where}, {stride}{passes}{', flip' if metric.flip else ''}"
 
 
 def _line(cells: Sequence[str]) -> str:
