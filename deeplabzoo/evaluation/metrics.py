@@ -1,12 +1,13 @@
-"""How well labels match the truth: one int64 confusion matrix, and every score read off it.
+"""Segmentation metrics: one int64 confusion matrix, and mIoU, per-class IoU, Dice and accuracies computed from it.
 
-The definition is in docs/metrics.md: mIoU is the mean over the classes whose union is not empty, each union summed over the
-whole data set at the labels' own resolution. What other projects print under the same name is in `OTHER_MIOU_RULES`.
+docs/metrics.md defines them: mIoU is the mean over the classes whose union is not empty, each union summed over the whole
+dataset at the labels' own resolution. What other projects print under the same name is in `OTHER_MIOU_RULES`.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +18,25 @@ from deeplabzoo.errors import DataError, UsageError
 Counts = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
 
+VOID = 255
+"""The usual label of pixels that are not scored; above 255 classes it is a class like any other."""
 MAX_PIXELS_PER_CHUNK = 2**30
 """Pixels counted in 32 bits before they go into the 64-bit matrix."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores in 0...1; a class that stands neither in the truth nor in the predictions has None and is in `absent_classes`.
+    """Scores in 0...1; a class without a score has None and is in `absent_classes`.
 
-    Where not a single pixel was scored, every mean is NaN.
+    Without a score is a class that neither the ground truth nor the predictions contain, and a class that is itself the ignored
+    label. Where not a single pixel was scored, every mean is NaN.
     """
 
     miou: float
     per_class_iou: tuple[float | None, ...]
     pixel_accuracy: float
     mean_accuracy: float
-    """Mean over the classes that the truth contains of the share of their pixels that was found."""
+    """Mean recall over the classes that the ground truth contains."""
     frequency_weighted_iou: float
     """IoU weighted by the class's share of the true pixels."""
     dice: float
@@ -42,9 +46,17 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts how often a pixel of true class i was predicted as j, over any number of pictures.
+    """Counts how often a pixel of true class i was predicted as j, over any number of images.
 
-    Integers, because float32 sums stop growing at 16.7 million pixels a cell, about 80 photos.
+    Integers, because float32 sums stop growing at 16.7 million pixels a cell, about 80 images.
+
+    Args:
+        num_classes: Number of classes; labels are 0 ... num_classes - 1.
+        ignore_index: Label of true pixels that are not scored, None for none. If it is one of the classes, that class has no
+            score and is left out of the means, as in torchmetrics. "auto" is 255 unless that is a class (above 255 classes).
+
+    Raises:
+        UsageError: `num_classes` is not a whole number above 0, or `ignore_index` no whole number.
 
     >>> matrix = ConfusionMatrix(2)
     >>> matrix.update(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]))
@@ -52,31 +64,41 @@ class ConfusionMatrix:
     0.5
     """
 
-    def __init__(self, num_classes: int, ignore_index: int | None = 255) -> None:
-        if num_classes < 1:
+    def __init__(self, num_classes: int, ignore_index: int | Literal["auto"] | None = "auto") -> None:
+        self.num_classes = _whole_number(num_classes, "num_classes")
+        if self.num_classes < 1:
             raise UsageError(f"num_classes must be at least 1, not {num_classes}.")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        self.counts: Counts = np.zeros((num_classes, num_classes), np.int64)
+        if ignore_index == "auto":
+            ignore_index = VOID if self.num_classes <= VOID else None
+        self.ignore_index = None if ignore_index is None else _whole_number(ignore_index, "ignore_index")
+        self.counts: Counts = np.zeros((self.num_classes, self.num_classes), np.int64)
         """int64, rows are true classes, columns predicted ones."""
 
-    def update(self, labels_pred_HW: Labels, labels_true_HW: Labels) -> None:
-        """Add one picture, or any two integer arrays of the same shape; true pixels of `ignore_index` are left out.
+    @property
+    def ignored_class(self) -> int | None:
+        """The class that is the ignored label, or None where the ignored label is no class."""
+        return self.ignore_index if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes else None
 
-        Raises UsageError if the shapes differ, labels are no integers or a prediction is no class, DataError if a true label is
-        no class; nothing is counted then.
+    def update(self, labels_pred_HW: Any, labels_true_HW: Any) -> None:
+        """Add one image, or any two integer arrays of the same shape; true pixels of `ignore_index` are left out.
+
+        Args:
+            labels_pred_HW: Predicted class numbers: a numpy array or a torch tensor (any device), H x W or of any other shape.
+            labels_true_HW: True class numbers, of the same shape.
+
+        Raises:
+            UsageError: The shapes differ, labels are no integers, or a prediction is no class. Nothing is counted then.
+            DataError: A true label is neither a class nor `ignore_index`. Nothing is counted then.
         """
-        if labels_pred_HW.shape != labels_true_HW.shape:
+        predicted, true = _label_array(labels_pred_HW), _label_array(labels_true_HW)
+        if predicted.shape != true.shape:
+            scores = predicted.ndim == true.ndim + 1
             raise UsageError(
-                f"Predicted labels have shape {labels_pred_HW.shape} but true labels {labels_true_HW.shape}; "
-                "resize the prediction to the truth, never the truth."
+                f"Predicted labels have shape {predicted.shape} but true labels {true.shape}; "
+                + ("if these are scores of each class, take their argmax; else " if scores else "")
+                + "resize the prediction to the ground truth, never the ground truth."
             )
-        for labels in (labels_pred_HW, labels_true_HW):
-            if labels.dtype.kind not in "iub":
-                raise UsageError(
-                    f"Predicted and true labels must be integers, not {labels.dtype}; take the argmax of scores first."
-                )
-        true, predicted = np.ascontiguousarray(labels_true_HW).reshape(-1), np.ascontiguousarray(labels_pred_HW).reshape(-1)
+        true, predicted = np.ascontiguousarray(true).reshape(-1), np.ascontiguousarray(predicted).reshape(-1)
         if true.dtype == predicted.dtype == np.uint8:
             self._update_uint8(true, predicted)
             return
@@ -115,7 +137,11 @@ class ConfusionMatrix:
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add what another matrix counted, e.g. on another part of the data: exact, whatever the parts' sizes.
 
-        Raises UsageError if the other has a different number of classes or ignores another label.
+        Args:
+            other: A matrix of as many classes with the same `ignore_index`.
+
+        Raises:
+            UsageError: The other has a different number of classes or ignores another label.
         """
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise UsageError(
@@ -125,12 +151,14 @@ class ConfusionMatrix:
         self.counts += other.counts
 
     def scores(self) -> Scores:
-        """Return every score of what was counted so far."""
+        """Return all scores of what was counted so far."""
         hit, true, predicted = _class_areas(self.counts)
         union = true + predicted - hit
         present, labelled, total = union > 0, true > 0, int(true.sum())
-        iou = _ratio(hit, union)
-        dice = _ratio(2 * hit, true + predicted)
+        if self.ignored_class is not None:  # it has no true pixels left, so its IoU would be 0 wherever it is predicted
+            present[self.ignored_class] = False
+        iou = np.where(present, _ratio(hit, union), np.nan)
+        dice = np.where(present, _ratio(2 * hit, true + predicted), np.nan)
         recall = _ratio(hit, true)
         return Scores(
             miou=_mean(iou[present]),
@@ -142,6 +170,32 @@ class ConfusionMatrix:
             per_class_dice=_nan_to_none(dice),
             absent_classes=tuple(int(index) for index in np.flatnonzero(~present)),
         )
+
+
+def _whole_number(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a whole number, not {value!r}.") from None
+
+
+def _label_array(labels: Any) -> Labels:
+    """Return labels as a numpy array of integers; raises UsageError for anything else."""
+    if hasattr(labels, "detach"):  # a torch tensor; this module works without torch
+        if labels.is_floating_point() or labels.is_complex():  # numpy has no bfloat16
+            raise _not_integers(labels.dtype)
+        labels = labels.detach().cpu().numpy()
+    try:
+        array = np.asarray(labels)
+    except ValueError:
+        raise UsageError("Predicted and true labels must be arrays, not lists of rows of unequal length.") from None
+    if array.dtype.kind not in "iub":
+        raise _not_integers(array.dtype)
+    return array
+
+
+def _not_integers(dtype: Any) -> UsageError:
+    return UsageError(f"Predicted and true labels must be integers, not {dtype}; take the argmax of scores first.")
 
 
 def _miou_with_absent_as(value: float) -> Callable[[Counts], float]:
@@ -171,14 +225,15 @@ OTHER_MIOU_RULES: dict[str, Callable[[Counts], float]] = {
     "absent_is_zero": _miou_with_absent_as(0.0),
     "pooled": _pooled_iou,
 }
-"""Other rules called mIoU that can be read off the same matrix; docs/metrics.md says who uses which, and one more that cannot.
+"""Other definitions of mIoU, computed from the counts alone; docs/metrics.md lists who uses which.
 
-They equal ours where every class has true pixels, except `pooled`, which is another quantity altogether.
+They equal ours where every class has true pixels, except `pooled`, which is a different quantity. All count every class: use
+them where no class is the ignored label.
 """
 
 
 def _pair_counts(true: Labels, predicted: Labels) -> Counts:
-    """How often each pair of bytes stands at the same place: 256 x 256, by true and predicted label."""
+    """Return how often each pair of bytes occurs at the same pixel: 256 x 256, by true and predicted label."""
     pairs = np.zeros((256, 256), np.int64)
     for start in range(0, true.size, MAX_PIXELS_PER_CHUNK):
         part = true[start : start + MAX_PIXELS_PER_CHUNK], predicted[start : start + MAX_PIXELS_PER_CHUNK]
@@ -193,16 +248,16 @@ def _pair_counts(true: Labels, predicted: Labels) -> Counts:
 
 
 def _as_uint64(labels: Labels) -> npt.NDArray[np.uint64]:
-    """Eight labels a number; always read-only and aligned, as numba compiles a loop anew for every other kind of memory."""
+    """Pack eight labels into a number; always read-only and aligned, as numba compiles again for any other kind of array."""
     words: npt.NDArray[np.uint64] = (labels if labels.ctypes.data % 8 == 0 else labels.copy()).view(np.uint64)
     words.flags.writeable = False
     return words
 
 
 def _count_label_pairs(true: npt.NDArray[np.uint64], predicted: npt.NDArray[np.uint64], tables: npt.NDArray[np.int32]) -> None:
-    """Count eight pixels a step: as one where they are alike, as most are, else in four tables in turn.
+    """Count eight pixels per iteration: as one where they are equal, as most are, else in four tables in turn.
 
-    One table would make each pixel wait until its neighbour's count, usually the same one, is back in memory.
+    With one table each pixel would wait until its neighbour's count, usually the same cell, is back in memory.
     """
     ones, byte = np.uint64(0x0101010101010101), np.uint64(255)
     for n in range(len(true)):
@@ -219,12 +274,12 @@ def _count_label_pairs(true: npt.NDArray[np.uint64], predicted: npt.NDArray[np.u
 
 
 def _class_areas(counts: Counts) -> tuple[Counts, Counts, Counts]:
-    """Pixels per class: predicted rightly, in the truth, in the predictions."""
+    """Return pixels per class: correctly predicted, in the ground truth, in the predictions."""
     return np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
 
 
 def _ratio(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:
-    """`part / whole`, NaN where the whole is empty."""
+    """Return `part / whole`, NaN where the whole is 0."""
     ratio: npt.NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
     return ratio
 

@@ -81,6 +81,80 @@ def test_scores_agree_with_torchmetrics(maps: tuple[np.ndarray, np.ndarray]) -> 
     assert scores.frequency_weighted_iou == pytest.approx((weight * iou)[present].sum().item(), abs=1e-6)
 
 
+@st.composite
+def label_batches(draw: st.DrawFn) -> tuple[int, int | None, torch.Tensor, torch.Tensor]:
+    """(num_classes, ignore_index, predicted, true): torch tensors of any integer type, B x H x W, any label ignored."""
+    classes = draw(st.sampled_from([2, 3, 21, 255, 256, 257]))
+    ignored = draw(st.sampled_from([None, -100, -1, 0, 1, classes - 1, classes, 255, 300]))
+    used = draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=4))
+    shape = draw(st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)))
+    tensors = []
+    for values in (used, used if ignored is None else [*used, ignored]):
+        kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        fitting = [kind for kind in kinds if torch.iinfo(kind).min <= min(values) and max(values) <= torch.iinfo(kind).max]
+        array = draw(arrays.arrays(np.int64, shape, elements=st.sampled_from(values)))
+        tensors.append(torch.from_numpy(array).to(draw(st.sampled_from(fitting))))
+    return classes, ignored, *tensors
+
+
+@settings(deadline=None, max_examples=150)
+@given(label_batches())
+def test_tensors_of_any_type_and_any_ignored_label_score_as_torchmetrics_says(
+    drawn: tuple[int, int | None, torch.Tensor, torch.Tensor],
+) -> None:
+    """A class that is the ignored label has no IoU and no part in the mean, however often it is predicted."""
+    classes, ignored, predicted, true = drawn
+    matrix = ConfusionMatrix(classes, ignored)
+    matrix.update(predicted, true)
+    options = {"num_classes": classes, "ignore_index": ignored}
+    counts = oracle.multiclass_confusion_matrix(predicted.long(), true.long(), **options)
+    np.testing.assert_array_equal(matrix.counts, counts)
+    if not matrix.counts.any():
+        return
+    scores = matrix.scores()
+    macro = oracle.multiclass_jaccard_index(predicted.long(), true.long(), average="macro", **options)
+    assert scores.miou == pytest.approx(macro.item(), abs=1e-6, nan_ok=True)
+    accuracy = oracle.multiclass_accuracy(predicted.long(), true.long(), average="micro", **options)
+    assert scores.pixel_accuracy == pytest.approx(accuracy.item(), abs=1e-6)
+    if ignored in range(classes):
+        assert scores.per_class_iou[ignored] is None
+        assert ignored in scores.absent_classes
+
+
+def test_no_class_is_ignored_unless_asked_for() -> None:
+    """255 is void by default, but not where it is one of the classes."""
+    labels = np.full((2, 3), 255, np.uint8)
+    many = ConfusionMatrix(256)
+    many.update(labels, labels)
+    assert many.counts[255, 255] == 6
+    assert many.scores().per_class_iou[255] == 1.0
+    few = ConfusionMatrix(255)
+    few.update(labels, labels)
+    assert not few.counts.any()
+
+
+@pytest.mark.parametrize(
+    ("predicted", "sentence"),
+    [
+        (torch.zeros(2, 3), "must be integers, not torch.float32; take the argmax"),
+        (torch.zeros(2, 3, dtype=torch.bfloat16), "must be integers, not torch.bfloat16"),
+        (torch.zeros(5, 2, 3, dtype=torch.int64), r"take their argmax"),
+        ([[0, 1], [2]], "unequal length"),
+    ],
+)
+def test_what_is_no_label_map_gives_a_sentence(predicted: object, sentence: str) -> None:
+    """Scores of each class, floats or ragged lists in place of labels."""
+    with pytest.raises(UsageError, match=sentence):
+        ConfusionMatrix(3).update(predicted, torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("classes", "ignored"), [(3, 1.5), (2.5, None), ("3", 255), (3, "none")])
+def test_settings_of_the_matrix_are_whole_numbers(classes: object, ignored: object) -> None:
+    """A float ignore_index would never match, and so ignore nothing."""
+    with pytest.raises(UsageError, match="must be a whole number"):
+        ConfusionMatrix(classes, ignored)  # type: ignore[arg-type]
+
+
 @settings(deadline=None, max_examples=150)
 @given(label_maps())
 def test_scores_agree_with_sets_of_pixels(maps: tuple[np.ndarray, np.ndarray]) -> None:
@@ -161,7 +235,7 @@ def test_counts_do_not_stop_growing() -> None:
 def test_misuse_gives_a_sentence() -> None:
     matrix = ConfusionMatrix(3)
     for predicted, true in [((2, 3), (3, 2)), ((3, 2), (2, 3)), ((2, 3), (2, 3, 1)), ((6,), (2, 3))]:
-        with pytest.raises(UsageError, match="never the truth"):
+        with pytest.raises(UsageError, match="never the ground truth"):
             matrix.update(np.zeros(predicted, int), np.zeros(true, int))
     for predicted, true in [(np.float32, np.uint8), (np.uint8, np.float64)]:
         with pytest.raises(UsageError, match="must be integers"):

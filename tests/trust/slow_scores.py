@@ -23,8 +23,8 @@ class SlowScores:
     other_rules: dict[str, Fraction | None]
 
 
-def slow_scores(pixels: Iterable[Pixel], classes: int) -> SlowScores:
-    """Return every score of pixels of which none is void."""
+def slow_scores(pixels: Iterable[Pixel], classes: int, ignored_class: int | None = None) -> SlowScores:
+    """Return every score of pixels of which none is void; a class that is the ignored label itself has none."""
     both, true, predicted, total = [0] * classes, [0] * classes, [0] * classes, 0
     for true_label, predicted_label, times in pixels:
         total += times
@@ -36,6 +36,9 @@ def slow_scores(pixels: Iterable[Pixel], classes: int) -> SlowScores:
     iou = [_share(both[index], either[index]) for index in range(classes)]
     dice = [_share(2 * both[index], true[index] + predicted[index]) for index in range(classes)]
     found = [_share(both[index], true[index]) for index in range(classes)]
+    rules = _other_rules(iou, true, both, either)
+    if ignored_class is not None:
+        iou[ignored_class] = dice[ignored_class] = None
     with_truth = [index for index in range(classes) if true[index]]
     weighted = [true[index] * (iou[index] or 0) for index in with_truth]
     return SlowScores(
@@ -46,15 +49,21 @@ def slow_scores(pixels: Iterable[Pixel], classes: int) -> SlowScores:
         frequency_weighted_iou=Fraction(sum(weighted), 1) / total if total else None,
         dice=_mean([one for one in dice if one is not None]),
         per_class_dice=tuple(dice),
-        absent_classes=tuple(index for index in range(classes) if not either[index]),
-        other_rules={
-            "absent_is_nan": None if None in iou else _mean([one for one in iou if one is not None]),
-            "true_classes": _mean([iou[index] or Fraction(0) for index in with_truth]),
-            "absent_is_one": _mean([Fraction(1) if one is None else one for one in iou]),
-            "absent_is_zero": _mean([one or Fraction(0) for one in iou]),
-            "pooled": _share(sum(both), sum(either)),
-        },
+        absent_classes=tuple(index for index in range(classes) if iou[index] is None),
+        other_rules=rules,
     )
+
+
+def _other_rules(
+    iou: Sequence[Fraction | None], true: Sequence[int], both: Sequence[int], either: Sequence[int]
+) -> dict[str, Fraction | None]:
+    return {
+        "absent_is_nan": None if None in iou else _mean([one for one in iou if one is not None]),
+        "true_classes": _mean([iou[index] or Fraction(0) for index in range(len(iou)) if true[index]]),
+        "absent_is_one": _mean([Fraction(1) if one is None else one for one in iou]),
+        "absent_is_zero": _mean([one or Fraction(0) for one in iou]),
+        "pooled": _share(sum(both), sum(either)),
+    }
 
 
 def _share(part: int, whole: int) -> Fraction | None:
