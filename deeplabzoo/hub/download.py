@@ -6,12 +6,14 @@ of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLIN
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from deeplabzoo.errors import ChangedFileError, DownloadError, OutputError
@@ -83,6 +85,8 @@ def _write(record: Path, metadata: _FileState, sha256: str) -> None:
         write_atomically(record, lambda file: file.write(text.encode()))
 
 
+MAX_SETTINGS_BYTES = 1 << 20
+"""Of a JSON file on the Hub; the largest `config.json` and weight index known have some 200 kB."""
 OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
 _LOCK_LOG_AFTER_S = 3.0
 """Waiting for another process is said after this."""
@@ -106,10 +110,10 @@ def fetch(row: WeightRow) -> Path:
 def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: ExpectedFile | None = None) -> Path:
     """Return the path of a file of a Hub repository at a revision (None: `main`), verified where `expected` says how.
 
-    Where nothing is published, the Hub's own hash of a large file counts, which is the name of its blob. Raises DownloadError
-    in one sentence, where the Hub's own errors take a page.
+    Where nothing is published, the Hub's own hash counts, which is the name of the blob: the SHA-256 of a large file, the git
+    hash of a small one. Raises DownloadError in one sentence, where the Hub's own errors take a page.
     """
-    path = _hub_file(repo, file, revision)
+    path = _hub_file(repo, file, revision, _size_limit(file, expected))
     if expected is None or expected == ExpectedFile():
         expected = _named_by_hash(path.resolve())
     try:
@@ -127,7 +131,20 @@ def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: 
 
 
 def _named_by_hash(blob: Path) -> ExpectedFile:
-    return ExpectedFile(sha256=blob.name) if re.fullmatch("[0-9a-f]{64}", blob.name) else ExpectedFile()
+    """Return what the Hub states about a file: its cache names a blob by the ETag, which is a hash of the content."""
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        return ExpectedFile(sha256=blob.name)
+    return ExpectedFile(git_sha1=blob.name) if re.fullmatch("[0-9a-f]{40}", blob.name) else ExpectedFile()
+
+
+def _size_limit(file: str, expected: ExpectedFile | None) -> int | None:
+    """Return the bytes after which a transfer from the Hub is broken off; None where nothing is known about the file.
+
+    Beyond the published size there is a margin, so that a slightly longer file is reported by its size.
+    """
+    if expected is not None and expected.bytes is not None:
+        return expected.bytes + MAX_SETTINGS_BYTES
+    return MAX_SETTINGS_BYTES if file.endswith(".json") else None
 
 
 def cache_folder() -> Path:
@@ -243,16 +260,56 @@ class HubFileNotFoundError(DownloadError):
     """The repository exists at this revision and does not hold the file."""
 
 
-def _hub_file(repo: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, hf_hub_download
+def _hub_file(repo: str, file: str, revision: str | None, limit: int | None) -> Path:
+    """Return the path of a file in the Hub's cache, downloaded by the Hub's own client if it is not there."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline_switch())))
-    except Exception as error:  # see _reason
+        if not offline_switch() and not isinstance(try_to_load_from_cache(repo, file, revision=revision), str):
+            url = hf_hub_url(repo, file, revision=revision)
+            metadata = None
+            with contextlib.suppress(Exception):  # the download below fails in the same way, with a better error
+                metadata = get_hf_file_metadata(url)
+            if metadata is not None:
+                _check_announcement(url, metadata.location, metadata.etag)
+        options: dict[str, Any] = {}
+        if limit is not None and "tqdm_class" in inspect.signature(hf_hub_download).parameters:
+            options["tqdm_class"] = _limited_progress(limit)  # the client compares sizes only once all bytes have come
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=bool(offline_switch()), **options))
+    except DownloadError as error:
+        raise DownloadError(f"{_hub_path(repo, file, revision)} cannot be downloaded: {error}") from None
+    except Exception as error:  # see _hub_error_reason
         absent = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
         kind = HubFileNotFoundError if absent else DownloadError
         reason = _hub_error_reason(error, repo, revision)
         raise kind(f"{_hub_path(repo, file, revision)} cannot be downloaded: {reason}.") from None
+
+
+def _check_announcement(url: str, location: str, etag: str | None) -> None:
+    """Raise DownloadError for what the Hub's client would follow or store without looking.
+
+    It follows redirects from https to http, and it uses the ETag as a file name.
+    """
+    if url.startswith("https:") and not location.startswith("https:"):
+        raise DownloadError(f"the server redirects from https to {location.partition(':')[0]}, which is refused.")
+    if etag is not None and not re.fullmatch(r"[\w.=+-]+", etag):
+        raise DownloadError("the server's ETag is no hash.")
+
+
+def _limited_progress(limit: int) -> Any:
+    """Return a progress bar class that ends a transfer of more than `limit` bytes with DownloadError."""
+    from tqdm import tqdm
+
+    class LimitedProgress(tqdm):  # type: ignore[type-arg,unused-ignore]
+        received = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += int(n or 0)
+            if self.received > limit:
+                raise DownloadError(f"the server sends more than {limit} bytes.")
+            return super().update(n)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]
+
+    return LimitedProgress
 
 
 def _hub_error_reason(error: Exception, repo: str, revision: str | None) -> str:

@@ -61,6 +61,8 @@ class ExpectedFile:
     bytes: int | None = None
     sha256: str | None = None
     sha256_prefix: str | None = None
+    git_sha1: str | None = None
+    """SHA-1 of git's blob object, which the Hub states for files outside its large-file storage."""
 
     @classmethod
     def from_row(cls, row: WeightRow) -> Self:
@@ -80,6 +82,8 @@ class ExpectedFile:
             found = (hash_of or sha256_of)(path)
             if not found.startswith(published):
                 return f"its sha256 is {found[: max(12, len(self.sha256_prefix or ''))]}…, published is {published[:12]}…"
+        if self.git_sha1 is not None and (found := git_sha1_of(path)) != self.git_sha1:
+            return f"its git hash is {found[:12]}…, published is {self.git_sha1[:12]}…"
         return ""
 
 
@@ -87,6 +91,12 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_sha1_of(path: Path) -> str:
+    """Return the SHA-1 that git names a file's content by, as 40 hexadecimal digits."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0)

@@ -27,7 +27,10 @@ class Served:
 
     @property
     def validator(self) -> str:
-        return f'"{hashlib.sha1(self.content).hexdigest()}"' if self.etag is None else self.etag
+        if self.etag is not None:
+            return self.etag
+        # the git hash of the content, as the Hub sends for files outside its large-file storage
+        return f'"{hashlib.sha1(b"blob %d" % len(self.content) + bytes(1) + self.content).hexdigest()}"'
 
 
 @dataclass

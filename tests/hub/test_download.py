@@ -186,3 +186,62 @@ def test_a_bundled_file_is_verified_where_it_lies(tmp_path: Path, monkeypatch: p
     (tmp_path / "net.safetensors").write_bytes(CONTENT[::-1])
     with pytest.raises(DownloadError, match="its sha256 is"):
         download.fetch(bundled)
+
+
+SMALL_PROGRAM = """
+import json, sys
+from deeplabzoo.errors import DownloadError
+from deeplabzoo.hub.download import _check_announcement, fetch_from_hub
+if len(sys.argv) > 2:
+    try:
+        print(json.dumps(_check_announcement(*json.loads(sys.argv[2]))))
+    except DownloadError as error:
+        print(json.dumps(str(error)))
+    raise SystemExit
+try:
+    print(json.dumps(str(fetch_from_hub(sys.argv[1], "config.json"))))
+except DownloadError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def fetch_settings(endpoint: str, home: Path, *words: str) -> str:
+    """Fetch a repository's config.json in a fresh process; returns its path or the error."""
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", SMALL_PROGRAM, REPO, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_small_file_is_held_to_its_git_hash(server: LocalServer, home: Path) -> None:
+    """Files outside the Hub's large-file storage have git's hash as ETag; other bytes of the same length are refused."""
+    server.serve_hub_file(REPO, "main", "config.json", b'{"output_stride": 16}')
+    served = server.files[f"/{REPO}/resolve/main/config.json"]
+    assert Path(fetch_settings(server.url, home)).read_bytes() == served.content
+    served.etag = served.validator
+    served.content = b'{"output_stride": 08}'
+    found = fetch_settings(server.url, home.with_name("other"))
+    assert "is not the published file: its git hash is" in found
+    assert not list(home.with_name("other").rglob("config.json"))
+
+
+def test_settings_without_end_are_broken_off(server: LocalServer, home: Path) -> None:
+    """A config.json of more than 1 MiB is no config.json, whatever length the server announces."""
+    server.serve_hub_file(REPO, "main", "config.json", b" " * (3 << 20))
+    assert "sends more than 1048576 bytes" in fetch_settings(server.url, home)
+
+
+@pytest.mark.parametrize(
+    ("announced", "words"),
+    [
+        (["https://hub.test/a", "http://cdn.test/a", "0" * 40], "redirects from https to http"),
+        (["https://hub.test/a", "file:///etc/passwd", "0" * 40], "redirects from https to file"),
+        (["https://hub.test/a", "https://cdn.test/a", "../../../out"], "ETag is no hash"),
+        (["https://hub.test/a", "https://cdn.test/a", "0" * 64], "None"),
+        (["http://127.0.0.1/a", "http://127.0.0.1/b", "0" * 40], "None"),
+    ],
+)
+def test_what_the_hub_announces_is_read_before_it_is_followed(announced: list[str], words: str, home: Path) -> None:
+    """The Hub's client follows any redirect and names a file of its cache after the ETag."""
+    assert words in fetch_settings("http://127.0.0.1:9", home, json.dumps(announced))

@@ -20,6 +20,8 @@ PROGRAM = """
 import json, sys
 import deeplabzoo
 from deeplabzoo.errors import DownloadError
+from deeplabzoo.log import show_log
+show_log()
 for address in sys.argv[1:]:
     try:
         net = deeplabzoo.create(address)

@@ -155,13 +155,13 @@ def test_a_pattern_that_fits_nothing_is_a_wrong_call(capsys: pytest.CaptureFixtu
 REPO, COMMIT, FILE = "someone/their-deeplab", "a" * 40, "model.safetensors"
 HUB_PROGRAM = """
 import dataclasses, json, sys
-from deeplabzoo.hub.integrity import check
+from deeplabzoo.hub.integrity import check_remote
 from deeplabzoo.hub.manifest import HubSource, released
 rows = []
 for asked in json.loads(sys.argv[1]):
     source = HubSource("hub", asked.pop("repo"), asked.pop("revision"), "model.safetensors")
     rows.append(dataclasses.replace(released().rows[0], source=source, sha256_prefix=None, **asked))
-print(json.dumps([[answer.status, answer.detail] for answer in check(rows)]))
+print(json.dumps([[answer.status, answer.detail] for answer in check_remote(rows)]))
 """
 
 
