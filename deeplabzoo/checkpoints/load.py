@@ -9,7 +9,7 @@ import torch
 
 from deeplabzoo.checkpoints.converters import ConvertedCheckpoint, read_foreign
 from deeplabzoo.checkpoints.native import is_native_checkpoint, read_checkpoint
-from deeplabzoo.data.palettes import Palette
+from deeplabzoo.data.classes import Palette
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.hub.download import cached_sha256
 from deeplabzoo.hub.manifest import released

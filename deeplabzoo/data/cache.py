@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from deeplabzoo.data.classes import Palette
 from deeplabzoo.data.dataset import Sample, SegmentationDataset
 from deeplabzoo.data.image_io import Labels
-from deeplabzoo.data.palettes import Palette
 from deeplabzoo.errors import OutputError, UsageError
 from deeplabzoo.files import ensure_folder, write_atomically
 from deeplabzoo.log import logger

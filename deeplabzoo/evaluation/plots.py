@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deeplabzoo.data.classes import Palette
 from deeplabzoo.data.dataset import Sample
 from deeplabzoo.data.image_io import Labels, Pixels
-from deeplabzoo.data.palettes import Palette
 from deeplabzoo.errors import printable
 from deeplabzoo.evaluation.metrics import ConfusionMatrix
 from deeplabzoo.evaluation.report import Report

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deeplabzoo.data.palettes import default_palette
+from deeplabzoo.data.classes import default_palette
 from deeplabzoo.errors import UnsupportedStrideError, UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.encoder_table import canonical_encoder, check_output_stride

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplabzoo.checkpoints.native import FORMAT
-from deeplabzoo.data.splits import split_hash
+from deeplabzoo.data.dataset import split_hash
 from deeplabzoo.errors import UnknownNameError, UsageError
 from deeplabzoo.evaluation.report import METRIC_FIELDS
 from deeplabzoo.hub.http_download import sha256_of

@@ -27,8 +27,7 @@ from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.data.dataset import Sample, SegmentationDataset, build_dataset
 from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
 from deeplabzoo.data.image_io import Labels, Pixels
-from deeplabzoo.data.resize import load_kernel
-from deeplabzoo.data.transforms import augment
+from deeplabzoo.data.transforms import augment, load_kernel
 from deeplabzoo.data.validation import LabelCounts, count_labels
 from deeplabzoo.errors import DataError, DeepLabZooError, ImageError, TrainingError, UsageError
 from deeplabzoo.hub.download import cache_folder

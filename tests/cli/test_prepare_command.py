@@ -10,10 +10,8 @@ from helpers.local_server import local_server
 from PIL import Image
 
 from deeplabzoo.cli import prepare
-from deeplabzoo.data.dataset import build_dataset
-from deeplabzoo.data.datasets.sbd import SplitInfo
-from deeplabzoo.data.download import SBD, VOC_2012, Archive, prepare_trainaug
-from deeplabzoo.data.splits import split_hash
+from deeplabzoo.data.dataset import build_dataset, split_hash
+from deeplabzoo.data.download import SBD, VOC_2012, Archive, SplitInfo, prepare_trainaug
 from deeplabzoo.errors import DownloadError
 from deeplabzoo.hub.http_download import ExpectedFile, download
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from deeplabzoo.data.dataset import build_dataset
-from deeplabzoo.data.datasets.cityscapes import ID_TO_TRAIN_ID
+from deeplabzoo.data.datasets.published import ID_TO_TRAIN_ID
 from deeplabzoo.errors import DataError
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.data.dataset import build_dataset
-from deeplabzoo.data.image_mask_dataset import read_class_file
 from deeplabzoo.data.validation import count_labels
 from deeplabzoo.errors import DataError
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplabzoo.data.classes import CLASS_LISTS, ClassList, class_list
-from deeplabzoo.data.palettes import default_palette
+from deeplabzoo.data.classes import CLASS_LISTS, ClassList, class_list, default_palette
 from deeplabzoo.errors import UnknownNameError, UsageError
 
 

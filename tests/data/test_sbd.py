@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplabzoo.data.datasets.sbd import TRAINAUG, SplitInfo, check_trainaug, make_trainaug, read_sbd_mask, trainaug_names
+from deeplabzoo.data.dataset import read_list, split_hash
+from deeplabzoo.data.download import TRAINAUG, SplitInfo, check_trainaug, make_trainaug, read_sbd_mask, trainaug_names
 from deeplabzoo.data.image_io import read_mask
-from deeplabzoo.data.splits import read_list, split_hash
 from deeplabzoo.errors import DataError
 
 io = pytest.importorskip("scipy.io", reason="reading .mat needs scipy, from the train extra")

@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deeplabzoo.data.dataset import build_dataset
+from deeplabzoo.data.dataset import Subset, build_dataset, hold_out, read_list, split_hash
 from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
-from deeplabzoo.data.splits import Subset, hold_out, read_list, split_hash
 from deeplabzoo.errors import DataError, UsageError
 
 names = st.lists(st.text("abcdef0123_", min_size=1, max_size=8), min_size=2, max_size=60, unique=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deeplabzoo.data import resize
+from deeplabzoo.data import transforms
 from deeplabzoo.data.dataset import Sample
 from deeplabzoo.data.transforms import Augmentation, _color_jitter, augment
 from deeplabzoo.errors import UsageError
@@ -258,11 +258,11 @@ def test_compiled_and_pillow_resize_are_the_same_pixels(window, flip, beyond) ->
     image = made_sample(*hw).image
     image.flags.writeable = False  # as a picture in a memory map is
     outs = [np.zeros((visible_hw[0] + beyond[0], visible_hw[1] + beyond[1], 3), np.uint8) for _ in range(2)]
-    assert resize.load_kernel() is not None
-    resize.resize_into(outs[0], image, box, visible_hw, flip=flip, fill=FILL)
+    assert transforms.load_kernel() is not None
+    transforms.resize_into(outs[0], image, box, visible_hw, flip=flip, fill=FILL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resize, "load_kernel", lambda: None)
-        resize.resize_into(outs[1], image, box, visible_hw, flip=flip, fill=FILL)
+        patch.setattr(transforms, "load_kernel", lambda: None)
+        transforms.resize_into(outs[1], image, box, visible_hw, flip=flip, fill=FILL)
     np.testing.assert_array_equal(outs[0], outs[1])
 
 
@@ -282,7 +282,7 @@ def test_a_window_is_that_of_pillows_whole_resize(hw, scale) -> None:
         (top + visible_hw[0]) * hw[0] / height,
     )
     out = np.zeros((*visible_hw, 3), np.uint8)
-    resize.resize_into(out, image, box, visible_hw, flip=False, fill=FILL)
+    transforms.resize_into(out, image, box, visible_hw, flip=False, fill=FILL)
     difference = np.abs(out.astype(int) - whole[top : top + visible_hw[0], left : left + visible_hw[1]])
     assert difference.max() <= 1
     assert np.count_nonzero(difference) <= 5e-3 * difference.size
@@ -292,13 +292,13 @@ def test_a_missing_numba_is_logged_once(monkeypatch, caplog) -> None:
     """Slower, never silent: one line that names the extra."""
     monkeypatch.setitem(sys.modules, "deeplabzoo.data.resize_numba", None)
     monkeypatch.delattr("deeplabzoo.data.resize_numba", raising=False)
-    resize.load_kernel.cache_clear()
+    transforms.load_kernel.cache_clear()
     try:
-        assert resize.load_kernel() is None
-        assert resize.load_kernel() is None
+        assert transforms.load_kernel() is None
+        assert transforms.load_kernel() is None
         image, _ = run(made_sample(40, 50), Augmentation(crop=(24, 24)))
     finally:
-        resize.load_kernel.cache_clear()
+        transforms.load_kernel.cache_clear()
     assert caplog.text.count("deeplabzoo[fast]") == 1
     monkeypatch.undo()
     np.testing.assert_array_equal(image, run(made_sample(40, 50), Augmentation(crop=(24, 24)))[0])

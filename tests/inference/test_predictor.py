@@ -10,7 +10,7 @@ import pytest
 from helpers.color_net import CLASSES, PALETTE, ColorNet
 from PIL import Image
 
-from deeplabzoo.data.palettes import default_palette
+from deeplabzoo.data.classes import default_palette
 from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.inference.predictor import Predictor, Result
 from deeplabzoo.inference.visualization import MAX_LEGEND_ENTRIES, percent

@@ -20,9 +20,8 @@ from PIL import Image
 import deeplabzoo
 from deeplabzoo.cli.publish import main
 from deeplabzoo.cli.train import main as train
-from deeplabzoo.data.dataset import build_dataset
+from deeplabzoo.data.dataset import build_dataset, split_hash
 from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
-from deeplabzoo.data.splits import split_hash
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.evaluation.reproduce import GOLDEN_HW, golden_difference, golden_input, save_golden
 from deeplabzoo.hub import download as hub_module

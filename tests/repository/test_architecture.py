@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 FREE = {"errors", "log", "files", "git", "strict_json", "numba_jit", "optional_imports", "moved", "device"}
 """Modules of the package's root that all may import; they import only one another. Other root modules are commands (cli)."""
 
-PLAIN_DATA = {"deeplabzoo.models.config", "deeplabzoo.data.classes", "deeplabzoo.data.palettes"}
+PLAIN_DATA = {"deeplabzoo.models.config", "deeplabzoo.data.classes"}
 """Modules without torch that `models` and `data` may import of each other."""
 
 UPWARD: dict[tuple[str, str], str] = {

@@ -148,14 +148,14 @@ def _warm_up() -> None:
     Image.init()
     for name in (
         "data.datasets.folder",
-        "data.resize",
+        "data.transforms",
         "cli.train",
         "training.train",
         "publish.publish",
         "evaluation.evaluate",
     ):
         importlib.import_module(f"deeplabzoo.{name}")
-    importlib.import_module("deeplabzoo.data.resize").kernel()
+    importlib.import_module("deeplabzoo.data.transforms").load_kernel()
     assert matplotlib.backends.backend_agg
     assert timm.__version__
 

@@ -11,7 +11,7 @@ from fuzz.targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deeplabzoo.data.image_mask_dataset import read_class_file
+from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.errors import DataError, DeepLabZooError, UnknownNameError, UsageError
 from deeplabzoo.hub.registry import parse_name
 from deeplabzoo.models.encoder_table import ALIASES

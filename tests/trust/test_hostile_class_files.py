@@ -14,10 +14,9 @@ from mask_attacks import write_folder
 from PIL import Image
 
 from deeplabzoo.cli.prepare import main as prepare
-from deeplabzoo.data import image_mask_dataset, splits
-from deeplabzoo.data.dataset import build_dataset
-from deeplabzoo.data.image_mask_dataset import read_class_file
-from deeplabzoo.data.splits import read_list
+from deeplabzoo.data import class_file, dataset
+from deeplabzoo.data.class_file import read_class_file
+from deeplabzoo.data.dataset import build_dataset, read_list
 from deeplabzoo.errors import DataError
 
 LONGEST_LINE, LARGEST_FILE = 200, 1 << 20
@@ -70,8 +69,8 @@ def test_a_wrong_class_file_is_one_sentence_at_once(
 
     The pattern of a line needs time that grows with the square of a line's spaces, so it is tried on short lines only.
     """
-    pattern = RecordingPattern(image_mask_dataset._LINE)
-    monkeypatch.setattr(image_mask_dataset, "_LINE", pattern)
+    pattern = RecordingPattern(class_file._LINE)
+    monkeypatch.setattr(class_file, "_LINE", pattern)
     root = write_folder(tmp_path / "data")
     file = root / "classes.txt"
     file.write_bytes(content)
@@ -97,8 +96,8 @@ RIGHT = {
 @pytest.mark.parametrize("content", RIGHT.values(), ids=RIGHT.keys())
 def test_a_right_class_file_from_anywhere_is_read(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line of it is tried on the pattern."""
-    pattern = RecordingPattern(image_mask_dataset._LINE)
-    monkeypatch.setattr(image_mask_dataset, "_LINE", pattern)
+    pattern = RecordingPattern(class_file._LINE)
+    monkeypatch.setattr(class_file, "_LINE", pattern)
     (tmp_path / "classes.txt").write_bytes(content)
     assert [name.split()[0].split("-")[0] for name in read_class_file(tmp_path / "classes.txt").classes] == [
         "ground",
@@ -159,8 +158,8 @@ def test_a_wrong_list_of_a_split_is_one_sentence_at_once(
     make: Callable[[Path], object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixty thousand lines with repeats are counted once, not each against all others."""
-    stem = splits._stem
-    monkeypatch.setattr(splits, "_stem", lambda name: CountingName(stem(name)))
+    stem = dataset._stem
+    monkeypatch.setattr(dataset, "_stem", lambda name: CountingName(stem(name)))
     monkeypatch.setattr(CountingName, "compared", 0)
     make(tmp_path / "train.txt")
     with pytest.raises(DataError) as error:

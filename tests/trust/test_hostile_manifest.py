@@ -10,7 +10,7 @@ from fuzz.seeds import config_subjects, manifests, own_checkpoint
 
 from deeplabzoo.checkpoints.converters import smp, transformers
 from deeplabzoo.checkpoints.native import read_checkpoint
-from deeplabzoo.data.image_mask_dataset import read_class_file
+from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.errors import DataError, TrainingError, UsageError, WeightsError
 from deeplabzoo.hub.manifest import read_manifest
 from deeplabzoo.hub.registry import parse_name

@@ -17,8 +17,8 @@ from torchmetrics.functional import classification as oracle
 from trust_record import TrustRecord, write_record
 
 from deeplabzoo import numba_jit
+from deeplabzoo.data.classes import default_palette
 from deeplabzoo.data.dataset import Sample
-from deeplabzoo.data.palettes import default_palette
 from deeplabzoo.errors import DataError, DeepLabZooError, UsageError
 from deeplabzoo.evaluation.evaluate import evaluate
 from deeplabzoo.evaluation.metrics import OTHER_MIOU_RULES, ConfusionMatrix, Scores

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeplabzoo.data.classes import class_list
-from deeplabzoo.data.palettes import Palette, default_palette
+from deeplabzoo.data.classes import Palette, class_list, default_palette
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.encoder_table import encoder_info, list_encoders

@@ -27,7 +27,7 @@ from deeplabzoo.checkpoints.converters.transformers_layout import (
     mobilevit_rules,
 )
 from deeplabzoo.checkpoints.types import ConvertedCheckpoint
-from deeplabzoo.data.palettes import Palette, default_palette
+from deeplabzoo.data.classes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 

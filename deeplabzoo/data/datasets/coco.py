@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from deeplabzoo.data.classes import CLASS_LISTS
+from deeplabzoo.data.classes import CLASS_LISTS, Palette
 from deeplabzoo.data.dataset import Sample
 from deeplabzoo.data.image_io import Labels, read_image
-from deeplabzoo.data.palettes import Palette
 from deeplabzoo.errors import DataError, UsageError, did_you_mean
 
 _COCO_ID_OF_LABEL = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)

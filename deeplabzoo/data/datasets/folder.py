@@ -6,20 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplabzoo.data.classes import ClassList
+from deeplabzoo.data.class_file import ClassFile, read_class_file, read_colour_mask
+from deeplabzoo.data.classes import ClassList, default_palette
+from deeplabzoo.data.dataset import hold_out, read_list
 from deeplabzoo.data.image_io import Labels, read_header, read_mask
-from deeplabzoo.data.image_mask_dataset import (
-    ClassFile,
-    ImageMaskDataset,
-    default_label_map,
-    files_by_stem,
-    pair_folders,
-    pair_listed,
-    read_class_file,
-    read_colour_mask,
-)
-from deeplabzoo.data.palettes import default_palette
-from deeplabzoo.data.splits import hold_out, read_list
+from deeplabzoo.data.image_mask_dataset import ImageMaskDataset, default_label_map, files_by_stem, pair_folders, pair_listed
 from deeplabzoo.errors import DataError
 from deeplabzoo.log import logger
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deeplabzoo.data.classes import Palette, default_palette
 from deeplabzoo.data.dataset import Sample
 from deeplabzoo.data.image_io import Labels, Pixels
-from deeplabzoo.data.palettes import Palette, default_palette
 from deeplabzoo.errors import DataError, UsageError
 
 _KINDS = ("disc", "square", "triangle", "ring")

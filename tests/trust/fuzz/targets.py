@@ -11,8 +11,8 @@ from deeplabzoo.checkpoints.converters import smp, transformers
 from deeplabzoo.checkpoints.converters.tensorflow import frozen_graph, tflite, tflite_mobilenetv2
 from deeplabzoo.checkpoints.load import read_weights
 from deeplabzoo.checkpoints.safe_pickle import read_state_dict
+from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.data.download import extract_folder
-from deeplabzoo.data.image_mask_dataset import read_class_file
 from deeplabzoo.hub.manifest import read_manifest
 from deeplabzoo.hub.registry import find_weights, list_models, list_weights, parse_name
 from deeplabzoo.models.encoder_table import list_encoders

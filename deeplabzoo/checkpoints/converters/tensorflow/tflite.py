@@ -34,7 +34,7 @@ from deeplabzoo.checkpoints.converters.tensorflow.tflite_mobilenetv2 import (
     read_features,
 )
 from deeplabzoo.checkpoints.types import ConvertedCheckpoint
-from deeplabzoo.data.palettes import Palette, default_palette
+from deeplabzoo.data.classes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
