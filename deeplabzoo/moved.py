@@ -46,9 +46,10 @@ RENAMED: dict[str, dict[str, str]] = {
         "SegmentationData": "SegmentationDataset",
         "open_data": "build_dataset",
     },
+    "deeplabzoo.processing.postprocessing": {"labels_of": "upsample_argmax"},
     "deeplabzoo.models.layers": {"block_rates": "multi_grid_dilations", "scale_rates": "scale_atrous_rates"},
 }
-"""New dotted module name -> documented old name -> new name; the old names exist once the module is imported by its old path."""
+"""New module -> documented old name -> new name; the old name exists once the module is imported by its old path."""
 
 
 class MovedModules(Loader):

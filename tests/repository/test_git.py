@@ -19,7 +19,7 @@ def git(folder: Path, *words: str) -> str:
 
 def answer(root: Path) -> str:
     """Return what a checkout at `root` says of itself."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from git import commit; print(current_commit())"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from git import current_commit; print(current_commit())"
     command = [sys.executable, "-c", code, str(root / "deeplabzoo")]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -43,7 +43,7 @@ def test_changed_source_is_marked_and_a_new_record_is_not(repository: Path) -> N
     (repository / "benchmarks" / "speed.json").write_text('{"ms": 1}')
     (repository / "notes.txt").write_text("not tracked")
     assert answer(repository) == head
-    source = repository / "deeplabzoo" / "checkout.py"
+    source = repository / "deeplabzoo" / "git.py"
     source.write_text(source.read_text() + "\n")
     assert answer(repository) == f"{head} with changes"
 

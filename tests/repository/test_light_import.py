@@ -40,7 +40,7 @@ def test_listing_models_imports_no_torch_and_is_instant() -> None:
     assert sum(Path(name).stat().st_size for name in files) < 2_000_000
 
 
-@pytest.mark.parametrize("module", ["errors", "say", "models.config", "models.encoder_table", "data.classes", "zoo.registry"])
+@pytest.mark.parametrize("module", ["errors", "log", "models.config", "models.encoder_table", "data.classes", "hub.registry"])
 def test_plain_data_modules_import_no_torch(module: str) -> None:
     """Any of them may be read where torch is not wanted, such as a documentation build."""
     program = f"import sys, deeplabzoo.{module}; sys.exit('torch' in sys.modules)"

@@ -74,7 +74,7 @@ def test_tools_and_readme_name_the_oldest_python() -> None:
     """A linter or type checker of a newer Python would accept what the oldest cannot run."""
     assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + oldest_python().replace(".", "")
     assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest_python()
-    assert f"needs Python {oldest_python()}+" in README
+    assert f"Needs Python {oldest_python()} or newer" in README
 
 
 def test_the_suite_runs_on_three_systems_at_both_ends() -> None:
@@ -253,7 +253,8 @@ def test_a_tag_is_released_only_where_it_is_the_version(tag: str, heading: str, 
     version = deeplabzoo.__version__
     (script,) = [script for script in SCRIPTS if "GITHUB_REF_NAME" in script]
     (tmp_path / "deeplabzoo").mkdir()
-    shutil.copy(ROOT / "deeplabzoo" / "__init__.py", tmp_path / "deeplabzoo")
+    for module in ("__init__.py", "moved.py"):
+        shutil.copy(ROOT / "deeplabzoo" / module, tmp_path / "deeplabzoo")
     (tmp_path / "CHANGELOG.md").write_text(f"# Changes\n\n{heading.format(version=version)}\n", encoding="utf-8")
     done = subprocess.run(
         ["bash", "-eo", "pipefail", "-c", f'python() {{ "{sys.executable}" -E "$@"; }}\n{script}'],
@@ -314,7 +315,9 @@ def test_issue_forms_are_forms(path: Path) -> None:
 def test_a_pull_request_answers_three_questions() -> None:
     """Those of CONTRIBUTING, in its words and order."""
     asked = re.findall(r"^\*\*(.+)\*\*$", (GITHUB / "pull_request_template.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert asked == re.findall(r"^\d\. \*(.+?)\*", CONTRIBUTING.split("## What a change answers")[1], flags=re.MULTILINE)[:3]
+    assert (
+        asked == re.findall(r"^\d\. \*(.+?)\*", CONTRIBUTING.split("## Before you submit a change")[1], flags=re.MULTILINE)[:3]
+    )
     assert len(asked) == 3
 
 

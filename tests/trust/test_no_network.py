@@ -17,26 +17,26 @@ REFUSED = Path(__file__).parent / "refused_network"
 CREATE_AND_PREDICT = """
 import importlib
 import deeplabzoo
-for name in ("zoo.registry", "zoo.factory", "inference.predictor", "evaluate", "predict", "train.loop"):
+for name in ("hub.registry", "hub.factory", "inference.predictor", "cli.evaluate", "cli.predict", "training.train"):
     importlib.import_module(f"deeplabzoo.{name}")
 net = deeplabzoo.create("deeplabv3plus_mobilenetv2_voc", pretrained=True)
 areas = deeplabzoo.Predictor(net, device="cpu", engine="torch")("docs/images/cat.jpg").areas
 print("cat" if areas["cat"] > 0.5 else areas)
 """
 OPENVINO = """
-from deeplabzoo.optional_imports import require
-require("openvino", extra="openvino", purpose="a test").Core()
+from deeplabzoo.optional_imports import require_module
+require_module("openvino", extra="openvino", purpose="a test").Core()
 print("openvino")
 """
 NNCF = """
-from deeplabzoo.optional_imports import require
-require("nncf", extra="openvino", purpose="a test")
+from deeplabzoo.optional_imports import require_module
+require_module("nncf", extra="openvino", purpose="a test")
 print("nncf")
 """
 
 RAY = """
-from deeplabzoo.optional_imports import require
-require("ray", extra="ray", purpose="a test")
+from deeplabzoo.optional_imports import require_module
+require_module("ray", extra="ray", purpose="a test")
 from ray._common.usage.usage_lib import usage_stats_enabled
 print("ray" if not usage_stats_enabled() else "ray would report")
 """
@@ -44,15 +44,13 @@ print("ray" if not usage_stats_enabled() else "ray would report")
 NETWORK_MODULES = {"socket", "ssl", "urllib.request", "urllib.error", "http.client", "http.server", "ftplib", "smtplib"}
 NETWORK_MODULES |= {"requests", "httpx", "aiohttp", "huggingface_hub", "fsspec", "wandb", "webbrowser"}
 REACH_THE_NETWORK = {
-    "zoo/hub.py": {"huggingface_hub"},
-    "zoo/download.py": {"http.client", "urllib.error", "urllib.request"},
-    "zoo/checking.py": {"http.client", "urllib.error", "urllib.request"},
-    "zoo/redirects.py": {"urllib.request"},
-    "publishing/upload.py": {"huggingface_hub"},
-    "publishing/card.py": {"huggingface_hub"},
-    "demo_page/server.py": {"http.server"},
-    "demo_page/connections.py": {"http.server", "socket"},
-    "train/log.py": {"wandb"},
+    "hub/download.py": {"huggingface_hub"},
+    "hub/http_download.py": {"http.client", "urllib.error", "urllib.request"},
+    "hub/integrity.py": {"http.client", "urllib.error", "urllib.request"},
+    "publish/push_to_hub.py": {"huggingface_hub"},
+    "publish/model_card.py": {"huggingface_hub"},
+    "demo/server.py": {"http.server", "socket"},
+    "training/logger.py": {"wandb"},
 }
 """Every module that could open a connection, with what it would do it by; SECURITY.md says when each does."""
 
@@ -149,7 +147,7 @@ def test_the_hub_is_reached_on_demand() -> None:
         for name, nested in _imports(file)
         if name == "huggingface_hub" and not nested
     }
-    assert at_import <= {"publishing/card.py"}  # its classes write the model card, on this disk
+    assert at_import <= {"publish/model_card.py"}  # its classes write the model card, on this disk
 
 
 @functools.cache
