@@ -1,7 +1,7 @@
-"""The file of a manifest row, on this disk and verified: bundled, from the Hugging Face Hub, or from a web server.
+"""Get a verified local file for a manifest row or a Hub address: bundled, from the Hugging Face Hub, or from a web server.
 
 Files of web servers are cached under `$DEEPLABZOO_CACHE`, else `$XDG_CACHE_HOME/deeplabzoo`, else `~/.cache/deeplabzoo`; those
-of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLINE=1` nothing is asked of any network.
+of the Hub in the Hub's own cache. With `DEEPLABZOO_OFFLINE=1` or `HF_HUB_OFFLINE=1` no network is used.
 """
 
 import contextlib
@@ -22,24 +22,21 @@ from deeplabzoo.hub.http_download import ExpectedFile, download, sha256_of
 from deeplabzoo.hub.manifest import BundledSource, HubSource, UrlSource, WeightRow, weights_folder
 from deeplabzoo.log import logger
 
-# The hash of a file that did not change is not computed again: once in a process, and once at all for what we downloaded.
-#
-# A remembered hash counts only while path, size, inode, device and both times of change are what they were; that of the inode
-# cannot be set back by a program that alters the bytes. What changed in the last seconds is always read, since clocks of file
-# systems tick coarsely. Notes that outlive the process lie in our own cache folder, speak of files in that folder alone, and are
-# believed only where they are ours.
-
+# Hash cache: a file is hashed once per process, and files of our cache folder once at all. A cached hash is valid while path,
+# size, inode, device, mtime and ctime are unchanged (a program that alters bytes cannot reset the ctime). Files that changed
+# in the last seconds are always hashed, since file systems have coarse clocks. Records on disk are used only for files of the
+# cache folder, and only if this user owns them.
 
 _MIN_FILE_AGE_NS = 2_000_000_000
 _FOLDER = "hashes"
-"""Of the notes, below the cache folder."""
+"""Folder of the records, below the cache folder."""
 _FileState = tuple[int, ...]
 
 _hash_cache: dict[tuple[str, _FileState], str] = {}
 
 
 def read_or_compute_sha256(path: Path, cache: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits; `cache` is our folder of downloads, which need not exist."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits; `cache` is the download cache, which need not exist."""
     path = Path(os.path.realpath(path))
     metadata = _file_state(path)
     if time.time_ns() - max(metadata[-2:]) < _MIN_FILE_AGE_NS:
@@ -54,7 +51,7 @@ def read_or_compute_sha256(path: Path, cache: Path) -> str:
     if not sha256:
         sha256 = sha256_of(path)
         if _file_state(path) != metadata:
-            return sha256  # it changed while it was read: of which state this is nobody knows
+            return sha256  # it changed while it was read: the hash belongs to neither state for certain
         if is_in_cache:
             _write(record, metadata, sha256)
     _hash_cache[key] = sha256
@@ -67,7 +64,7 @@ def _file_state(path: Path) -> _FileState:
 
 
 def _read_cached_hash(record: Path, metadata: _FileState) -> str:
-    """Return what a note says about a file of these facts; empty where it says nothing or is not ours."""
+    """Return the recorded hash for this file state; empty if there is none or the record belongs to another user."""
     try:
         if not hasattr(os, "getuid") or record.lstat().st_uid != os.getuid():
             return ""
@@ -80,7 +77,7 @@ def _read_cached_hash(record: Path, metadata: _FileState) -> str:
 
 def _write(record: Path, metadata: _FileState, sha256: str) -> None:
     text = json.dumps({"facts": metadata, "sha256": sha256})
-    with contextlib.suppress(OSError, OutputError):  # a cache that is only read works, and is hashed each time
+    with contextlib.suppress(OSError, OutputError):  # a read-only cache works; its files are hashed each time
         record.parent.mkdir(exist_ok=True)
         write_atomically(record, lambda file: file.write(text.encode()))
 
@@ -89,13 +86,14 @@ MAX_SETTINGS_BYTES = 1 << 20
 """Of a JSON file on the Hub; the largest `config.json` and weight index known have some 200 kB."""
 OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
 _LOCK_LOG_AFTER_S = 3.0
-"""Waiting for another process is said after this."""
+"""Waiting for another process is logged after this time."""
 
 
 def fetch(row: WeightRow) -> Path:
-    """Return the path of a row's file after checking its size and hash, downloading it once if it is not here yet.
+    """Return the local path of a row's file, downloaded once, with size and hash verified.
 
-    Raises DownloadError, in one sentence, and leaves nothing partial, whatever goes wrong.
+    Raises:
+        DownloadError: The file is not available or not the published one; nothing partial is left.
     """
     expected = ExpectedFile.from_row(row)
     match row.source:
@@ -119,10 +117,10 @@ def fetch_from_hub(repo: str, file: str, revision: str | None = None, expected: 
     try:
         mismatch = expected.mismatch_reason(path, cached_sha256)
         if mismatch:
-            for name in {path.resolve(), path}:  # the blob and the link to it: what is wrong must not be found again
+            for name in {path.resolve(), path}:  # the blob and the link to it, so that a wrong file is not found again
                 name.unlink(missing_ok=True)
     except FileNotFoundError:  # by another process, for the same reason
-        raise DownloadError(f"{_hub_path(repo, file, revision)} was removed while it was checked; try again.") from None
+        raise DownloadError(f"{_hub_path(repo, file, revision)} was removed while it was verified; try again.") from None
     except OSError as error:
         raise DownloadError(f"{_hub_path(repo, file, revision)} cannot be read: {_cache_error_reason(error)}.") from None
     if mismatch:
@@ -148,7 +146,7 @@ def _size_limit(file: str, expected: ExpectedFile | None) -> int | None:
 
 
 def cache_folder() -> Path:
-    """Return where downloaded files are kept; it need not exist yet."""
+    """Return the folder of downloaded files; it need not exist."""
     if own := os.environ.get("DEEPLABZOO_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -156,20 +154,20 @@ def cache_folder() -> Path:
 
 
 def cached_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, remembered where it was computed before and the file did not change since."""
+    """Return the SHA-256 of a file, from the hash cache if the file has not changed."""
     return read_or_compute_sha256(path, cache_folder())
 
 
 def offline_switch() -> str:
-    """Return the environment variable that forbids the network, or an empty string."""
+    """Return the name of the environment variable that disables the network, or an empty string."""
     return next((name for name in OFFLINE_SWITCHES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")), "")
 
 
 @contextlib.contextmanager
 def hf_offline_mode() -> Iterator[None]:
-    """Hold the Hub client to `DEEPLABZOO_OFFLINE` while other code (timm, for an encoder's weights) uses it.
+    """Apply `DEEPLABZOO_OFFLINE` to the Hub client while other code (timm, for encoder weights) uses it.
 
-    The client reads its own switch once, when it is imported.
+    The client reads its own environment variable once, at import.
     """
     from huggingface_hub import constants
 
@@ -183,14 +181,14 @@ def hf_offline_mode() -> Iterator[None]:
 
 def _bundled(row: WeightRow, path: Path, expected: ExpectedFile) -> Path:
     if not path.is_file():
-        raise DownloadError(f"{row.full_name} should ship with deeplabzoo, but {path} is missing; install deeplabzoo again.")
+        raise DownloadError(f"{row.full_name} is bundled with deeplabzoo, but {path} is missing; reinstall deeplabzoo.")
     if mismatch := expected.mismatch_reason(path, cached_sha256):
-        raise ChangedFileError(f"{path} is not the file of {row.full_name}: {mismatch}; install deeplabzoo again.")
+        raise ChangedFileError(f"{path} is not the file of {row.full_name}: {mismatch}; reinstall deeplabzoo.")
     return path
 
 
 def _from_url(row: WeightRow, url: str, expected: ExpectedFile) -> Path:
-    from filelock import FileLock, Timeout  # here, as huggingface_hub below: listing names must stay instant
+    from filelock import FileLock, Timeout  # imported here, as huggingface_hub below, to keep `import deeplabzoo` light
 
     cache = cache_folder()
     target = cache / row.full_name / (Path(unquote(urlsplit(url).path)).name or "weights")
@@ -198,16 +196,16 @@ def _from_url(row: WeightRow, url: str, expected: ExpectedFile) -> Path:
         if _is_verified(target, expected):
             return target
         if switch := offline_switch():
-            raise DownloadError(f"{row.full_name} is not in the cache ({target}) and {switch} forbids downloading it.")
+            raise DownloadError(f"{row.full_name} is not in the cache ({target}) and {switch} forbids the download.")
         (cache / "locks").mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / "locks" / f"{row.full_name}.lock")
         try:
             lock.acquire(timeout=_LOCK_LOG_AFTER_S)
         except Timeout:
-            logger.info(f"{row.full_name}: another process is downloading it; waiting for that one")
+            logger.info(f"{row.full_name}: another process is downloading it; waiting")
             lock.acquire()
         try:
-            if not _is_verified(target, expected):  # else another process was faster
+            if not _is_verified(target, expected):  # else another process has downloaded it
                 _download_into(target, url, expected)
         finally:
             lock.release()
@@ -223,7 +221,7 @@ def _is_verified(target: Path, expected: ExpectedFile) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     if mismatch:
-        logger.info(f"{target} in the cache is damaged: {mismatch}")
+        logger.warning(f"{target} in the cache is damaged ({mismatch}); downloading it again")
         return False
     return True
 
@@ -237,13 +235,17 @@ def _download_into(target: Path, url: str, expected: ExpectedFile) -> None:
         download(url, target, expected)
     finally:
         with contextlib.suppress(OSError):
-            target.parent.rmdir()  # succeeds only where nothing was kept
+            target.parent.rmdir()  # succeeds only if the folder is empty
 
 
 def hub_file_metadata(repo: str, file: str, revision: str) -> tuple[str | None, int | None, str | None]:
-    """Ask the Hub about a file without fetching it: commit, size in bytes and ETag (the sha256 of large files).
+    """Query the Hub about a file without downloading it.
 
-    Raises DownloadError in one sentence.
+    Returns:
+        Commit, size in bytes and ETag (the SHA-256 of large files, the git hash of others).
+
+    Raises:
+        DownloadError: The Hub cannot be reached or has no such file.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -251,13 +253,13 @@ def hub_file_metadata(repo: str, file: str, revision: str) -> tuple[str | None, 
         metadata = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
     except Exception as error:  # see _reason
         raise DownloadError(
-            f"{_hub_path(repo, file, revision)} cannot be asked about: {_hub_error_reason(error, repo, revision)}."
+            f"{_hub_path(repo, file, revision)} cannot be queried: {_hub_error_reason(error, repo, revision)}."
         ) from None
     return metadata.commit_hash, metadata.size, metadata.etag
 
 
 class HubFileNotFoundError(DownloadError):
-    """The repository exists at this revision and does not hold the file."""
+    """The repository has no such file at this revision."""
 
 
 def _hub_file(repo: str, file: str, revision: str | None, limit: int | None) -> Path:
@@ -313,9 +315,9 @@ def _limited_progress(limit: int) -> Any:
 
 
 def _hub_error_reason(error: Exception, repo: str, revision: str | None) -> str:
-    """Return why the Hub's client failed, as a phrase.
+    """Return why the Hub client failed, as a phrase.
 
-    It passes on what its HTTP library raises, and that library has changed three times; so anything may come here.
+    The client passes on the exceptions of its HTTP library, which differs between versions; hence the catch-all at the end.
     """
     from huggingface_hub import errors
 
@@ -328,7 +330,7 @@ def _hub_error_reason(error: Exception, repo: str, revision: str | None) -> str:
             return f"the repository has no revision '{revision}'"
         case errors.LocalEntryNotFoundError():
             if switch := offline_switch():
-                return f"it is not in the Hub's cache and {switch} forbids downloading it"
+                return f"it is not in the Hub's cache and {switch} forbids the download"
             return f"the Hub cannot be reached ({_first_line(error.__cause__ or error)}) and the file is not in its cache"
         case errors.EntryNotFoundError():
             return "the repository has no such file at this revision"
@@ -340,7 +342,7 @@ def _hub_error_reason(error: Exception, repo: str, revision: str | None) -> str:
 
 
 def _cache_error_reason(error: OSError) -> str:
-    return f"{error.strerror or error}; set HF_HOME to a folder that can be written"
+    return f"{error.strerror or error}; set HF_HOME to a writable folder"
 
 
 def _hub_path(repo: str, file: str, revision: str | None) -> str:

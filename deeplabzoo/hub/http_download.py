@@ -1,8 +1,7 @@
-"""One file from a web server: resumed where it was cut, verified before it gets its name, or not there at all.
+"""Download a file over HTTP: resumable, verified before it is renamed, never left half-written under its name.
 
-While the transfer lasts, bytes stand in `<name>.part` and the server's validator (its ETag) in `<name>.part.etag`. A process
-that is interrupted leaves both behind, and the next one goes on from there if the server confirms that the file is still the
-same. Whenever an error is raised both are removed.
+Received bytes are kept in `<name>.part` and the server's ETag in `<name>.part.etag`. An interrupted process leaves both, and
+the next one resumes if the server confirms that the file is unchanged (If-Range). When an error is raised both are removed.
 """
 
 import email.utils
@@ -22,14 +21,12 @@ from deeplabzoo.errors import ChangedFileError, DownloadError
 from deeplabzoo.hub.manifest import WeightRow
 from deeplabzoo.log import logger
 
-# Where a web server may send a download on to.
-
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to web servers, but never from https to anything weaker; a question (HEAD) stays one."""
+    """Follows HTTP redirects, but never from https to another scheme; a HEAD request stays a HEAD request."""
 
     def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
-        """Ask where the answer points to; no connection stays open where that cannot be."""
+        """Follow the redirect; the connection is closed if it is refused."""
         try:
             return super().http_error_302(req, fp, code, msg, headers)
         except BaseException:
@@ -41,7 +38,7 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
-        """Return the request that follows a redirect; raises DownloadError for one that leaves https, or the web."""
+        """Return the redirected request; raises DownloadError for a redirect that leaves https, or HTTP altogether."""
         safe = "https" if req.full_url.startswith("https:") else "http"
         if not newurl.startswith(("https:", f"{safe}:")):
             raise DownloadError(f"{req.full_url} redirects to {newurl}, which is not {safe}; the download was refused.")
@@ -51,12 +48,9 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-# Whether a file is the published one: its size and hash against what its row says.
-
-
 @dataclass(frozen=True)
 class ExpectedFile:
-    """What is published about a file; None where the publisher says nothing."""
+    """Published size and hash of a file; None for what the publisher does not state."""
 
     bytes: int | None = None
     sha256: str | None = None
@@ -66,13 +60,13 @@ class ExpectedFile:
 
     @classmethod
     def from_row(cls, row: WeightRow) -> Self:
-        """Take the published facts from a manifest row."""
+        """Return the published size and hash of a manifest row."""
         return cls(row.bytes, row.sha256, row.sha256_prefix)
 
     def mismatch_reason(self, path: Path, hash_of: Callable[[Path], str] | None = None) -> str:
-        """Return why `path` is not the published file, as a phrase, or an empty string where it is.
+        """Return why `path` is not the published file, as a phrase; empty if it is.
 
-        `hash_of` is how its SHA-256 is found; without it the whole file is read.
+        `hash_of` returns the SHA-256 of a file, e.g. from a cache; by default the file is read.
         """
         size = path.stat().st_size
         if self.bytes is not None and size != self.bytes:
@@ -100,13 +94,13 @@ def git_sha1_of(path: Path) -> str:
 
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0)
-"""Waits between attempts; the count starts again whenever an attempt brought the file further than all before it."""
+"""Delays between attempts; the count restarts whenever an attempt got further than all before it."""
 MAX_ATTEMPTS = 100
-"""However far each brings it: a server that gives a few bytes a time does not keep anybody for ever."""
+"""Attempts in all, so that a server that sends a few bytes per attempt cannot keep a download alive for ever."""
 MAX_RETRY_AFTER_S = 60.0
-"""A server that asks to be left alone for longer (Retry-After) is believed, and not waited for."""
+"""A longer Retry-After ends the download with an error instead of a wait."""
 TIMEOUT_S = 20.0
-"""Of silence, until an attempt counts as failed."""
+"""Seconds without data until an attempt counts as failed."""
 MIN_BYTES_PER_SECOND, SPEED_WINDOW_S = 1000, 30.0
 CHUNK_BYTES = 1 << 20
 _HTTP_REASONS = {401: "needs a login", 403: "refuses access", 404: "has no such file", 410: "has no such file any more"}
@@ -115,7 +109,7 @@ _TRANSIENT_ERRORS = (TimeoutError, ConnectionResetError, ConnectionAbortedError,
 
 
 class _TransientError(Exception):
-    """A failure after which the same request may succeed; `wait_s` is how long the server wants to be left alone."""
+    """A failure after which the same request may succeed; `wait_s` is the Retry-After of the server in seconds."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
@@ -123,17 +117,19 @@ class _TransientError(Exception):
 
 
 def download(url: str, target: Path, expected: ExpectedFile) -> None:
-    """Fetch `url` to `target`, whose folder exists; the caller holds the lock of `target`.
+    """Download `url` to `target`, whose folder exists; the caller holds the lock of `target`.
 
-    Raises DownloadError where the server has no such file, cannot be reached, or sends something else than was published,
-    and OSError where the disk refuses; in the first case nothing partial is left.
+    Raises:
+        DownloadError: The server has no such file, cannot be reached, or sends something else than the published file; nothing
+            partial is left.
+        OSError: The disk refuses.
     """
     transfer = _Transfer(url, target, expected)
     try:
         resumed = transfer.part.exists()
         transfer.complete()
         mismatch = expected.mismatch_reason(transfer.part)
-        if mismatch and resumed:  # the old beginning may be what is damaged
+        if mismatch and resumed:  # the part of the earlier process may be damaged
             transfer.part.unlink()
             transfer.complete()
             mismatch = expected.mismatch_reason(transfer.part)
@@ -149,7 +145,7 @@ def download(url: str, target: Path, expected: ExpectedFile) -> None:
 
 
 class _Transfer:
-    """The attempts to complete one `.part` file."""
+    """Completes one `.part` file in as many attempts as needed."""
 
     def __init__(self, url: str, target: Path, expected: ExpectedFile) -> None:
         self.url = url
@@ -159,7 +155,7 @@ class _Transfer:
         self.opener = urllib.request.build_opener(SafeRedirects)
 
     def complete(self) -> None:
-        """Ask until the whole file is there, patiently as long as it grows."""
+        """Request the rest of the file until it is complete; attempts go on as long as it grows."""
         furthest, failures, attempts = self._bytes_on_disk(), 0, 0
         while self.expected.bytes is None or self._bytes_on_disk() != self.expected.bytes:
             try:
@@ -171,7 +167,7 @@ class _Transfer:
                 furthest = max(furthest, offset)
                 if failures > len(RETRY_DELAYS_S) or attempts >= MAX_ATTEMPTS or failure.wait_s > MAX_RETRY_AFTER_S:
                     raise DownloadError(f"{self.url} could not be downloaded: {failure}; try again later.") from None
-                logger.info(f"downloading {self.part.stem}: {failure}; trying again")
+                logger.info(f"downloading {self.part.stem}: {failure}; retrying")
                 time.sleep(max(failure.wait_s, RETRY_DELAYS_S[max(0, failures - 1)]))
 
     def _bytes_on_disk(self) -> int:
@@ -180,7 +176,7 @@ class _Transfer:
     def _attempt(self) -> None:
         offset = self._bytes_on_disk()
         validator = self.validator.read_text(encoding="latin-1") if offset and self.validator.exists() else ""
-        # no compression: the size and hash published are those of the file itself
+        # no compression: published size and hash are those of the file itself
         headers = {"User-Agent": "deeplabzoo", "Accept-Encoding": "identity"}
         if validator:
             headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
@@ -201,27 +197,27 @@ class _Transfer:
             if offset or isinstance(cause, _TRANSIENT_ERRORS):
                 raise _TransientError(f"the connection broke off ({error_text(cause)})") from None
             raise DownloadError(
-                f"{self.url} cannot be reached ({error_text(cause)}); check the network connection, or name a file that is here "
+                f"{self.url} cannot be reached ({error_text(cause)}); check the network connection, or pass a local file "
                 "(pretrained='FILE', --weights FILE)."
             ) from None
-        except ValueError as error:  # an address, ours or one that a redirect names, that is none
+        except ValueError as error:  # an invalid address, ours or that of a redirect
             raise DownloadError(
                 f"{self.url} cannot be downloaded: it leads to no valid address ({error_text(error)})."
             ) from None
 
     def _http_error(self, status: int, retry_after: str) -> Exception:
-        if status == 416:  # what is held is longer than the file, or of another version: begin anew
+        if status == 416:  # the part is longer than the file, or of another version: restart
             self.part.unlink(missing_ok=True)
-            return _TransientError("the server refused the range that was left")
+            return _TransientError("the server refused the remaining range")
         if status in _TRANSIENT_STATUS_CODES:
             wait_s = _retry_after_seconds(retry_after)
-            retry_text = f" and asks to be left alone for {wait_s:.0f} s" if wait_s else ""
-            return _TransientError(f"the server answers {status}{retry_text}", wait_s)
+            retry_text = f" with Retry-After {wait_s:.0f} s" if wait_s else ""
+            return _TransientError(f"the server returned HTTP {status}{retry_text}", wait_s)
         reason = "redirects in a circle or out of the web" if 300 <= status < 400 else _HTTP_REASONS.get(status, "refuses")
         return DownloadError(f"{self.url} cannot be downloaded: the server {reason} (HTTP {status}).")
 
     def _receive(self, response: http.client.HTTPResponse, start: int) -> None:
-        """Append the answer's bytes to the part, from `start` on."""
+        """Write the body of the response to the part, from byte `start` on."""
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isascii() and length.isdigit() else None
         if total is not None and self.expected.bytes is not None and total != self.expected.bytes:
@@ -229,9 +225,11 @@ class _Transfer:
                 f"{self.url} is not the published file: it has {total} bytes, {self.expected.bytes} are published."
             )
         if total is None and not response.chunked and self.expected == ExpectedFile():
-            raise DownloadError(f"{self.url} cannot be downloaded: nobody says how long the file is, so half of it might pass.")
+            raise DownloadError(
+                f"{self.url} cannot be downloaded: its length is unknown, so a truncated file could not be noticed."
+            )
         if not start:
-            self.part.unlink(missing_ok=True)  # never, even if killed here, an old beginning beside a new validator
+            self.part.unlink(missing_ok=True)  # even a kill at this point never leaves an old part beside a new ETag
         validator = response.headers.get("ETag", "")
         resumable = bool(validator) and not validator.startswith("W/")
         self.validator.write_text(validator if resumable else "", encoding="latin-1")
@@ -243,33 +241,33 @@ class _Transfer:
             while chunk := _read(response):
                 file.write(chunk)
                 if speed.is_too_slow(len(chunk)):
-                    raise DownloadError(f"{self.url} could not be downloaded: it comes too slowly to end; try again later.")
+                    raise DownloadError(f"{self.url} could not be downloaded: the transfer is too slow; try again later.")
                 bar.update(len(chunk))
                 if limit is not None and file.tell() > limit:
-                    raise ChangedFileError(f"{self.url} is not the published file: it goes on after {limit} bytes.")
+                    raise ChangedFileError(f"{self.url} is not the published file: it is longer than {limit} bytes.")
             offset = file.tell()
         if total is not None and offset < total:
             raise _TransientError(f"the connection broke off after {offset} of {total} bytes")
 
 
 def _is_resumed(response: http.client.HTTPResponse, offset: int) -> bool:
-    """Whether the answer begins exactly after the bytes that are held; a full file (200) is accepted from its beginning."""
+    """Whether the response continues exactly after the received bytes; a full response (200) starts at byte 0."""
     if response.status != 206:
         return False
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if span is None or int(span[1]) != offset:
-        raise _TransientError("the server answered with another range than was asked for")
+        raise _TransientError("the server sent another range than requested")
     return True
 
 
 class _SpeedMonitor:
-    """How fast bytes come in: a trickle keeps a connection alive for years."""
+    """Detects transfers below MIN_BYTES_PER_SECOND."""
 
     def __init__(self) -> None:
         self._since, self._bytes = time.monotonic(), 0
 
     def is_too_slow(self, new_bytes: int) -> bool:
-        """Count bytes; at the end of each stretch of `SPEED_WINDOW_S` say whether they were too few."""
+        """Count received bytes; true at the end of a window of `SPEED_WINDOW_S` with too few of them."""
         self._bytes += new_bytes
         seconds = time.monotonic() - self._since
         if seconds < SPEED_WINDOW_S:
@@ -280,7 +278,7 @@ class _SpeedMonitor:
 
 
 def _retry_after_seconds(retry_after: str) -> float:
-    """Return the wait that a Retry-After header names, in seconds or as a date; 0 where it names none."""
+    """Return the delay of a Retry-After header (seconds or a date) in seconds; 0 if there is none."""
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after)
     try:
@@ -297,17 +295,17 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def underlying_error(error: BaseException) -> object:
-    """Return what lies under an error of urllib."""
+    """Return the underlying error of a URLError."""
     return error.reason if isinstance(error, urllib.error.URLError) else error
 
 
 def error_text(error: object) -> str:
-    """Return an error of the network in a few words."""
+    """Return a network error in a few words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _progress(name: str, start: int, total: int | None) -> Any:
-    from tqdm import tqdm  # here, since listing names must stay instant
+    from tqdm import tqdm  # imported here to keep `import deeplabzoo` light
 
-    # disable=None: drawn at a terminal, silent in logs
+    # disable=None: shown in a terminal, silent in logs
     return tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1000, disable=None, leave=False)

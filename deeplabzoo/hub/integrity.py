@@ -1,7 +1,4 @@
-"""Whether released files are still there and still the same: asked of their servers, or fetched, verified and built.
-
-Hosts vanish and files are replaced; a maintainer with a network runs this weekly.
-"""
+"""Check that released files are still available and unchanged: by their servers' headers, or by download, hash and build."""
 
 import http.client
 import re
@@ -18,16 +15,16 @@ from deeplabzoo.hub.http_download import TIMEOUT_S, ExpectedFile, SafeRedirects,
 from deeplabzoo.hub.manifest import BundledSource, HubSource, UrlSource, WeightRow
 
 MAX_PARALLEL_REQUESTS = 8
-"""Servers asked at the same time."""
+"""HTTP requests at the same time."""
 _HEAD_UNSUPPORTED = {403, 405, 501}
-"""Statuses by which servers refuse HEAD alone; a GET of one byte is tried then."""
+"""HTTP statuses of servers that refuse HEAD; a GET of one byte is tried instead."""
 
 Status = Literal["ok", "changed", "unreachable"]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What became of one released file."""
+    """Result of checking one released file."""
 
     row: WeightRow
     status: Status
@@ -39,7 +36,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class _RemoteFile:
-    """What a server says about a file; None where it says nothing."""
+    """What a server states about a file; None for what it does not state."""
 
     bytes: int | None
     sha256: str | None
@@ -47,9 +44,10 @@ class _RemoteFile:
 
 
 def check_remote(rows: Sequence[WeightRow]) -> Iterator[CheckResult]:
-    """Ask the server of every row about its file, several at a time, and yield the answers in the rows' order.
+    """Query the server of each row, several at a time, and yield results in the order of the rows.
 
-    Raises DownloadError where the environment forbids the network.
+    Raises:
+        DownloadError: DEEPLABZOO_OFFLINE or HF_HUB_OFFLINE is set.
     """
     _require_online()
     with ThreadPoolExecutor(MAX_PARALLEL_REQUESTS) as pool:
@@ -120,7 +118,7 @@ def _query_server(url: str) -> _RemoteFile:
         error.close()
         if error.code not in _HEAD_UNSUPPORTED:
             raise _http_error(url, error.code) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: redirected to what is no address
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: redirected to an invalid address
         raise _unreachable_error(url, error) from None
     try:
         with _request(url, "GET", {"Range": "bytes=0-0"}) as response:
@@ -128,7 +126,7 @@ def _query_server(url: str) -> _RemoteFile:
     except urllib.error.HTTPError as error:
         error.close()
         raise _http_error(url, error.code) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: redirected to what is no address
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: redirected to an invalid address
         raise _unreachable_error(url, error) from None
 
 
@@ -151,13 +149,13 @@ def _parse_headers(response: http.client.HTTPResponse, url: str) -> _RemoteFile:
 
 
 def _as_sha256(etag: str | None) -> str | None:
-    """Return an ETag that can only be a SHA-256; other servers put anything there."""
+    """Return the ETag if it is a SHA-256 (64 hexadecimal digits), else None."""
     value = (etag or "").removeprefix("W/").strip('"')
     return value if re.fullmatch(r"[0-9a-f]{64}", value) else None
 
 
 def _http_error(url: str, status: int) -> DownloadError:
-    return DownloadError(f"{url} is not given out: the server answers HTTP {status}")
+    return DownloadError(f"{url} is not available: the server returned HTTP {status}")
 
 
 def _unreachable_error(url: str, error: Exception) -> DownloadError:
@@ -178,7 +176,7 @@ def _download_and_build(row: WeightRow) -> CheckResult:
         return CheckResult(row, "unreachable", str(error))
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     sha256 = "sha256 as published" if row.sha256 else f"sha256 {sha256_of(path)} (not in the row)"
-    return CheckResult(row, "ok", f"{_size(path.stat().st_size)}, {sha256}, network of {parameters:.2f} M parameters built")
+    return CheckResult(row, "ok", f"{_size(path.stat().st_size)}, {sha256}, model of {parameters:.2f} M parameters built")
 
 
 def _size(count: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The typed rows of `weights/manifest.json`: every released file, where it is, what it holds and how well it was measured."""
+"""Typed rows of `weights/manifest.json`: each released checkpoint with source, hash, configuration, metrics and licence."""
 
 import functools
 import re
@@ -12,47 +12,44 @@ from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.strict_json import decode_dataclass, parse_json
 
-# How weights of our own came to be, as plain data of their manifest row: enough to train them again and to compare.
-
-
 _DIGITS = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training run, told by its recipe; fields that the run did not record are None."""
+    """The training run of a checkpoint of this project; fields that the run did not record are None."""
 
     recipe: str
     """Name of the recipe: `python -m deeplabzoo.train RECIPE`."""
     recipe_sha256: str
-    """Digest of everything in it that decides the result (`Recipe.digest`)."""
+    """Digest of the recipe fields that determine the result (`Recipe.digest`)."""
     overrides: tuple[str, ...]
-    """`--set` arguments by which the run differs from the recipe filed under that name when the weights were published."""
+    """`--set` arguments: differences from the recipe of that name at the time of publication."""
     commit: str | None
-    """Of the source that trained."""
+    """Git commit of the training code."""
     seed: int
     steps: int
     step: int | None
-    """Of the weights that are released: the best on val, or the last ones."""
+    """Step of the released weights (the best on val, or the last)."""
     epochs: float | None
-    """How often each training picture was seen, on average."""
+    """Mean number of times that each training image was seen."""
     data: str
     split: str
     images: int | None
-    """Training pictures."""
+    """Number of training images."""
     split_sha256: str | None
-    """`split_hash` of their names: two rows with the same one were trained on the same pictures."""
+    """`split_hash` of the image names: rows with equal hashes were trained on the same images."""
     initial_weights: str
     chosen: Literal["best", "last"]
-    """Whether val chose the step, or nothing did."""
+    """Whether the step was selected on val ("best") or is the last one."""
     hours: float
-    """Spent in updates, without evaluations."""
+    """Hours of optimizer steps, without evaluations."""
     hardware: str
     torch: str
     date: str
-    """On which the run ended."""
+    """ISO date on which the run ended."""
     changed_after: tuple[int, ...] = ()
-    """Steps after which it was resumed with another recipe; where there are any, the command trains a sibling."""
+    """Steps after which the run was resumed with a changed recipe; `command` reproduces only runs without any."""
 
     def __post_init__(self) -> None:
         for name, value in (("recipe_sha256", self.recipe_sha256), ("split_sha256", self.split_sha256)):
@@ -63,19 +60,19 @@ class Training:
 
     @property
     def command(self) -> str:
-        """What repeats the run, where its data lie in DATA."""
+        """Command that repeats the run on the dataset in DATA."""
         data = "" if self.data == "shapes" else " --data DATA"
         changes = "".join(f" {_quoted(one)}" for one in self.overrides)
         return f"python -m deeplabzoo.train {self.recipe}{data} --out DIR{' --set' if changes else ''}{changes}"
 
     def __str__(self) -> str:
-        images_text = f"{self.images} pictures of " if self.images else ""
+        images_text = f"{self.images} images of " if self.images else ""
         changed = " (changed)" if self.overrides or self.changed_after else ""
         return f"trained here with recipe {self.recipe}{changed} on {images_text}{self.data} {self.split}, seed {self.seed}"
 
 
 def _quoted(argument: str) -> str:
-    """Quote for a shell, with single quotes, where a character asks for it."""
+    """Quote an argument for a POSIX shell where it needs quotes; also correct for Windows file names, unlike `shlex`."""
     plain = all(character.isalnum() or character in "=.,_-+:/" for character in argument)
     return argument if plain else "'" + argument.replace("'", "'\"'\"'") + "'"
 
@@ -87,7 +84,7 @@ _TAG = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class BundledSource:
-    """A file that ships inside the wheel, beside the manifest."""
+    """A file inside the wheel, beside the manifest."""
 
     kind: Literal["bundled"]
     file: str
@@ -101,7 +98,7 @@ class BundledSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A file of a Hugging Face Hub repository, at a revision that does not move (a commit, a tag or `refs/pr/N`)."""
+    """A file of a Hugging Face Hub repository at a pinned revision (a commit, a tag or `refs/pr/N`)."""
 
     kind: Literal["hub"]
     repo: str
@@ -135,13 +132,13 @@ Source = BundledSource | HubSource | UrlSource
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure and everything that must be known to compare it; never set beside one of another protocol."""
+    """One metric with its evaluation protocol; metrics compare only where protocol, data, split and images are equal."""
 
     name: str
     value: float
     unit: Literal["%"]
     protocol: str
-    """How it was computed, in words: the definition of mIoU, the geometry of the input and of the comparison."""
+    """Evaluation protocol in words: definition of mIoU, input geometry, resolution of the comparison."""
     data: str
     split: str
     images: int | None
@@ -150,38 +147,38 @@ class Metric:
     flip: bool
     origin: Literal["published", "measured"]
     subset: str | None = None
-    """Says so where fewer pictures were scored than the publisher's list of the split holds."""
+    """Describes the subset where fewer images were scored than the official split has; None for the full split."""
     image_list_sha256: str | None = None
-    """Which pictures: the SHA-256 over their names as a report has it."""
+    """SHA-256 over the sorted image names, as in an evaluation report."""
     command: str | None = None
-    """What measures it again; required where `origin` is "measured"."""
+    """Command that measures it again; required where `origin` is "measured"."""
     date: str | None = None
     hardware: str | None = None
     report: str | None = None
-    """Where the published figure stands, or the JSON report of a measured one."""
+    """Source of a published metric, or the JSON report of a measured one."""
     per_class: Mapping[str, float | None] | None = field(default=None, hash=False)
-    """The same for each class by name, in %; None for a class that neither labels nor predictions contain."""
+    """Values by class name, in %; None for classes that neither labels nor predictions contain."""
 
     def __post_init__(self) -> None:
         if self.origin == "measured" and not (self.command and self.date and self.images):
-            raise WeightsError("a measured figure needs its command, date and number of images.")
+            raise WeightsError("a measured metric needs its command, date and number of images.")
         if not 0 <= self.value <= 100:
-            raise WeightsError(f"a figure in % is between 0 and 100, not {self.value!r}.")
+            raise WeightsError(f"a metric in % is between 0 and 100, not {self.value!r}.")
         if self.image_list_sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.image_list_sha256):
             raise WeightsError(f"image_list_sha256 must be 64 hexadecimal digits, not {self.image_list_sha256!r}.")
         for name, value in (self.per_class or {}).items():
             if value is not None and not 0 <= value <= 100:
-                raise WeightsError(f"the figure of class {name} is between 0 and 100, not {value!r}.")
+                raise WeightsError(f"the metric of class {name} is between 0 and 100, not {value!r}.")
 
     @property
     def images_text(self) -> str:
-        """On how many pictures it stands, in words; a subset is called one."""
+        """Number of images in words; a subset is called a subset."""
         return self.subset or (f"{self.images} images" if self.images else "number of images not published")
 
 
 @dataclass(frozen=True, kw_only=True)
 class License:
-    """Who allows what: the code that made the file, the file itself, and the pictures it was trained on."""
+    """Licences of the code that made the file, of the file itself, and of the training images."""
 
     code: str
     weights: str
@@ -190,33 +187,35 @@ class License:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRow:
-    """One released file of one model: `name.tag`."""
+    """One released checkpoint of one model: `name.tag`."""
 
     name: str
     tag: str
     default: bool
-    """Whether `create(name, pretrained=True)` means this row; exactly one row of each name."""
+    """Whether `create(name, pretrained=True)` loads this row; true for exactly one row of each name."""
     origin: str
-    """StateDictConverter of the file: "deeplabzoo" for our own, else the module of `zoo/origins` that reads it."""
+    """Format of the file: "deeplabzoo", or the converter that reads it (deeplabzoo/checkpoints/converters)."""
     source: Source
     bytes: int | None
     sha256: str | None
     sha256_prefix: str | None
-    """The first 8 or more hexadecimal digits, where the publisher gives no more than that."""
+    """The first 8 or more hexadecimal digits, where the publisher states no full hash."""
     config: DeepLabConfig
     preprocessing: Preprocessing
     data: str
-    """Name of the class list whose names and colours the outputs have."""
+    """Name of the class list (deeplabzoo/data/classes.py) of the output channels."""
     metrics: tuple[Metric, ...]
     license: License
     verified: Literal["measured here", "parity with the origin's code on random weights", "layout only"]
     notes: str
     training: Training | None = None
-    """How it was trained, for weights of our own."""
+    """Training run, for weights of this project."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not _TAG.fullmatch(self.tag):
-            raise WeightsError(f"name and tag are small letters, digits and underscores, not {self.name!r} and {self.tag!r}.")
+            raise WeightsError(
+                f"name and tag are lower-case letters, digits and underscores, not {self.name!r} and {self.tag!r}."
+            )
         if self.data not in CLASS_LISTS:
             raise WeightsError(f"data must be one of {', '.join(CLASS_LISTS)}, not {self.data!r}.")
         if CLASS_LISTS[self.data].num_classes != self.config.num_classes:
@@ -232,7 +231,7 @@ class WeightRow:
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
             raise WeightsError("sha256 and sha256_prefix contradict each other.")
         if self.verified == "measured here" and not any(metric.origin == "measured" for metric in self.metrics):
-            raise WeightsError('verified says "measured here", but metrics holds no measured figure.')
+            raise WeightsError('verified is "measured here", but metrics has no measured metric.')
 
     @property
     def full_name(self) -> str:
@@ -240,13 +239,13 @@ class WeightRow:
         return f"{self.name}.{self.tag}"
 
     def __str__(self) -> str:
-        figures = [
+        metrics = [
             f"{m.name} {m.value:g} {m.unit} ({m.origin}: {m.data} {m.split}, {m.images_text}, {m.protocol})"
             for m in self.metrics
         ]
         facts = (
             f"{self.data}, {self.config.num_classes} classes",
-            *(figures or ["no figure"]),
+            *(metrics or ["no metric"]),
             *([str(self.training)] if self.training else []),
             f"licence {self.license.weights}",
             self.verified,
@@ -269,7 +268,7 @@ class Manifest:
         seen: set[str] = set()
         for row in self.rows:
             if row.full_name in seen:
-                raise WeightsError(f"{row.full_name} stands there twice; a weight is never replaced under the same tag.")
+                raise WeightsError(f"{row.full_name} is listed twice; published weights are never replaced under the same tag.")
             seen.add(row.full_name)
             if isinstance(row.source, UrlSource) and not row.source.url.startswith("https://"):
                 raise WeightsError(f"the url of {row.full_name} must begin with https://, not {row.source.url!r}.")
@@ -290,16 +289,16 @@ def _relative(file: str) -> None:
 
 @functools.cache
 def weights_folder() -> Path:
-    """Return the folder of the manifest and the bundled files: inside the wheel, or `weights/` beside an editable package."""
+    """Return the folder of the manifest and the bundled files: inside the wheel, or `weights/` of an editable install."""
     here = Path(__file__).resolve()
     for folder in (here.parent / "released", here.parents[2] / "weights"):
         if (folder / "manifest.json").is_file():
             return folder
-    raise WeightsError("weights/manifest.json is missing from this installation of deeplabzoo; install it again.")
+    raise WeightsError("weights/manifest.json is missing from this installation of deeplabzoo; reinstall it.")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and check a manifest file; raises WeightsError with the place and the reason."""
+    """Read and validate a manifest file; raises WeightsError with the field and the reason."""
     try:
         plain = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -309,5 +308,5 @@ def read_manifest(path: Path) -> Manifest:
 
 @functools.cache
 def released() -> Manifest:
-    """Return the manifest of this installation, read and checked once."""
+    """Return the manifest of this installation, read and validated once per process."""
     return read_manifest(weights_folder() / "manifest.json")

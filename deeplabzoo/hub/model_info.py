@@ -1,4 +1,4 @@
-"""Everything known about one name, gathered from the encoder table, the class lists and the manifest."""
+"""Model information without torch: `describe`, parameters and FLOPs, and the rows of `deeplabzoo list`."""
 
 import functools
 import json
@@ -24,12 +24,12 @@ class Description:
     architecture: str
     encoder: EncoderInfo
     output_strides: tuple[int, ...]
-    """Strides that the encoder was measured to run at."""
+    """Output strides at which the encoder was measured to run."""
     atrous_rates: dict[int, tuple[int, ...]]
-    """Rates of the pyramid at each of those strides, unless the weights say otherwise."""
+    """ASPP rates at each output stride; a checkpoint may define others."""
     data: str | None
     classes: tuple[str, ...]
-    """Class names of `data`; empty where the name has none."""
+    """Class names of `data`; empty for a name without dataset."""
     weights: tuple[WeightRow, ...]
 
     def __str__(self) -> str:
@@ -80,29 +80,26 @@ def _licences(row: WeightRow) -> str:
     return f"code {row.license.code}; weights {row.license.weights}; data {row.license.data}"
 
 
-# What a network costs, read from a committed table: parameters, and arithmetic on a photo of 513 x 513; no torch is needed.
-#
-# The table is counted on shapes by `python -m tools.encoders.count_costs`.
-
+# Parameters and FLOPs, from a committed table that `python -m tools.encoders.count_costs` writes.
 
 SIDE = 513
-"""Height and width in pixels of the photo that arithmetic is counted on, the papers' crop."""
+"""Height and width in pixels of the image that FLOPs are counted on: the crop of the papers."""
 TABLE = Path(__file__).with_name("cost_table.json")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters of a network, and its floating-point operations by output stride."""
+    """Parameters of a model, and its floating-point operations by output stride."""
 
     params: int
     flops: Mapping[int, int]
-    """At 513 x 513, batch 1: two for each multiplication with its addition, in convolutions and matrix products."""
+    """At 513 x 513, batch 1: two per multiply-accumulate, in convolutions and matrix products."""
 
 
 def get_cost(name: str) -> Cost | None:
-    """Return the cost of a network (`architecture_encoder`, with 21 classes) or of a released file (`name.tag`).
+    """Return the cost of a model (`architecture_encoder`, 21 classes) or of a released checkpoint (`name.tag`).
 
-    None where the table does not have it: it was released after the last count.
+    None where the table has no entry: the checkpoint was released after the last count.
     """
     plain = _table().get(name)
     return plain and Cost(plain["params"], {int(stride): flops for stride, flops in plain["flops"].items()})
@@ -114,8 +111,7 @@ def _table() -> Mapping[str, Any]:
     return table
 
 
-# Models and released files side by side, with what one chooses by: size, arithmetic, best figure and its protocol, licence.
-
+# Rows of `deeplabzoo list`: size, FLOPs, best mIoU with its protocol, licence.
 
 Sort = Literal["name", "miou", "params", "flops", "size"]
 SORTS: tuple[Sort, ...] = ("name", "miou", "params", "flops", "size")
@@ -128,26 +124,26 @@ class ModelListing:
     name: str
     model: ModelName
     row: WeightRow | None
-    """The file that the figures are of: the one with the best mIoU, else the default one."""
+    """The checkpoint of the metric: the one with the best mIoU, else the default one."""
     cost: Cost | None
     metric: Metric | None
-    """The best mIoU of `row`; at the output stride asked for, where one was."""
+    """The best mIoU of `row`, at the requested output stride if one is requested."""
     output_stride: int | None
-    """That `flops` is counted at: the one asked for, else the weights' own, else 16 or the nearest there is."""
+    """Output stride of `flops`: the requested one, else that of the weights, else 16 or the nearest available."""
 
     @property
     def flops(self) -> int | None:
-        """Floating-point operations for a photo of 513 x 513."""
+        """Floating-point operations for an image of 513 x 513."""
         return self.cost.flops.get(self.output_stride) if self.cost and self.output_stride else None
 
     @property
     def params(self) -> int | None:
-        """Parameters of the whole network."""
+        """Parameters of the whole model."""
         return self.cost.params if self.cost else None
 
     @property
     def bytes(self) -> int | None:
-        """Size of the file; None where there is none, or its publisher does not say."""
+        """Size of the file in bytes; None without a file or where its publisher does not state it."""
         return self.row.bytes if self.row else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,14 +173,22 @@ def list_entries(
     weights: bool = False,
     sort: Sort = "name",
 ) -> list[ModelListing]:
-    """Return what matches: models, or with `weights` released files, sorted (best mIoU first, least of all else first).
+    """Return matching models, or released checkpoints, sorted (mIoU in descending order, all else in ascending order).
 
-    `output_stride` keeps models that run at it and figures found at it; `data` keeps models trained on it. What a line does
-    not have is sorted behind. Raises UsageError for a stride that there is not, UnknownNameError for unknown data.
+    Args:
+        pattern: Shell pattern of names.
+        output_stride: 8, 16 or 32: keep models that run at it, with metrics measured at it.
+        data: Keep models trained on this dataset.
+        weights: List released checkpoints instead of models.
+        sort: Sort key; entries without a value come last.
+
+    Raises:
+        UsageError: No such output stride.
+        UnknownNameError: Unknown dataset.
     """
     if data is not None and data not in CLASS_LISTS:
         known = ", ".join(CLASS_LISTS)
-        raise UnknownNameError(f"No data set is called '{data}'; known are {known}.{did_you_mean(data, CLASS_LISTS)}")
+        raise UnknownNameError(f"Unknown dataset '{data}'; known are {known}.{did_you_mean(data, CLASS_LISTS)}")
     names = list_models(pattern, output_stride=output_stride)
     if weights:
         runs = set(all_model_names(output_stride))
@@ -200,22 +204,20 @@ def list_entries(
 
 
 def require_matches(lines: list[ModelListing], pattern: str) -> None:
-    """Raise UsageError with the nearest names, or a wider pattern, where nothing was found."""
+    """Raise UsageError with a wider pattern or the nearest names if nothing matches."""
     if lines:
         return
     wider = f" '*{pattern}*' matches more." if not set(pattern) & set("*?[") and list_models(f"*{pattern}*") else ""
-    raise UsageError(
-        f"Nothing matches '{pattern}' and the options beside it.{wider or did_you_mean(pattern, all_model_names())}"
-    )
+    raise UsageError(f"Nothing matches '{pattern}' and the other options.{wider or did_you_mean(pattern, all_model_names())}")
 
 
 def metric_to_dict(metric: Metric) -> dict[str, Any]:
-    """Return a figure as plain JSON values, without its classes."""
+    """Return a metric as plain JSON values, without the values by class."""
     return {key: value for key, value in vars(metric).items() if key != "per_class"}
 
 
 def rows_to_dicts(rows: Iterable[WeightRow]) -> list[dict[str, Any]]:
-    """Return the rows as the manifest's JSON has them."""
+    """Return the rows as in the JSON of the manifest."""
     names = {row.full_name for row in rows}
     plain: list[dict[str, Any]] = json.loads((weights_folder() / "manifest.json").read_text(encoding="utf-8"))["rows"]
     return [one for one in plain if f"{one['name']}.{one['tag']}" in names]

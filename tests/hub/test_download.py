@@ -80,7 +80,7 @@ def test_a_file_comes_from_its_revision_once_and_then_from_the_cache(server: Loc
 @pytest.mark.parametrize("switch", ["DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE"])
 def test_the_cache_works_offline_and_nothing_else_does(server: LocalServer, home: Path, switch: str) -> None:
     offline = {switch: "1"}
-    assert f"{switch} forbids downloading" in fetch(server.url, home, offline)["error"]
+    assert f"{switch} forbids the download" in fetch(server.url, home, offline)["error"]
     assert server.requests == []
     path = fetch(server.url, home)["path"]
     asked = len(server.requests)
@@ -179,7 +179,7 @@ def test_a_bundled_file_is_verified_where_it_lies(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(download, "weights_folder", lambda: tmp_path)
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     bundled = row(source=BundledSource("bundled", "net.safetensors"), bytes=len(CONTENT), sha256=sha256)
-    with pytest.raises(DownloadError, match="is missing; install deeplabzoo again"):
+    with pytest.raises(DownloadError, match="is missing; reinstall deeplabzoo"):
         download.fetch(bundled)
     (tmp_path / "net.safetensors").write_bytes(CONTENT)
     assert download.fetch(bundled) == tmp_path / "net.safetensors"

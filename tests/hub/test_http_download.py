@@ -143,7 +143,7 @@ def test_a_busy_server_is_retried(server: LocalServer) -> None:
 
 
 def test_a_server_that_stays_busy_ends_in_a_sentence(server: LocalServer) -> None:
-    fails(url_row(server.serve(FILE, CONTENT, faults=["503"] * 9)), "the server answers 503; try again later")
+    fails(url_row(server.serve(FILE, CONTENT, faults=["503"] * 9)), "the server returned HTTP 503; try again later")
     assert len(server.requests) == len(http_download.RETRY_DELAYS_S) + 1
 
 

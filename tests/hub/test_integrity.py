@@ -92,7 +92,7 @@ def test_files_that_are_not(server: LocalServer, monkeypatch: pytest.MonkeyPatch
     status, lines, error = checked(rows, monkeypatch, capsys)
     assert status == 1
     assert [line.split()[0] for line in lines] == ["unreachable", "changed", "changed", "changed", "unreachable"]
-    assert "the server answers HTTP 404" in lines[0]
+    assert "the server returned HTTP 404" in lines[0]
     assert "has 7001 bytes, 7000 are published" in lines[1]
     assert f"has sha256 000000000000…, published is {SHA256[:12]}…" in lines[2]
     assert "Connection refused" in lines[4]
@@ -133,7 +133,7 @@ def test_downloading_verifies_and_builds_and_goes_on_where_it_was(
         status, lines, _ = checked(rows, monkeypatch, capsys, "--download")
         assert status == 1
         assert [line.split()[0] for line in lines] == ["ok", "changed", "changed"]
-        assert "sha256 as published, network of " in lines[0]
+        assert "sha256 as published, model of " in lines[0]
         assert "is not the published file: its sha256 is" in lines[1]
         assert "its file is deeplabzoo" in lines[2]
         assert len(server.asked("GET")) == gets

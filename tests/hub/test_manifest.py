@@ -187,7 +187,7 @@ WRONG = {
     "short digest of a recipe": (changed("training", {**TRAINING, "recipe_sha256": "ab12"}), "64 hexadecimal digits"),
     "training for no step": (changed("training", {**TRAINING, "steps": 0}), "steps must be at least 1"),
     "figure of unknown origin": (changed("metrics.0.origin", "heard"), "published, measured"),
-    "tag with a dot": (changed("tag", "a.b"), "small letters"),
+    "tag with a dot": (changed("tag", "a.b"), "lower-case letters"),
     "later schema": ({"schema": 2, "rows": []}, "update deeplabzoo"),
     "earlier schema": ({"schema": 0, "rows": []}, "update deeplabzoo"),
     "rows not a list": ({"schema": 1, "rows": {}}, "must be a list"),
@@ -207,14 +207,14 @@ def test_schema_and_types_refuse_the_same_mistakes(name: str) -> None:
 @pytest.mark.parametrize(
     ("plain", "reason"),
     [
-        (with_rows(first_row(), first_row()), "stands there twice"),
+        (with_rows(first_row(), first_row()), "is listed twice"),
         (with_rows(first_row(), first_row(tag="other")), "exactly one default tag, not 2"),
         (with_rows(first_row(default=False)), "exactly one default tag, not 0"),
         (changed("sha256_prefix", "00000000"), "contradict"),
         (changed("config.num_classes", 20), "voc has 21 classes, not 20"),
         (changed("config.num_classes", 22), "voc has 21 classes, not 22"),
-        (with_rows(first_row(verified="measured here", metrics=[])), "holds no measured figure"),
-        (with_rows(first_row(verified="measured here", metrics=[PUBLISHED])), "holds no measured figure"),
+        (with_rows(first_row(verified="measured here", metrics=[])), "has no measured metric"),
+        (with_rows(first_row(verified="measured here", metrics=[PUBLISHED])), "has no measured metric"),
     ],
 )
 def test_rules_across_fields_and_rows_are_kept(plain: dict[str, Any], reason: str) -> None:
@@ -228,7 +228,7 @@ def test_a_row_of_our_own_records_its_training() -> None:
     plain = with_rows(first_row(metrics=[{**METRIC, "per_class": {"cat": 88.7, "sofa": None}}], training=TRAINING))
     jsonschema.validate(plain, SCHEMA)
     row = decode_dataclass(manifest.Manifest, plain, "m").rows[0]
-    assert "trained here with recipe deeplabv3plus_mobilenetv2_voc (changed) on 330 pictures of voc train, seed 0" in str(row)
+    assert "trained here with recipe deeplabv3plus_mobilenetv2_voc (changed) on 330 images of voc train, seed 0" in str(row)
     assert row.metrics[0].per_class == {"cat": 88.7, "sofa": None}
     assert row.training is not None
     expected = "python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data DATA --out DIR --set lr=0.01"

@@ -149,7 +149,7 @@ def test_the_row_records_its_training(release: Path, run: Path, people: Path) ->
     assert (training.steps, training.epochs, training.seed, training.chosen) == (60, 20.0, 0, "best")
     assert training.initial_weights == "none: untrained"
     assert row.license.data == "drawn by a test"
-    assert "trained here with recipe folder (changed) on 12 pictures of folder train, seed 0" in str(row)
+    assert "trained here with recipe folder (changed) on 12 images of folder train, seed 0" in str(row)
     assert training.command.startswith("python -m deeplabzoo.train folder --data DATA --out DIR --set ")
     words = shlex.split(training.command)
     assert tuple(words[words.index("--set") + 1 :]) == training.overrides
@@ -492,7 +492,7 @@ def test_wrong_calls_are_one_sentence(
         ([str(tmp_path / "nowhere")], 2, "There is no run folder"),
         ([str(run), "--data", str(other)], 1, "does not hold the folder pictures that this run was trained on"),
         ([str(run), "--data", str(tmp_path / "nowhere")], 1, "does not exist"),
-        ([str(run), "--tag", "V 1"], 2, "small letters"),
+        ([str(run), "--tag", "V 1"], 2, "lower-case letters"),
         ([str(run), "--manifest", str(manifest)], 2, "--data-license"),
         ([str(run), "--manifest", str(tmp_path / "m.json"), *TERMS], 2, "There is no manifest"),
         ([str(run), "--manifest", str(manifest), "--name", "my_net", *TERMS], 2, f"these weights are {NAME}, not my_net"),

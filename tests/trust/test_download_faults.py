@@ -94,7 +94,7 @@ def test_retry_after_is_respected(server: FaultServer, status: int, monkeypatch:
 def test_a_long_retry_after_is_not_waited_for(server: FaultServer) -> None:
     """The sentence says how long, and comes at once."""
     server.faults[FILE] = [Fault(status=429, headers={"Retry-After": "3600"})]
-    within(2, lambda: gives_a_sentence(url_row(server), "429 and asks to be left alone for 3600 s; try again later"))
+    within(2, lambda: gives_a_sentence(url_row(server), "HTTP 429 with Retry-After 3600 s; try again later"))
     gives_the_file(url_row(server))
 
 
@@ -118,7 +118,7 @@ def test_a_stalled_server_costs_a_bounded_time(server: FaultServer, fault: Fault
 def test_a_trickle_is_no_download(server: FaultServer) -> None:
     """A byte now and then keeps every socket alive: what would take weeks ends in a sentence."""
     server.faults[FILE] = [Fault(piece_bytes=1, pause_s=0.05)]
-    within(5, lambda: gives_a_sentence(url_row(server), "too slowly to end"))
+    within(5, lambda: gives_a_sentence(url_row(server), "the transfer is too slow"))
     gives_the_file(url_row(server))
 
 
@@ -152,7 +152,7 @@ def test_a_redirect_to_nowhere_is_a_sentence(server: FaultServer, location: str,
     """In a circle, out of the web, or to what is no address."""
     server.redirects |= {FILE: location, "/there": "/back", "/back": "/there"}
     gives_a_sentence(url_row(server), words)
-    assert [answer.status for answer in integrity.check([url_row(server)])] == ["unreachable"]
+    assert [answer.status for answer in integrity.check_remote([url_row(server)])] == ["unreachable"]
     server.heal()
     gives_the_file(url_row(server))
 
@@ -164,10 +164,10 @@ def test_a_redirect_to_nowhere_is_a_sentence(server: FaultServer, location: str,
         (Fault(body=CONTENT + b"x"), KNOWN, f"{SIZE + 1} bytes, {SIZE} are published"),
         (Fault(body=OTHER), KNOWN, "its sha256 is"),
         (Fault(body=CONTENT[:-1], without=("Content-Length",)), KNOWN, f"it has {SIZE - 1} bytes, {SIZE} are published"),
-        (Fault(body=CONTENT * 2, without=("Content-Length",)), KNOWN, f"goes on after {SIZE} bytes"),
+        (Fault(body=CONTENT * 2, without=("Content-Length",)), KNOWN, f"is longer than {SIZE} bytes"),
         (Fault(body=CONTENT[:-1], headers={"Content-Length": "-5"}), KNOWN, f"it has {SIZE - 1} bytes"),
         (Fault(body=CONTENT[:-1], headers={"Content-Length": "\xb2"}), KNOWN, f"it has {SIZE - 1} bytes"),
-        (Fault(cut_at=SIZE // 2, without=("Content-Length",)), UNKNOWN, "nobody says how long the file is"),
+        (Fault(cut_at=SIZE // 2, without=("Content-Length",)), UNKNOWN, "its length is unknown"),
     ],
     ids=[
         "short",
@@ -291,7 +291,7 @@ def test_the_hubs_own_hash_counts_where_nothing_is_published(tmp_path: Path, mon
         download.fetch_from_hub("someone/theirs", "net.pth")
     assert not blob.exists()
     assert not link.is_symlink()
-    with pytest.raises(DownloadError, match="was removed while it was checked; try again"):
+    with pytest.raises(DownloadError, match="was removed while it was verified; try again"):
         download.fetch_from_hub("someone/theirs", "net.pth")
 
 
