@@ -19,7 +19,7 @@ from deeplabzoo.files import ensure_folder, write_atomically
 from deeplabzoo.hub.download import cache_folder
 from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization.optimized_model import OptimizedDeepLab, build_optimized, is_optimizable, optimize
+from deeplabzoo.optimization.optimized_model import OptimizedDeepLab, build_optimized, optimize, unsupported_reason
 
 _CANDIDATES = {"torch": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """Engine -> the module that it needs; `compiled` is left out, as its start-up outlasts most work."""
@@ -147,18 +147,22 @@ class OptimizedModelCache:
         self.net, self.precision = net, precision
         self.engine = engine
         self._made: OptimizedDeepLab | None = None
+        self._logged = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel to another process without the form: engines stay where they are, and it is made again there."""
         return {**self.__dict__, "_made": None}
 
     def current(self) -> DeepLab | OptimizedDeepLab:
-        """Return the form of the network as it is now."""
-        if not is_optimizable(self.net):
-            return self.net
+        """Return the optimized model of the current weights, or the model itself where it cannot be optimized."""
         made = self._made
         if made is not None and made.current:  # without the lock: a process forked now would inherit it, held
             return made
+        if reason := unsupported_reason(self.net):
+            if reason != self._logged:
+                logger.warning(f"running the model without layer fusion, since {reason}")
+                self._logged = reason
+            return self.net
         with _build_lock:
             if self._made is None or not self._made.current:
                 engine = self.engine

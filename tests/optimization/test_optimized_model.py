@@ -1,10 +1,13 @@
 """`optimize()`, engines by name, and what a Predictor and `evaluate` make of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import deeplabzoo
 from deeplabzoo.errors import UsageError
@@ -13,7 +16,8 @@ from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization import autotune
 from deeplabzoo.optimization.autotune import EngineTime, cached_engine, fastest_engine
-from deeplabzoo.optimization.optimized_model import ENGINES, OptimizedDeepLab, optimize
+from deeplabzoo.optimization.optimized_model import ENGINES, OptimizedDeepLab, TensorState, optimize
+from deeplabzoo.processing.preprocessing import image_labels, prepare
 
 
 def small_net(**config: int) -> DeepLab:
@@ -205,3 +209,118 @@ def test_the_compiled_engine_freezes_its_weights() -> None:
             expected = net.forward_low_resolution(image_BCHW)
         found = fast.forward_low_resolution(image_BCHW)
         assert (found - expected).abs().max() < 1e-4 * expected.std()
+
+
+IMAGE_HWC = np.random.default_rng(0).integers(0, 256, (65, 65, 3), np.uint8)
+
+
+def plain_labels(net: DeepLab) -> np.ndarray:
+    """Labels without an optimized model."""
+    prepared = prepare(IMAGE_HWC, net.preprocessing)
+    with torch.inference_mode():
+        return image_labels(net, prepared)
+
+
+def _ema_like(net: DeepLab) -> None:
+    for parameter in net.parameters():
+        parameter.data.mul_(0.5).add_(0.01)
+
+
+def _replace_data(net: DeepLab) -> None:
+    for parameter in net.parameters():
+        parameter.data = parameter.data.flip(0)
+
+
+def _copy_state(net: DeepLab) -> None:
+    for name, tensor in net.state_dict().items():
+        if name.endswith("weight"):
+            tensor.data.copy_(tensor.roll(1, 0))
+
+
+def _one_buffer(net: DeepLab) -> None:
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.data.add_(0.5)
+
+
+@pytest.mark.parametrize("write", [_ema_like, _replace_data, _copy_state, _one_buffer])
+def test_writes_through_data_are_noticed(write: Callable[[DeepLab], None]) -> None:
+    """torch counts no version for `tensor.data`, the usual line of EMA code."""
+    net = small_net()
+    predictor = Predictor(net, device="cpu")
+    predictor(IMAGE_HWC)
+    fast = net.optimize()
+    write(net)
+    assert not fast.current
+    assert np.array_equal(predictor(IMAGE_HWC).labels, plain_labels(net))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_writes_through_data_are_noticed_in_every_dtype(dtype: torch.dtype) -> None:
+    net = small_net().to(dtype)
+    state = TensorState(net)
+    assert state.matches(net)
+    net.head.classifier.weight.data.neg_()
+    assert not state.matches(net)
+
+
+class LoRA(nn.Module):
+    """A convolution and a low-rank update beside it, as adapter libraries wrap layers."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.base = conv
+        self.down = nn.Conv2d(conv.in_channels, 2, 1, bias=False)
+        self.up = nn.Conv2d(2, conv.out_channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def _prune(net: DeepLab) -> None:
+    prune.l1_unstructured(net.head.classifier, "weight", amount=0.5)
+
+
+def _prune_encoder(net: DeepLab) -> None:
+    conv = next(module for module in net.encoder.modules() if isinstance(module, nn.Conv2d))
+    prune.random_unstructured(conv, "weight", amount=0.5)
+
+
+def _weight_norm(net: DeepLab) -> None:
+    parametrizations.weight_norm(net.head.classifier)
+
+
+def _spectral_norm_encoder(net: DeepLab) -> None:
+    conv = next(module for module in net.encoder.modules() if isinstance(module, nn.Conv2d) and module.groups == 1)
+    parametrizations.spectral_norm(conv)
+
+
+def _hook(net: DeepLab) -> None:
+    net.head.aspp.register_forward_hook(lambda module, inputs, output: output * 0)
+
+
+def _pre_hook(net: DeepLab) -> None:
+    net.head.classifier.register_forward_pre_hook(lambda module, inputs: (-inputs[0],))
+
+
+def _lora(net: DeepLab) -> None:
+    net.head.classifier = LoRA(net.head.classifier)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("change", [_prune, _prune_encoder, _weight_norm, _spectral_norm_encoder, _hook, _pre_hook, _lora])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after the first image"])
+def test_modified_layers_run_as_they_are(
+    change: Callable[[DeepLab], None], late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pruned, parametrized, hooked and wrapped layers: the labels are the model's own, and one warning says why."""
+    net = small_net()
+    predictor = Predictor(net, device="cpu")
+    if late:
+        predictor(IMAGE_HWC)
+    change(net)
+    net.eval()
+    assert np.array_equal(predictor(IMAGE_HWC).labels, plain_labels(net))
+    predictor(IMAGE_HWC)
+    assert caplog.text.count("running the model without layer fusion, since '") == 1
+    with pytest.raises(UsageError, match="cannot be optimized, since"):
+        net.optimize()
