@@ -309,3 +309,84 @@ def test_a_pillow_image_cut_short_gives_a_sentence() -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(stream, "JPEG")
     with Image.open(io.BytesIO(stream.getvalue()[:900])) as lazy, pytest.raises(ImageError, match="cut short"):
         read_image(lazy)
+
+
+def test_sixteen_bits_of_white_is_zero_are_no_negative(tmp_path: Path) -> None:
+    """A TIFF may store white as 0, in any number of bits."""
+    tifffile = pytest.importorskip("tifffile")
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for stored in (255 - grey, 65535 - grey.astype(np.uint16) * 257):
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], grey)
+
+
+def test_twelve_bits_in_a_sixteen_bit_file_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing in such a file says so, and a scale by content would differ from image to image: a warning, once a folder."""
+    wide = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("a.png", "b.png", "c.tif"):
+        read_image(save(tmp_path / name, wide))
+    assert caplog.text.count("uses values up to 4095 only") == 1
+    (tmp_path / "full").mkdir()
+    read_image(save(tmp_path / "full" / "a.png", wide * 16))
+    read_image(save(tmp_path / "full" / "black.png", wide * 0))
+    assert caplog.text.count("uses values up to") == 1
+
+
+@pytest.mark.parametrize("extra", ["unspecified", "unassalpha"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_fourth_band_is_dropped_or_blended_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extra: str, bits: int
+) -> None:
+    """Near infrared is no transparency; where the file declares alpha, white shows through, and a warning says so."""
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.dstack([SMALL, np.full(SMALL.shape[:2], 51, np.uint8)])
+    stored = bands if bits == 8 else bands.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=[extra])
+    pixels = read_image(tmp_path / "a.tif")
+    if extra == "unspecified":
+        np.testing.assert_array_equal(pixels, SMALL)
+        assert "has 1 more channels than its colours, which are ignored" in caplog.text
+    else:
+        assert pixels.min() >= 204
+        assert "has an alpha channel, which is blended over white; if its last channel is another band" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 5, 8), np.uint8), np.zeros((4, 5, 3), np.float32), np.zeros((4, 5), np.float64)]
+)
+def test_a_tiff_of_bands_or_floats_is_called_a_tiff(tmp_path: Path, pixels: np.ndarray) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, planarconfig="contig" if pixels.ndim == 3 else None)
+    with pytest.raises(ImageError, match=r"is a TIFF of a kind that is not read .* expected 1 to 4 channels of 8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.bool_])
+def test_a_mask_may_be_a_numpy_array(tmp_path: Path, dtype: type) -> None:
+    labels = np.array([[0, 1, 1], [1, 0, 0]]).astype(dtype)
+    np.save(tmp_path / "a.npy", labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.npy"), labels.astype(np.uint8))
+
+
+def test_minus_one_in_a_numpy_mask_is_void(tmp_path: Path) -> None:
+    """LabelMe writes -1 where nothing is labelled."""
+    np.save(tmp_path / "a.npy", np.array([[-1, 3], [0, 2]], np.int32))
+    assert read_mask(tmp_path / "a.npy").tolist() == [[255, 3], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((2, 2), np.float32), "holds float32 of shape"),
+        (np.zeros((2, 2, 3), np.uint8), "expected whole numbers, height x width"),
+        (np.array([[0, 70_000]]), "values from 0 to 70000"),
+        (np.array([[{}, 1]], object), "cannot be read as a .npy array"),
+    ],
+)
+def test_a_numpy_array_that_is_no_mask_is_refused(tmp_path: Path, array: np.ndarray, words: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises((DataError, ImageError), match=words):
+        read_mask(tmp_path / "a.npy")
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    with pytest.raises((DataError, ImageError)):
+        read_mask(tmp_path / "cut.npy")
