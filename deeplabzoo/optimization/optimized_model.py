@@ -175,25 +175,33 @@ class TensorState:
     """
 
     def __init__(self, net: DeepLab) -> None:
-        self._identity = self._identify(net)
-        tensors = [one.detach() for one in (*net.parameters(), *net.buffers()) if one.numel()]
-        views = [one.reshape(-1)[:: max(1, one.numel() // _SAMPLES)] for one in tensors if one.is_contiguous()]
+        modules = list(net.modules())
+        self._net = net
+        # walking the dictionaries of all modules costs a tenth of `net.parameters()`, which every image would pay for
+        self._slots: list[dict[str, Any]] = [
+            slots for module in modules for slots in (module._modules, module._parameters, module._buffers)
+        ]
+        tensors = [*net.parameters(), *net.buffers()]
+        self._data = [one.data_ptr for one in tensors]
+        self._counted = [one for one in tensors if not one.is_inference()]  # inference tensors have no version
+        own = [module for name, module in net.named_modules() if not name.startswith("encoder")]
+        self._hooks = [hooks for module in own for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._on_cpu = net.device.type == "cpu"
-        views = [one.view(_INTEGERS[one.element_size()]) for one in views if one.element_size() in _INTEGERS]
+        flat = [one.detach().reshape(-1) for one in tensors if one.is_contiguous() and one.element_size() in _INTEGERS]
+        views = [one[:: max(1, one.numel() // _SAMPLES)].view(_INTEGERS[one.element_size()]) for one in flat if one.numel()]
         # numpy views share the memory of the tensors, and reading them costs a tenth of what torch's dispatcher does
         self._views: list[Any] = [one.numpy() for one in views] if self._on_cpu else views
-        self._values = self._sample()
-        modules = [module for name, module in net.named_modules() if not name.startswith("encoder")]
-        self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._identity, self._values = self._identify(), self._sample()
 
     def matches(self, net: DeepLab) -> bool:
         """Whether tensors and configuration of `net` are unchanged since, and no hook was added."""
-        return not any(self._hooks) and self._identity == self._identify(net) and self._values == self._sample()
+        return (
+            not any(self._hooks) and self._net is net and self._identity == self._identify() and self._values == self._sample()
+        )
 
-    @staticmethod
-    def _identify(net: DeepLab) -> tuple[Any, ...]:
-        tensors = (*net.parameters(), *net.buffers())
-        return (net.config, *((id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors))
+    def _identify(self) -> tuple[Any, ...]:
+        slots = [list(map(id, one.values())) for one in self._slots]
+        return self._net.config, slots, [pointer() for pointer in self._data], [one._version for one in self._counted]
 
     def _sample(self) -> bytes:
         if self._on_cpu:
