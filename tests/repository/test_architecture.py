@@ -220,7 +220,7 @@ def imports_of(module: str) -> tuple[Import, ...]:
 def layer(module: str) -> int:
     """Return a module's layer: -1 for those that all may import, else its place in LAYERS."""
     parts = module.split(".")[1:]
-    if parts[0] in FREE:
+    if not parts or parts[0] in FREE:  # the package itself is light: its names are resolved on first use
         return -1
     if parts[-1] == "__main__":  # an entry point, in whatever folder
         return len(LAYERS) - 1
