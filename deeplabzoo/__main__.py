@@ -1,7 +1,5 @@
-"""`python -m deeplabzoo`: the same as the console script `deeplabzoo`."""
-
-import sys
+"""`python -m deeplabzoo`: the console script `deeplabzoo`."""
 
 from deeplabzoo.cli.main import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.completion` runs `deeplabzoo.cli.completion`."""
-
-import sys
+"""`python -m deeplabzoo.completion`; the command is in deeplabzoo/cli/completion.py."""
 
 from deeplabzoo.cli.completion import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

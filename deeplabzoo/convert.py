@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.convert` runs `deeplabzoo.cli.convert`."""
-
-import sys
+"""`python -m deeplabzoo.convert`; the command is in deeplabzoo/cli/convert.py."""
 
 from deeplabzoo.cli.convert import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.evaluate` runs `deeplabzoo.cli.evaluate`."""
-
-import sys
+"""`python -m deeplabzoo.evaluate`; the command is in deeplabzoo/cli/evaluate.py."""
 
 from deeplabzoo.cli.evaluate import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

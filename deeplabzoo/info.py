@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.info` runs `deeplabzoo.cli.info`."""
-
-import sys
+"""`python -m deeplabzoo.info`; the command is in deeplabzoo/cli/info.py."""
 
 from deeplabzoo.cli.info import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.list` runs `deeplabzoo.cli.list`."""
-
-import sys
+"""`python -m deeplabzoo.list`; the command is in deeplabzoo/cli/list.py."""
 
 from deeplabzoo.cli.list import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

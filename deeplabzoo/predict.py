@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.predict` runs `deeplabzoo.cli.predict`."""
-
-import sys
+"""`python -m deeplabzoo.predict`; the command is in deeplabzoo/cli/predict.py."""
 
 from deeplabzoo.cli.predict import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

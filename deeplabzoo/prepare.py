@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.prepare` runs `deeplabzoo.cli.prepare`."""
-
-import sys
+"""`python -m deeplabzoo.prepare`; the command is in deeplabzoo/cli/prepare.py."""
 
 from deeplabzoo.cli.prepare import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

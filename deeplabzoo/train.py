@@ -1,6 +1,4 @@
-"""`python -m deeplabzoo.train` runs `deeplabzoo.cli.train`."""
-
-import sys
+"""`python -m deeplabzoo.train`; the command is in deeplabzoo/cli/train.py."""
 
 from deeplabzoo.cli.train import main
 
@@ -8,4 +6,4 @@ __path__: list[str] = []
 """Lets `deeplabzoo.train.recipe`, an old import path, be looked up below this module (see deeplabzoo.moved)."""
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.weights` runs `deeplabzoo.cli.weights`."""
-
-import sys
+"""`python -m deeplabzoo.weights`; the command is in deeplabzoo/cli/weights.py."""
 
 from deeplabzoo.cli.weights import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,7 +1,6 @@
-"""`python -m benchmarks.suite.choosing --write docs/choosing.md`: accuracy against cost, drawn from what is recorded.
+"""`python -m benchmarks.suite.choosing --write docs/choosing.md`: charts of accuracy against GFLOPs and time.
 
-Arithmetic comes from the counted table, accuracy from the manifest, times from the records in benchmarks/. Where no time is
-recorded there is no chart of times, and the page says so.
+GFLOPs come from the counted table, accuracy from the manifest, times from the records in benchmarks/.
 """
 
 import io
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.suite.recorded_times import Times, recorded_times
-from deeplabzoo.benchmark.backends import library
+from deeplabzoo.benchmark import library
 from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.files import ensure_folder, write_atomically
 from deeplabzoo.hub.model_info import get_cost
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 
 BLOCK = "choosing"
 _MIN_POINTS = 8
-"""A chart of fewer files tells nothing that the table of weights does not."""
+"""Checkpoints that a dataset needs for a chart."""
 _MIN_TIMED_POINTS = 3
 _STYLES = {"deeplabv3": ("#0072B2", "o"), "deeplabv3plus": ("#D55E00", "^")}
-"""Colour (Okabe and Ito's) and marker of an architecture: told apart without colours, too."""
+"""Colour (Okabe and Ito's) and marker of an architecture: distinguishable without colour, too."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One released file at one stride: what it costs, and how good it was found, in the words of its figure."""
+    """One released checkpoint at one output stride: its cost, its mIoU and where that comes from."""
 
     name: str
     """`name.tag`."""
@@ -50,7 +49,7 @@ class Choice:
 
 
 def choices() -> list[Choice]:
-    """Return every single-scale, unflipped mIoU of the manifest whose arithmetic is counted, best first within its data."""
+    """Return every single-scale, unflipped mIoU of the manifest with counted GFLOPs, best first within its dataset."""
     found = []
     for row in list_weights():
         for metric in row.metrics:
@@ -75,7 +74,7 @@ def choices() -> list[Choice]:
 
 
 def pareto_front(of_one_dataset: Sequence[Choice]) -> list[Choice]:
-    """Return those that no cheaper one equals or beats, cheapest first; whole published or measured splits alone."""
+    """Return the Pareto-optimal checkpoints, cheapest first; only those evaluated on a whole split."""
     best: list[Choice] = []
     for one in sorted((one for one in of_one_dataset if not one.subset), key=lambda one: (one.gflops, -one.miou)):
         if not best or one.miou > best[-1].miou:
@@ -84,37 +83,40 @@ def pareto_front(of_one_dataset: Sequence[Choice]) -> list[Choice]:
 
 
 def choosing_command(argv: Sequence[str] | None = None) -> int:
-    """Draw the charts beside the document and write its block; raises UsageError for what is no record, OutputError."""
-    parser = Parser("benchmarking.choosing", "Accuracy against arithmetic and, where recorded, against time.")
-    parser.add_argument("--records", type=Path, default=Path("benchmarks"), help="folder of the records (default benchmarks)")
-    parser.add_argument("--write", type=Path, default=Path("docs/choosing.md"), metavar="DOCUMENT", help="with the block")
+    """Draw the charts beside the document and write its block; raises UsageError for an invalid record, OutputError."""
+    parser = Parser("choosing", "Charts of accuracy against GFLOPs and, where recorded, against time.")
+    parser.prog = "python -m benchmarks.suite.choosing"
+    parser.add_argument("--records", type=Path, default=Path("benchmarks"), help="folder of the records")
+    parser.add_argument(
+        "--write", type=Path, default=Path("docs/choosing.md"), metavar="DOCUMENT", help="document with the block"
+    )
     args = parser.parse_args(argv)
-    pictures = args.write.parent / "images"
-    ensure_folder(pictures)
+    images = args.write.parent / "images"
+    ensure_folder(images)
     all_of_them = choices()
     for data in datasets_with_chart(all_of_them):
         of_data = [one for one in all_of_them if one.data == data]
         flops = [one.gflops for one in of_data]
-        _draw(of_data, pareto_front(of_data), flops, "GFLOPs at 513 x 513 (log)", data, pictures / f"choosing_{data}.png")
+        _draw(of_data, pareto_front(of_data), flops, "GFLOPs at 513 x 513 (log)", data, images / f"choosing_{data}.png")
     times = recorded_times(args.records)
     for data, points in timed(all_of_them, times).items():
         assert times is not None, "points have times"
         ms = [times.by_file[one.name].ms for one in points]
-        label = f"ms for a photo of about 513 x 513, fastest engine (log); {times.machine}"
-        _draw(points, points, ms, label, data, pictures / f"choosing_{data}_time.png")
+        label = f"ms per image of about 513 x 513, fastest backend (log); {times.machine}"
+        _draw(points, points, ms, label, data, images / f"choosing_{data}_time.png")
     text = replace_block(args.write, block(all_of_them, times), BLOCK)
     write_atomically(args.write, lambda file: file.write(text.encode()))
     return 0
 
 
 def datasets_with_chart(all_choices: Sequence[Choice]) -> list[str]:
-    """Return the data that enough files were scored on to draw a chart, the largest first."""
+    """Return the datasets with enough checkpoints for a chart, the largest first."""
     files = {data: len({one.name for one in all_choices if one.data == data}) for data in {one.data for one in all_choices}}
     return sorted((data for data, count in files.items() if count >= _MIN_POINTS), key=lambda data: (-files[data], data))
 
 
 def timed(all_choices: Sequence[Choice], times: Times | None) -> dict[str, list[Choice]]:
-    """Return the choices whose times are recorded, fastest first, by data; only where there are enough of them."""
+    """Return the choices with recorded times, fastest first, by dataset; only datasets with enough of them."""
     if times is None:
         return {}
     strides = {row.full_name: row.config.output_stride for row in list_weights()}
@@ -125,27 +127,27 @@ def timed(all_choices: Sequence[Choice], times: Times | None) -> dict[str, list[
 
 
 def block(all_choices: Sequence[Choice], times: Times | None) -> str:
-    """Return the block of the document: for every data set its charts and the files that no cheaper one equals."""
+    """Return the block of the document: the charts and the Pareto-optimal checkpoints of every dataset."""
     with_times = timed(all_choices, times)
     parts = []
     for data in datasets_with_chart(all_choices):
         of_data = [one for one in all_choices if one.data == data]
-        parts += [f"### {data}", f"![mIoU against arithmetic, {data}](images/choosing_{data}.png)"]
+        parts += [f"### {data}", f"![mIoU against GFLOPs, {data}](images/choosing_{data}.png)"]
         parts.append("\n".join(_table(pareto_front(of_data))))
     for data, points in with_times.items():
         assert times is not None, "points have times"
         parts += [
             f"### {data}, by time",
-            f"Measured on {times.machine}: the fastest engine of each file that has a record, in float32.",
+            f"Measured on {times.machine}: the fastest float32 backend of each checkpoint that has a record.",
         ]
         parts += [f"![mIoU against time, {data}](images/choosing_{data}_time.png)", "\n".join(_time_table(points, times))]
     if not with_times:
-        parts.append("No chart of times stands here: benchmarks/ holds too few times of these files from image to labels.")
+        parts.append("No chart of times: benchmarks/ has too few records from image to labels of these checkpoints.")
     return "\n\n".join(parts)
 
 
 def _table(best: Sequence[Choice]) -> Iterator[str]:
-    yield "| | no cheaper file is as good | mIoU % | stride | GFLOPs | figure |"
+    yield "| | Pareto-optimal checkpoint | mIoU % | stride | GFLOPs | origin |"
     yield "|---|---|---|---|---|---|"
     for number, one in enumerate(best, 1):
         origin = "measured here" if one.measured else "published"
@@ -153,7 +155,7 @@ def _table(best: Sequence[Choice]) -> Iterator[str]:
 
 
 def _time_table(points: Sequence[Choice], times: Times) -> Iterator[str]:
-    yield "| | file | mIoU % | stride | ms | engine |"
+    yield "| | checkpoint | mIoU % | stride | ms | backend |"
     yield "|---|---|---|---|---|---|"
     for number, one in enumerate(points, 1):
         time = times.by_file[one.name]
@@ -211,7 +213,7 @@ def _number(axes: "Axes", points: Sequence[Choice], numbered: Sequence[Choice], 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit code."""
     return run(choosing_command, argv)
 
 

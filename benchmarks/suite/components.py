@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.suite.confusion_matrix import confusion_rows, label_pairs
 from benchmarks.suite.tile_seams import mosaic_rows, seam_rows
 from benchmarks.suite.upsample_argmax import head_logits, label_rows
-from deeplabzoo.benchmark.backends import library
+from deeplabzoo.benchmark import library
 from deeplabzoo.benchmark.record import Row
 from deeplabzoo.hub.factory import load_named_model
 

@@ -1,4 +1,4 @@
-"""The recorded time from drop to answer of the demo's page, as a table; the browser test writes the record."""
+"""The recorded time from dropping an image on the demo page to its result; the browser test writes the record."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from deeplabzoo.benchmark.record import read_record
 
 BLOCK = "demo-table"
 FOLDER = "demo"
-"""Its records lie in this folder below the others."""
+"""Folder of its records below the others."""
 TASK = "drop to answer"
 
 
 def demo_table(folder: Path) -> str:
-    """Return a line for each photo of each record; raises UsageError for a JSON file that is no record."""
+    """Return a line for each image of each record; raises UsageError for a JSON file that is not a record."""
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    lines = ["| photo | model | drops | ms from drop to answer, median (quartiles) | where |", "|---|---|---|---|---|"]
+    lines = ["| image | model | runs | ms from drop to result, median (quartiles) | machine |", "|---|---|---|---|---|"]
     for record in records:
         threads = f"{record.threads} thread{'' if record.threads == 1 else 's'}"
         where = f"{record.hardware['cpu']}, {threads}, torch {record.versions['torch']}, {record.date[:10]}"
@@ -25,4 +25,4 @@ def demo_table(folder: Path) -> str:
     if len(lines) == 2:
         return "No run is recorded yet."
     commands = dict.fromkeys(record.command for record in records)
-    return "\n".join([*lines, "", *(f"Again: `{command}`" for command in commands)])
+    return "\n".join([*lines, "", *(f"Reproduce: `{command}`" for command in commands)])

@@ -1,4 +1,4 @@
-"""The recorded exports as a table: mIoU of each written file beside that of its network; every number comes from a report."""
+"""The recorded exports as a table: mIoU of each exported file and of its model; every number comes from a report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,20 +7,20 @@ from deeplabzoo.export.exporter import Export, read_export
 
 BLOCK = "exports-table"
 FOLDER = "exports"
-"""Their reports lie in this folder below the records."""
-_HEADER = ("model", "pictures", "file", "mIoU of the network", "of the file", "difference", "MB")
+"""Folder of their reports below the records."""
+_HEADER = ("model", "images", "file", "mIoU of the model", "mIoU of the file", "difference", "MB")
 _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}
 
 
 def exports_table(folder: Path) -> str:
-    """Return the table of all reports that measured, by model; raises UsageError for a JSON file that is no report."""
+    """Return the table of all reports with an mIoU, by model; raises UsageError for a JSON file that is not a report."""
     exports = [read_export(path) for path in sorted(folder.glob("*.json"))]
     measured = sorted((one for one in exports if one.check), key=lambda one: (one.model, one.precision, one.format))
     if not measured:
         return "No run is recorded yet."
     lines = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_cells(one)) for one in measured)]
-    again = [f"- `{one.command}`" for one in measured]
-    return "\n".join([*lines, "", _conditions(measured), "", "Again:", "", *again])
+    commands = [f"- `{one.command}`" for one in measured]
+    return "\n".join([*lines, "", _conditions(measured), "", "Reproduce:", "", *commands])
 
 
 def _cells(export: Export) -> Sequence[str]:
@@ -40,12 +40,12 @@ def _cells(export: Export) -> Sequence[str]:
 
 def _conditions(exports: Sequence[Export]) -> str:
     runtimes = {f"{_RUNTIMES[one.format]} {one.versions[_RUNTIMES[one.format]]}" for one in exports}
-    photos = {one.calibration.images for one in exports if one.calibration}
-    fitted = f" int8 is fitted to {' or '.join(map(str, sorted(photos)))} training photos." if photos else ""
+    images = {one.calibration.images for one in exports if one.calibration}
+    calibrated = f" int8 is calibrated on {' or '.join(map(str, sorted(images)))} training images." if images else ""
     torches = {f"torch {one.versions['torch']}" for one in exports}
     dates = sorted({one.date[:10] for one in exports})
     made = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    return f"{', '.join(sorted({one.cpu for one in exports}))}; {', '.join(sorted(torches | runtimes))}; {made}.{fitted}"
+    return f"{', '.join(sorted({one.cpu for one in exports}))}; {', '.join(sorted(torches | runtimes))}; {made}.{calibrated}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The records of `--scaling`, `--seams` and `--mosaics` as tables; every number in them comes from a record."""
+"""The records of `python -m benchmarks.suite scaling` and `seams` as tables; every number comes from a record."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from benchmarks.suite import scaling, tile_seams
 from deeplabzoo.benchmark.record import Record, Row, read_record
 
 FOLDER = "large_images"
-"""Their records lie in this folder below the others."""
+"""Folder of their records below the others."""
 SCALING_BLOCK, SEAMS_BLOCK = "scaling-table", "seams-table"
-_SCALING = ("megapixels", "side", "tiles", "seconds, file to file", "peak MB above the loaded network", "loaded MB")
-_SEAMS = ("picture", "labelled in", "labels as of the whole", "differ near a seam", "differ elsewhere", "mIoU")
+_SCALING = ("megapixels", "side", "tiles", "seconds, file to file", "peak MB above the loaded model", "loaded MB")
+_SEAMS = ("image", "inference", "labels equal to whole image", "differ near a seam", "differ elsewhere", "mIoU")
 
 
 def large_images_tables(folder: Path) -> dict[str, str]:
-    """Return the tables of all records of a folder by block; raises UsageError for a JSON file that is no record."""
+    """Return the tables of all records of a folder by block; raises UsageError for a JSON file that is not a record."""
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
     return {
         SCALING_BLOCK: _table(records, scaling.TASK, _SCALING, _scaling_cells),
@@ -46,7 +46,7 @@ def _conditions(record: Record) -> str:
 
 
 def _reproduce_note(record: Record) -> str:
-    return f"Again: `{record.command}`"
+    return f"Reproduce: `{record.command}`"
 
 
 def _scaling_cells(row: Row) -> tuple[str, ...]:
@@ -63,11 +63,11 @@ def _scaling_cells(row: Row) -> tuple[str, ...]:
 
 
 def _seams_cells(row: Row) -> tuple[str, ...]:
-    _, _, photo = row.name.partition(", ")
+    _, _, image = row.name.partition(", ")
     size = f"{row.size[0]} x {row.size[1]}" if row.size else ""
     shares = (row.agreement, row.figures.get("apart_near_seams"), row.figures.get("apart_elsewhere"), row.figures.get("miou"))
     cells = ("" if share is None else f"{100 * share:.2f} %" for share in shares)
-    return (f"{photo or 'mosaics'}, {size}", row.side, *cells)
+    return (f"{image or 'mosaics'}, {size}", row.side, *cells)
 
 
 def _line(cells: Sequence[str]) -> str:

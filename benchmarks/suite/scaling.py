@@ -1,4 +1,4 @@
-"""Time and peak memory from file to file against a picture's area: a process for each size, so that no peak hides another.
+"""Time and peak memory from file to file against image area, each size in its own process so that peaks are separate.
 
 `python -m benchmarks.suite.scaling JSON` is such a process: it makes the picture, loads the network, labels the file in
 tiles into a PNG and answers with one line of JSON.
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deeplabzoo.benchmark.backends import library
+from deeplabzoo.benchmark import library
 from deeplabzoo.benchmark.record import Row, Spread
 from deeplabzoo.benchmark.timing import peak_of
 from deeplabzoo.errors import DeepLabZooError, UsageError

@@ -1,10 +1,10 @@
-"""The rows of `--scaling` as a picture: time and peak memory against the area, both axes logarithmic."""
+"""The rows of `scaling` as a chart: time and peak memory against image area, both axes logarithmic."""
 
 import io
 from pathlib import Path
 
 from benchmarks.suite.scaling import TASK
-from deeplabzoo.benchmark.backends import library
+from deeplabzoo.benchmark import library
 from deeplabzoo.benchmark.record import Record
 from deeplabzoo.errors import UsageError
 from deeplabzoo.files import write_atomically
@@ -16,11 +16,11 @@ _TIME, _MEMORY, _LINEAR = "#0072B2", "#D55E00", "#888888"
 def draw_scaling(record: Record, path: Path) -> None:
     """Write a PNG of seconds, with the line that time in proportion to the area would follow, and of megabytes.
 
-    Raises UsageError where no row was measured by `--scaling`, or matplotlib is missing, and OutputError.
+    Raises UsageError if no row was measured by `scaling` or matplotlib is missing, and OutputError.
     """
     rows = sorted((row for row in record.rows if row.task == TASK and row.ms), key=lambda row: row.figures["megapixels"])
     if not rows:
-        raise UsageError("This chart shows time and memory against the area, and no row has them; measure with --scaling.")
+        raise UsageError("This chart shows time and memory against the area, and no row has them; run `scaling`.")
     library("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,9 +34,9 @@ def draw_scaling(record: Record, path: Path) -> None:
     time.loglog(areas, [per_area * area for area in areas], "--", color=_LINEAR, label="in proportion to the area")
     time.set_ylabel("seconds, file to file")
     time.legend(fontsize=8)
-    memory.loglog(areas, [row.figures["peak_mb"] for row in rows], "s-", color=_MEMORY, label="peak above the loaded network")
+    memory.loglog(areas, [row.figures["peak_mb"] for row in rows], "s-", color=_MEMORY, label="peak above the loaded model")
     pixels = [3 * area for area in areas]
-    memory.loglog(areas, pixels, "--", color=_LINEAR, label="the picture's own pixels")
+    memory.loglog(areas, pixels, "--", color=_LINEAR, label="the image's pixels")
     memory.set_ylabel("MB")
     memory.legend(fontsize=8)
     for axes in (time, memory):

@@ -1,4 +1,4 @@
-"""`python -m deeplabzoo.benchmark table --write DOCUMENT …`: the recorded runs inside documents."""
+"""`python -m benchmarks.suite table --write DOCUMENT …`: write the recorded runs as tables into documents."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from deeplabzoo.files import write_atomically
 from tools.docs.tables import replace_block
 
 _TRAINING = "training"
-"""Records of training steps lie in this folder below the others."""
+"""Folder of the records of training steps below the others."""
 
 
 def tables(records: Path) -> Mapping[str, str]:
-    """Return every table that can stand in a document, by the name of its block; raises UsageError for what is no record."""
+    """Return every table by the name of its block in documents; raises UsageError for an invalid record."""
     return {
         BLOCK: records_table(records),
         training.BLOCK: training.records_table(records / _TRAINING),
@@ -27,7 +27,7 @@ def tables(records: Path) -> Mapping[str, str]:
 
 
 def fill(document: Path, by_block: Mapping[str, str]) -> None:
-    """Write those tables into a document that it has marked blocks for; raises UsageError where it has none, OutputError."""
+    """Write the tables into the marked blocks of a document; raises UsageError for a document without one, OutputError."""
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -43,10 +43,8 @@ def fill(document: Path, by_block: Mapping[str, str]) -> None:
 def table_command(argv: Sequence[str]) -> int:
     """Print the tables, or write them into the marked blocks of documents."""
     parser = Parser("benchmark", "The recorded benchmarks as Markdown.")
-    parser.prog = "python -m deeplabzoo.benchmark table"
-    parser.add_argument(
-        "--records", type=Path, metavar="DIR", default=Path("benchmarks"), help="folder of the records (default benchmarks)"
-    )
+    parser.prog = "python -m benchmarks.suite table"
+    parser.add_argument("--records", type=Path, metavar="DIR", default=Path("benchmarks"), help="folder of the records")
     parser.add_argument("--write", type=Path, nargs="+", metavar="DOCUMENT", help="documents with marked blocks")
     args = parser.parse_args(argv)
     by_block = tables(args.records)

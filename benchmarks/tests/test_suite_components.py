@@ -1,5 +1,7 @@
 """The benchmarks of labels and of the confusion matrix alone: rows that compare equal answers, on files of the caller."""
 
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,12 @@ from helpers.color_net import ColorNet
 from PIL import Image
 
 from benchmarks.suite import confusion_matrix, upsample_argmax
+from benchmarks.suite.__main__ import build_parser
 from deeplabzoo.benchmark import timing
+from deeplabzoo.benchmark.record import reproduce_command
+from deeplabzoo.cli.parser import get_parser
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +66,29 @@ def test_confusion_rows_compare_equal_counts(tmp_path: Path) -> None:
         "torchmetrics JaccardIndex.update, default",
         "torchmetrics JaccardIndex.update, validate_args=False",
     ]
+
+
+def test_recorded_commands_are_valid_calls() -> None:
+    """Whoever copies the command under a table runs it: today's parsers accept every recorded one."""
+    records = [*(ROOT / "benchmarks").glob("*.json"), *(ROOT / "benchmarks").glob("[elt]*/*.json")]
+    commands = [json.loads(path.read_text(encoding="utf-8")).get("command") or "" for path in records]
+    found = set()
+    for command in commands:
+        words = shlex.split(command)
+        if words[:2] != ["python", "-m"]:
+            continue
+        module, arguments = words[2], words[3:]
+        if module == "benchmarks.suite":
+            build_parser().parse_args(arguments)
+        elif module in ("deeplabzoo.benchmark", "deeplabzoo.export", "deeplabzoo.evaluate"):
+            train = [word for word in arguments if word == "--train"]
+            get_parser(module.removeprefix("deeplabzoo."), *train).parse_args([one for one in arguments if one != "--train"])
+        found.add(module)
+    assert {"benchmarks.suite", "deeplabzoo.benchmark", "deeplabzoo.export", "deeplabzoo.evaluate"} <= found
+
+
+def test_a_recorded_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset folder is written as the variable that names it."""
+    monkeypatch.setenv("DEEPLABZOO_DATA", "/home/me/data")
+    command = reproduce_command("benchmarks.suite", ["confusion", "--masks", "/home/me/data/a.png"])
+    assert command == "python -m benchmarks.suite confusion --masks $DEEPLABZOO_DATA/a.png"

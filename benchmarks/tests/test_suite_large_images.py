@@ -1,4 +1,4 @@
-"""`--scaling`, `--seams` and `--mosaics` of the benchmark: what large pictures cost, and what cutting them changes."""
+"""Suite benchmarks `scaling` and `seams`: cost of large images, and what tiling changes in the labels."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 import deeplabzoo
 from benchmarks.suite import scaling, tables, tile_seams
+from benchmarks.suite.__main__ import main as suite
 from benchmarks.suite.large_images_table import SCALING_BLOCK, SEAMS_BLOCK, large_images_tables
 from benchmarks.suite.scaling_chart import draw_scaling
 from deeplabzoo.benchmark.record import Record, Row, Spread
-from deeplabzoo.cli import benchmark
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.data.dataset import build_dataset
 from deeplabzoo.errors import UsageError
@@ -48,7 +48,7 @@ def record_of(*rows: Row) -> Record:
     """A record of those rows with what else one needs."""
     return Record(
         rows=rows,
-        command="python -m deeplabzoo.benchmark --scaling",
+        command="python -m benchmarks.suite scaling",
         precision="fp32",
         layout="channels-last",
         threads=1,
@@ -176,12 +176,12 @@ def test_tables_are_made_of_records(tmp_path: Path) -> None:
     tables = large_images_tables(tmp_path)
     assert "| 0.25 | 500 x 500 | 4 | 1.0 | 170 | 800 |" in tables[SCALING_BLOCK]
     assert "| photo.png, 5 x 7 | tiles of 512, overlap 128 | 97.65 % | 1.23 % | 2.00 % | 50.00 % |" in tables[SEAMS_BLOCK]
-    assert "Again: `python -m deeplabzoo.benchmark --scaling`" in tables[SEAMS_BLOCK]
+    assert "Reproduce: `python -m benchmarks.suite scaling`" in tables[SEAMS_BLOCK]
     assert large_images_tables(tmp_path / "none")[SEAMS_BLOCK] == "No run is recorded yet."
 
 
 def test_the_page_holds_what_the_records_say(tmp_path: Path) -> None:
-    """No number is typed (house rule 4)."""
+    """No number is typed."""
     page = ROOT / "docs" / "large_images.md"
     copy = tmp_path / "copy.md"
     copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
@@ -192,12 +192,18 @@ def test_the_page_holds_what_the_records_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--seams photo.jpg", "--seams and --mosaics need a MODEL"),
-        ("--mosaics camvid data", "--seams and --mosaics need a MODEL"),
-        ("--scaling --megapixels 0", "--megapixels must be at least 0.01, not 0"),
+        ("seams --images image.jpg", "seams needs a MODEL"),
+        ("seams deeplabv3_resnet18", "seams needs --images or --mosaics"),
+        ("upsample deeplabv3_resnet18", "upsample needs --images"),
+        ("confusion", "confusion needs --masks"),
+        ("scaling --megapixels 0", "--megapixels must be at least 0.01, not 0"),
+        ("scaling --threads 0", "--threads must be at least 1"),
+        ("confusion --masks a.png --chart c.png", "--chart draws scaling only"),
+        ("speed", "Argument benchmark: invalid choice"),
+        ("table --write none.md", "'none.md' cannot be read"),
     ],
 )
 def test_wrong_calls_are_sentences(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Found out before anything is measured."""
-    assert benchmark.main(words.split()) != 0
+    assert suite(words.split()) != 0
     assert sentence in capsys.readouterr().err

@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.benchmark` runs `deeplabzoo.cli.benchmark`."""
-
-import sys
+"""`python -m deeplabzoo.benchmark`; the command is in deeplabzoo/cli/benchmark.py."""
 
 from deeplabzoo.cli.benchmark import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -9,44 +9,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from deeplabzoo.benchmark import OURS, PLAIN, Task, library, require_peer
 from deeplabzoo.checkpoints.conversion import LIBRARIES, write_exported
 from deeplabzoo.checkpoints.converters.torchvision import BUILDERS
 from deeplabzoo.errors import UnknownNameError, UsageError, WeightsError, did_you_mean
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.optimized_model import ENGINES, PRECISIONS, optimize
-from deeplabzoo.optional_imports import import_without_telemetry
 
 # The same weights inside another library's own network, full-size logits out, as its users would call it.
 
 
 SMP_PREFIX = "smp:"
-_EXTRAS = {
-    "torchvision": "torchvision",
-    "segmentation_models_pytorch": "segmentation-models-pytorch",
-    "transformers": "transformers",
-    "onnxruntime": "deeplabzoo[export]",
-    "openvino": "deeplabzoo[openvino]",
-    "onnxscript": "deeplabzoo[export]",
-    "matplotlib": "deeplabzoo[train]",
-    "torchmetrics": "torchmetrics",
-    "tifffile": "deeplabzoo[large]",
-}
-
-
-def library(name: str) -> ModuleType:
-    """Return an optional library; raises UsageError in one sentence, with the command that installs it, where it is missing."""
-    try:
-        return import_without_telemetry(name)
-    except ImportError:
-        raise UsageError(f'{name} is not installed, and this needs it: pip install "{_EXTRAS[name]}".') from None
 
 
 def counterpart(net: DeepLab, peer: str) -> nn.Module:
@@ -201,15 +181,6 @@ RUNTIMES: dict[str, Callable[[Path, int], Run]] = {"onnxruntime": onnxruntime_ru
 """By the name that `--peers` has for them."""
 
 
-Task = Literal["labels", "logits"]
-TASKS: dict[Task, str] = {"labels": "image -> labels", "logits": "image -> logits"}
-OURS = "deeplabzoo"
-PEERS = (*LIBRARIES, *RUNTIMES, OURS)
-"""Whom `--peers` can name; `deeplabzoo` is our own network as it was loaded, in float32, before `optimize()`."""
-LIBRARY_OF = {peer: peer for peer in (*LIBRARIES, *RUNTIMES)} | {"smp": "segmentation_models_pytorch"}
-"""The module that each peer but ourselves needs."""
-PLAIN = "plain"
-"""The engine that is none: the network as it was loaded."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -269,12 +240,6 @@ def require_own_backend(name: str) -> None:
             raise UnknownNameError(f"Unknown {what} {value!r}; expected of {', '.join(known)}.{did_you_mean(value, known)}")
     if engine == PLAIN and precision != "fp32":
         raise UsageError(f"The engine 'plain' is the network as it was loaded, in fp32; it has no {precision}.")
-
-
-def require_peer(name: str) -> None:
-    """Raise UnknownNameError, with the nearest name, for a peer that this benchmark does not know."""
-    if name not in PEERS:
-        raise UnknownNameError(f"Unknown peer {name!r}; expected of {', '.join(PEERS)}.{did_you_mean(name, PEERS)}")
 
 
 def _own_backend(net: DeepLab, engine: str, precision: str, image_BCHW: torch.Tensor, calibration: str | None) -> Backend:

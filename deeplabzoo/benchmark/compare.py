@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from deeplabzoo.benchmark.backends import TASKS, Task, require_size
+from deeplabzoo.benchmark import TASKS, Task
+from deeplabzoo.benchmark.backends import require_size
 from deeplabzoo.benchmark.models import BenchmarkModel, synthetic_images
 from deeplabzoo.benchmark.record import Row, Spread
 from deeplabzoo.benchmark.timing import Worker, gflop_of, interleave_timings

@@ -8,8 +8,10 @@ import datetime
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,6 +154,29 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "hardware": hardware(device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": current_commit(),
+    }
+
+
+def reproduce_command(module: str, arguments: Sequence[str]) -> str:
+    """Return the command of a record; the dataset folder of this machine is written as `$DEEPLABZOO_DATA`."""
+    command = shlex.join(["python", "-m", module, *arguments])
+    folder = os.environ.get("DEEPLABZOO_DATA")
+    return command.replace(folder, "$DEEPLABZOO_DATA") if folder else command
+
+
+def all_threads_flush_denormals() -> bool:
+    """Whether torch's worker threads flush denormals to zero, found by computing with denormals in all of them."""
+    tiny = torch.full((1 << 22,), 1e-39)
+    return not bool((tiny * 1.0).any())
+
+
+def runtime_settings(peaks: Mapping[str, float]) -> dict[str, Any]:
+    """Return the switches that move a time, as a Record keeps them; `peaks` are GEMM GFLOP/s by number of threads."""
+    return {
+        "denormals": "zero in every thread" if all_threads_flush_denormals() else "zero in the main thread alone",
+        "gemm_gflop_per_s": dict(peaks),
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
     }
 
 

@@ -5,13 +5,13 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplabzoo.benchmark.backends import library
+from deeplabzoo.benchmark import library
 from deeplabzoo.benchmark.record import Record, Row, Spread, read_record
 from deeplabzoo.errors import UsageError
 from deeplabzoo.files import write_atomically
 
 BLOCK = "speed-table"
-_HEADER = ("model", "task", "size", "batch", "ours", "ms", "peer", "ms", "ratio", "labels alike", "of GEMM peak", "peak MB")
+_HEADER = ("model", "task", "size", "batch", "ours", "ms", "peer", "ms", "ratio", "labels equal", "of GEMM peak", "peak MB")
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -34,7 +34,7 @@ def record_table(record: Record, name: str) -> str:
     header, cells = _nonempty_columns(record.rows)
     lines = [_line(header), _line(["---"] * len(header)), *map(_line, cells)]
     notes = [f"- {note}" for note in dict.fromkeys(f"{row.name}: {row.note}" for row in record.rows if row.note)]
-    return "\n".join([conditions, "", *lines, "", *notes, *([""] if notes else []), f"Again: `{record.command}`"])
+    return "\n".join([conditions, "", *lines, "", *notes, *([""] if notes else []), f"Reproduce: `{record.command}`"])
 
 
 def records_table(folder: Path) -> str:
@@ -87,7 +87,7 @@ def _ratio(spread: Spread | None) -> str:
 def _settings(record: Record) -> str:
     """Return the switches in words; TF32 is a matter of GPUs."""
     peaks = ", ".join(f"{speed:.0f} GFLOP/s with {_count(int(n), 'thread')}" for n, speed in _peaks(record).items())
-    words = [f"denormals {record.settings['denormals']}", f"GEMM peak {peaks}"]
+    words = [f"denormals flushed to {record.settings['denormals']}", f"GEMM peak {peaks}"]
     if record.hardware.get("gpu"):
         words += [f"TF32 in {what}: {record.settings[f'tf32_{what}']}" for what in ("matmul", "convolutions")]
     return "; ".join(words)

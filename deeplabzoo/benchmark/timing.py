@@ -30,8 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import deeplabzoo
-from deeplabzoo.benchmark.backends import RUNTIMES, Backend, Task, open_backend
+from deeplabzoo.benchmark import Task
+from deeplabzoo.benchmark.backends import RUNTIMES, Backend, open_backend
 from deeplabzoo.benchmark.models import synthetic_images
+from deeplabzoo.benchmark.record import all_threads_flush_denormals
 from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.optimization.cpu_runtime import flush_denormals
 
@@ -92,12 +94,6 @@ def time_call(call: Callable[[], object], device: torch.device | None = None) ->
         call()
     seconds = once + (time.perf_counter() - begun_again)
     return 1000 * seconds / (1 + more)
-
-
-def all_threads_flush_denormals() -> bool:
-    """Whether torch's worker threads let denormals be zero, found by computing with them in all of them."""
-    tiny = torch.full((1 << 22,), 1e-39)
-    return not bool((tiny * 1.0).any())
 
 
 def _on_gpu(call: Callable[[], object], device: torch.device) -> float:
@@ -285,10 +281,6 @@ def main(given: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
-
-
 # What the machine can do at best, and what a network asks of it: two numbers that say how far a speed is from the limit.
 
 
@@ -348,3 +340,7 @@ def _median_seconds(product: Callable[[], object], device: torch.device) -> floa
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -6,12 +6,9 @@ count, and its loader ends with it, so that nobody reads ahead in another's turn
 own.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
-import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,21 +20,17 @@ from typing import Any
 
 import torch
 
+from deeplabzoo.benchmark import TRAINING_BACKENDS, TRAINING_MODELS, BackendName
 from deeplabzoo.benchmark.models import write_synthetic_voc
 from deeplabzoo.benchmark.record import conditions
 from deeplabzoo.benchmark.training_backends import (
-    BACKENDS,
-    MODELS,
-    BackendName,
     Settings,
     TrainingBackend,
     open_training_backend,
     write_networks,
 )
-from deeplabzoo.cli.parser import Parser
 from deeplabzoo.device import choose_device
 from deeplabzoo.errors import TrainingError, UsageError
-from deeplabzoo.files import ensure_folder, write_atomically
 from deeplabzoo.log import logger
 
 # What both sides of the training benchmark are given, and what a side is.
@@ -97,13 +90,10 @@ def _resident_peak() -> int:
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     if kilobytes:
         return 1024 * kilobytes[0]
+    import resource  # POSIX only
+
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
-
-
-if __name__ == "__main__":
-    place, wanted, count, cores, plain = sys.argv[1:]
-    print(json.dumps(_measured(Path(place), wanted, Settings(**json.loads(plain)), int(count), int(cores))))  # type: ignore[arg-type]
 
 
 # The recorded training benchmarks as tables: every number in them comes from a record, and a test holds it so.
@@ -111,10 +101,10 @@ if __name__ == "__main__":
 
 BLOCK = "training-table"
 _HEADER = (
-    "side",
+    "training",
     "images/s, end to end",
-    "of torchvision's",
-    "wait for data, ms a step",
+    "ratio to torchvision",
+    "data wait, ms per step",
     "step, ms",
     "peak memory, MB",
     "MB before the first step",
@@ -143,10 +133,10 @@ def record_table(record: dict[str, Any]) -> str:
         f"commit {_commit(record['commit'])}."
     )
     lines = [_line(_HEADER), _line(["---"] * len(_HEADER))]
-    for name, title in BACKENDS.items():
+    for name, title in TRAINING_BACKENDS.items():
         if name in record["sides"]:
             lines.append(_line([title, *_cells(record["sides"][name], record["against_torchvision"].get(name))]))
-    return "\n".join([conditions, "", *lines, "", f"Again: `{record['command']}`"])
+    return "\n".join([conditions, "", *lines, "", f"Reproduce: `{record['command']}`"])
 
 
 def _cells(backend: dict[str, Any], ratio: dict[str, float] | None) -> list[str]:
@@ -183,28 +173,28 @@ _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 _MAX_DIFFERENCE = 1e-4
 
 
-def measure(settings: Settings, sides: Sequence[BackendName], args: argparse.Namespace) -> dict[str, Any]:
+def measure(settings: Settings, sides: Sequence[BackendName]) -> dict[str, Any]:
     """Return the record of a benchmark: conditions, every turn of every side, their medians and ranges, and memory."""
     device = choose_device(settings.device)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
         folder = Path(place)
-        write_synthetic_voc(folder, train=args.photos, val=1, seed=settings.seed, longest=args.longest)
+        write_synthetic_voc(folder, train=settings.images, val=1, seed=settings.seed, longest=settings.longest)
         same = write_networks(folder, settings)
         if same["largest_logit_difference"] > _MAX_DIFFERENCE:
             raise UsageError(f"The two networks are not the same: their logits differ by {same['largest_logit_difference']}.")
-        memory = {name: memory_of(name, folder, settings, steps=args.memory_steps, threads=threads) for name in sides}
+        memory = {name: memory_of(name, folder, settings, steps=settings.memory_steps, threads=threads) for name in sides}
         opened = {name: open_training_backend(name, folder, settings) for name in sides}
         turns: dict[BackendName, list[dict[str, Any]]] = {name: [] for name in sides}
-        for number in range(args.rounds):
+        for number in range(settings.rounds):
             for name, backend in opened.items():
-                turns[name].append(_run_round(backend, args.steps, args.warmup, device))
+                turns[name].append(_run_round(backend, settings, device))
             speeds = ", ".join(f"{name} {turns[name][-1]['images_per_s']:.2f}" for name in sides)
-            logger.info(f"round {number + 1} of {args.rounds}, images per second: {speeds}")
+            logger.info(f"round {number + 1} of {settings.rounds}, images per second: {speeds}")
     return {
         "benchmark": "training_step",
         "model": settings.model,
-        "torchvision_model": MODELS[settings.model],
+        "torchvision_model": TRAINING_MODELS[settings.model],
         "same_network": same,
         "settings": {
             "device": settings.device,
@@ -214,11 +204,11 @@ def measure(settings: Settings, sides: Sequence[BackendName], args: argparse.Nam
             "scales": [0.5, 2.0],
             "workers": settings.workers,
             "seed": settings.seed,
-            "photos": args.photos,
-            "longest": args.longest,
-            "rounds": args.rounds,
-            "steps": args.steps,
-            "warmup": args.warmup,
+            "photos": settings.images,
+            "longest": settings.longest,
+            "rounds": settings.rounds,
+            "steps": settings.steps,
+            "warmup": settings.warmup,
             "flush_denormal": True,
         },
         "sides": {name: {**_summary(turns[name]), "memory": memory[name], "turns": turns[name]} for name in sides},
@@ -227,8 +217,9 @@ def measure(settings: Settings, sides: Sequence[BackendName], args: argparse.Nam
     }
 
 
-def _run_round(backend: TrainingBackend, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
-    """Train `warmup` + `steps` steps and return the times of the latter: waiting for data, learning, and all of it."""
+def _run_round(backend: TrainingBackend, settings: Settings, device: torch.device) -> dict[str, Any]:
+    """Train `warmup` + `steps` steps and return the times of the latter: waiting for data, train steps, and the whole."""
+    steps, warmup = settings.steps, settings.warmup
     data_s: list[float] = []
     step_times: list[Callable[[], float]] = []
     pictures, started, seconds = 0, 0.0, 0.0
@@ -299,7 +290,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _select_backends(wanted: Sequence[BackendName] | None, device: torch.device) -> list[BackendName]:
+def select_backends(wanted: Sequence[BackendName] | None, device: torch.device) -> list[BackendName]:
     """Return the sides to measure: those wanted, else all that this machine is made for."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
@@ -308,58 +299,9 @@ def _select_backends(wanted: Sequence[BackendName] | None, device: torch.device)
     native = any(flag in flags for flag in _BF16_FLAGS) if device.type == "cpu" else device.type == "cuda"
     if wanted and "ours_bf16" in wanted and not native:
         raise UsageError(f"This processor has none of {', '.join(_BF16_FLAGS)}; leave ours_bf16 out.")
-    return [name for name in BACKENDS if (name in wanted if wanted else name != "ours_bf16" or native)]
+    return [name for name in TRAINING_BACKENDS if (name in wanted if wanted else name != "ours_bf16" or native)]
 
 
-def training_command(words: Sequence[str]) -> int:
-    """Parse the command line, measure, print the table, write the record."""
-    args = _parser().parse_args(words)
-    for name in ("batch", "crop", "photos", "rounds", "steps", "warmup", "memory_steps", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
-    if args.workers < 0:
-        raise UsageError(f"--workers must be at least 0, not {args.workers}.")
-    if args.json is not None:
-        ensure_folder(args.json.parent)
-    torch.set_flush_denormal(True)  # untrained weights make denormals, which would slow down whoever meets more of them
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    settings = Settings(
-        model=args.model, device=args.device, batch=args.batch, crop=args.crop, workers=args.workers, seed=args.seed
-    )
-    record = measure(settings, _select_backends(args.sides, choose_device(args.device)), args)
-    record["command"] = shlex.join(["python", "-m", "deeplabzoo.benchmark", "--train", *words])
-    print(record_table(record))
-    if args.json is not None:
-        text = json.dumps(record, indent=2) + "\n"
-        write_atomically(args.json, lambda file: file.write(text.encode()))
-    return 0
-
-
-def _parser() -> Parser:
-    parser = Parser("benchmark", "Images per second and peak memory of training, against torchvision's reference recipe.")
-    parser.prog = "python -m deeplabzoo.benchmark --train"
-    parser.add_argument("model", nargs="?", choices=tuple(MODELS), default=next(iter(MODELS)), help="default: the first")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
-    parser.add_argument("--batch", type=int, metavar="N", default=8, help="pictures a step (default 8)")
-    parser.add_argument("--crop", type=int, metavar="N", default=321, help="side of the crop in pixels (default 321)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", default=0, help="processes that read and augment, on each side (default 0)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: as torch chooses)")
-    parser.add_argument("--rounds", type=int, metavar="N", default=7, help="turns of each side (default 7)")
-    parser.add_argument("--steps", type=int, metavar="N", default=4, help="steps of a turn that count (default 4)")
-    parser.add_argument("--warmup", type=int, metavar="N", default=1, help="steps of a turn before those (default 1)")
-    parser.add_argument(
-        "--memory-steps", type=int, metavar="N", default=4, help="steps whose peak memory is measured (default 4)"
-    )
-    parser.add_argument("--photos", type=int, metavar="N", default=64, help="photos to make (default 64)")
-    parser.add_argument(
-        "--longest", type=int, metavar="N", default=500, help="their longer side in pixels (default 500, as in VOC)"
-    )
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of photos, weights and draws (default 0)")
-    parser.add_argument(
-        "--sides", nargs="+", choices=tuple(BACKENDS), help="default: all; ours_bf16 where the device computes it"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there (benchmarks/training/NAME.json)")
-    return parser
+if __name__ == "__main__":
+    place, wanted, count, cores, plain = sys.argv[1:]
+    print(json.dumps(_measured(Path(place), wanted, Settings(**json.loads(plain)), int(count), int(cores))))  # type: ignore[arg-type]

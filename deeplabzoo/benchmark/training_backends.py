@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, default_collate
 
-from deeplabzoo.benchmark.backends import library
+from deeplabzoo.benchmark import TRAINING_MODELS, BackendName, library
 from deeplabzoo.checkpoints.converters.torchvision import PREPROCESSING, convert
 from deeplabzoo.data.transforms import Augmentation
 from deeplabzoo.device import choose_device
@@ -24,22 +24,6 @@ from deeplabzoo.training.dataloader import Batch, open_splits
 from deeplabzoo.training.distributed import DistributedContext
 from deeplabzoo.training.recipe import Recipe
 from deeplabzoo.training.trainer import Trainer
-
-MODELS = {
-    "deeplabv3_mobilenetv3": "deeplabv3_mobilenet_v3_large",
-    "deeplabv3_resnet50": "deeplabv3_resnet50",
-    "deeplabv3_resnet101": "deeplabv3_resnet101",
-}
-"""Our names of the networks that both sides have, and torchvision's."""
-
-BackendName = Literal["ours", "torchvision", "ours_bf16"]
-
-BACKENDS: dict[BackendName, str] = {
-    "ours": "deeplabzoo, float32",
-    "torchvision": "torchvision's reference recipe, float32",
-    "ours_bf16": "deeplabzoo, amp=bf16 (asked for; not the default on a CPU)",
-}
-"""Every side and its name in the table."""
 
 CLASSES, VOID = 21, 255
 
@@ -60,6 +44,18 @@ class Settings:
     """TrainingBackend of the square crop in pixels."""
     workers: int = 0
     seed: int = 0
+    images: int = 64
+    """Images to generate."""
+    longest: int = 500
+    """Their longer side in pixels."""
+    rounds: int = 7
+    """Interleaved rounds of each side."""
+    steps: int = 4
+    """Measured steps of a round."""
+    warmup: int = 1
+    """Steps of a round before those."""
+    memory_steps: int = 4
+    """Steps for which peak memory is measured."""
 
     @property
     def base(self) -> int:
@@ -158,7 +154,7 @@ class TorchvisionBackend:
 
 def reference_model(settings: Settings) -> nn.Module:
     """Return torchvision's network with random weights and no auxiliary head; raises UsageError where it is missing."""
-    build = getattr(library("torchvision").models.segmentation, MODELS[settings.model])
+    build = getattr(library("torchvision").models.segmentation, TRAINING_MODELS[settings.model])
     net: nn.Module = build(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False)
     return net
 

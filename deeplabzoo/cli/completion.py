@@ -1,20 +1,17 @@
-"""`python -m deeplabzoo.completion SHELL`: a script by which bash, zsh or fish complete commands, options and model names.
+"""`python -m deeplabzoo.completion SHELL`: completion scripts for bash, zsh and fish.
 
-It is written from the commands' own parsers; only model names are asked for while one types.
+They are generated from the commands' parsers; only model names are asked for at completion time. `iter_commands` is also what
+docs/commands.md is written from. (shtab, the usual library for this, writes no scripts for fish.)
 """
 
 import argparse
-import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import deeplabzoo
 from deeplabzoo.cli.commands import COMMANDS, SUBCOMMANDS
-from deeplabzoo.cli.parser import _CAPTURE_PARSER, Parser, _ParserCaptured, run
-
-# The words that every command takes, as plain data: what completion scripts and docs/commands.md are written from.
+from deeplabzoo.cli.parser import Parser, get_parser, help_text, run
 
 
 @dataclass(frozen=True)
@@ -22,9 +19,9 @@ class Argument:
     """One option or argument of a command."""
 
     flags: tuple[str, ...]
-    """Empty for an argument that is told by its place."""
+    """Empty for a positional argument."""
     metavar: str
-    """What the value is called; empty for a switch."""
+    """Name of the value; empty for a switch."""
     choices: tuple[str, ...]
     repeats: bool
     optional: bool
@@ -32,7 +29,7 @@ class Argument:
 
     @property
     def is_model(self) -> bool:
-        """Whether its value is a name of the zoo."""
+        """Whether its value is the name of a model."""
         return self.metavar == "MODEL" or "--model" in self.flags
 
     def __str__(self) -> str:
@@ -42,32 +39,31 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """One command, one action of a command that has several, or one other form of a command."""
+    """A command, an action of a command (`weights check`), or a subcommand (`benchmark --train`)."""
 
     name: str
-    """E.g. `predict`, `weights check`, `benchmark --train`."""
     purpose: str
     all_arguments: tuple[Argument, ...]
     actions: tuple[str, ...]
-    """Names of its actions; they follow as commands of their own."""
+    """Names of its actions, which `iter_commands` yields next."""
     subcommands: tuple[str, ...]
-    """Words that may follow its name and make another command of it; these follow, too."""
+    """First arguments that select other options, which `iter_commands` yields next."""
     examples: str
-    """What its help says behind the options."""
+    """Epilog of its help."""
 
     @property
     def options(self) -> tuple[Argument, ...]:
-        """Words that begin with a dash."""
+        """Arguments that begin with a dash."""
         return tuple(argument for argument in self.all_arguments if argument.flags)
 
     @property
     def positionals(self) -> tuple[Argument, ...]:
-        """Words told by their place."""
+        """Positional arguments."""
         return tuple(argument for argument in self.all_arguments if not argument.flags)
 
 
 def iter_commands(names: Sequence[str] = tuple(COMMANDS)) -> Iterator[Command]:
-    """Yield the commands in their order, each with its actions behind it."""
+    """Yield the commands in their order, each followed by its actions and subcommands."""
     for name in names:
         yield from _walk_parser(name, get_parser(name), SUBCOMMANDS.get(name, ()))
         for subcommand in SUBCOMMANDS.get(name, ()):
@@ -77,7 +73,8 @@ def iter_commands(names: Sequence[str] = tuple(COMMANDS)) -> Iterator[Command]:
 def _walk_parser(name: str, parser: argparse.ArgumentParser, subcommands: tuple[str, ...] = ()) -> Iterator[Command]:
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     children = {key: one for action in nested for key, one in action.choices.items()}
-    all_arguments = tuple(_argument(action) for action in parser._actions if action not in nested)
+    visible = [action for action in parser._actions if action not in nested and action.help != argparse.SUPPRESS]
+    all_arguments = tuple(map(_argument, visible))
     yield Command(name, parser.description or "", all_arguments, tuple(children), subcommands, (parser.epilog or "").strip())
     for key, child in children.items():
         yield from _walk_parser(f"{name} {key}", child)
@@ -91,18 +88,20 @@ def _argument(action: argparse.Action) -> Argument:
     repeats = action.nargs in ("+", "*") or (several and not isinstance(action.metavar, tuple))  # a tuple names each value
     optional = not action.required if action.option_strings else action.nargs in ("?", "*")
     shown = "" if action.nargs == 0 else metavar
-    text = (action.help or "").replace("%%", "%")
+    text = help_text(action).replace("%%", "%")
     return Argument(tuple(action.option_strings), shown, choices, repeats, optional, text)
 
 
 _EPILOG = """\
-For this shell alone:
+For new shells, add `source ~/.deeplabzoo.bash` to ~/.bashrc, or `source ~/.deeplabzoo.zsh` to ~/.zshrc after compinit.
+
+examples, for the current shell:
   source <(deeplabzoo completion bash)
   deeplabzoo completion fish | source
 
-For good:
-  deeplabzoo completion bash > ~/.local/share/bash-completion/completions/deeplabzoo
-  deeplabzoo completion zsh > ~/.deeplabzoo.zsh     and in ~/.zshrc, after compinit: source ~/.deeplabzoo.zsh
+examples, permanent:
+  deeplabzoo completion bash > ~/.deeplabzoo.bash
+  deeplabzoo completion zsh > ~/.deeplabzoo.zsh
   deeplabzoo completion fish > ~/.config/fish/completions/deeplabzoo.fish
 """
 
@@ -137,7 +136,7 @@ complete -o default -F _deeplabzoo deeplabzoo
 """
 
 _FISH_POSITION_FUNCTION = """\
-function __deeplabzoo_at --description 'Whether the words before the cursor are those of this command'
+function __deeplabzoo_at --description 'Whether the arguments before the cursor are those of this command'
     set -l words (commandline -opc)[2..-1]
     test (count $argv) -gt 0; or test (count $words) -eq 0; or return 1
     for index in (seq (count $argv))
@@ -148,21 +147,22 @@ end
 
 
 def completion_command(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and print the script; raises UsageError for a shell that there is no script for."""
-    args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    """Parse the command line and print the script; raises UsageError for an unsupported shell."""
+    args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     head = f"# Completion of deeplabzoo {deeplabzoo.__version__}, written by `deeplabzoo completion {args.shell}`."
     print(_SHELLS[args.shell](head, tuple(iter_commands())), end="")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 2 the call was wrong."""
+    """Run the command and return its exit code."""
     return run(completion_command, argv)
 
 
-def _parser() -> Parser:
-    parser = Parser("completion", "Print a script that completes commands, options and model names.", _EPILOG)
-    parser.add_argument("shell", choices=tuple(_SHELLS), metavar="SHELL", help=", ".join(_SHELLS))
+def build_parser() -> Parser:
+    """Return the command's argument parser."""
+    parser = Parser("completion", "Print a script that completes commands, options and model names in a shell.", _EPILOG)
+    parser.add_argument("shell", choices=tuple(_SHELLS), metavar="SHELL", help="bash, zsh or fish")
     return parser
 
 
@@ -192,7 +192,7 @@ def _bash_actions(commands: Sequence[Command]) -> Iterator[str]:
 
 
 def _bash_values(command: Command) -> Iterator[str]:
-    """Yield what completes the value behind an option; nothing but `return` leaves it to the shell: files."""
+    """Yield what completes the value of an option; a bare `return` leaves it to the shell, which completes files."""
     for argument in command.options:
         if argument.metavar:
             cases = "|".join(f'"{command.name} {flag}"' for flag in argument.flags)
@@ -214,7 +214,7 @@ def _bash_values_of(argument: Argument) -> str:
 
 
 def _zsh(head: str, commands: Sequence[Command]) -> str:
-    """Return the bash function behind zsh's own layer for such functions."""
+    """Return the bash function, run by zsh's bashcompinit."""
     return f"autoload -U +X bashcompinit && bashcompinit\n\n{_bash(head, commands)}"
 
 
@@ -251,7 +251,7 @@ def _fish_values_of(argument: Argument) -> str:
 
 
 def _subcommands(command: Command, *, flags: bool) -> list[str]:
-    """Return the words that make another command of this one: those with a dash, or those without."""
+    """Return the subcommands with a dash, or those without."""
     return [subcommand for subcommand in command.subcommands if subcommand.startswith("-") is flags]
 
 
@@ -265,26 +265,3 @@ def _shell_quote(text: str) -> str:
 
 
 _SHELLS: Mapping[str, Callable[[str, Sequence[Command]], str]] = {"bash": _bash, "zsh": _zsh, "fish": _fish}
-
-
-def get_parser(command: str, *first: str) -> Parser:
-    """Return the parser that a command would read its words with: what completion and docs/commands.md are written from.
-
-    `first` is one of the command's FORMS, if it is asked for.
-    """
-    module = importlib.import_module(f"deeplabzoo.cli.{command}")
-    with _capturing_parser():
-        try:
-            module.main(list(first))
-        except _ParserCaptured as found:
-            return found.parser
-    raise RuntimeError(f"deeplabzoo.cli.{command} parses its words with something else than Parser")
-
-
-@contextlib.contextmanager
-def _capturing_parser() -> Iterator[None]:
-    token = _CAPTURE_PARSER.set(True)
-    try:
-        yield
-    finally:
-        _CAPTURE_PARSER.reset(token)

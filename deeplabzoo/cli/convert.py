@@ -1,10 +1,11 @@
-"""`python -m deeplabzoo.convert FILE --out model.safetensors`: any known checkpoint as a file of ours, or the way back."""
+"""`python -m deeplabzoo.convert FILE --out model.safetensors`: convert a checkpoint to or from another library."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeplabzoo.cli.parser import Parser, run
+from deeplabzoo.cli.formatting import print_field
+from deeplabzoo.cli.parser import OUTPUT_STRIDES, Parser, run
 from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.files import ensure_folder
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
 
 
 _EPILOG = """\
-FILE is a checkpoint that `deeplabzoo.load` reads (.pth, .pt, .bin, .safetensors, .tflite of a known origin, or one of ours), a
-folder with a model.safetensors and its config.json, or hf-hub:owner/name[@revision].
+FILE is a checkpoint that `deeplabzoo.load` reads (.pth, .pt, .bin, .safetensors, .tflite), a folder with \
+model.safetensors and config.json, or hf-hub:owner/name[@revision].
 
---to writes what the library's own class loads: torchvision and smp a state dict (.pth or .safetensors), smp and transformers a
-folder with its settings, where PATH has no such suffix. What the library would compute differently is refused in one sentence.
+--to writes what the library's own class loads: torchvision and smp a state dict (.pth or .safetensors), smp and transformers a \
+folder with its settings, if PATH has no such suffix. A model that the library would compute differently is refused.
 
-What is written is read back, and must give the same tensors and the same logits before the command says that it is done.
+The written file is read back and must give the same tensors and the same logits.
 
 examples:
   python -m deeplabzoo.convert deeplabv3_resnet101_coco-586e9e4e.pth --out resnet101.safetensors
@@ -31,11 +32,11 @@ examples:
 
 
 def convert_command(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, read the file, say what it is, write it and prove what was written."""
-    args = _parser().parse_args(argv)
+    """Parse the command line, read the checkpoint, describe it, write it and verify what was written."""
+    args = build_parser().parse_args(argv)
     out = Path(args.out)
     if args.to and args.precision != "fp32":
-        raise UsageError("--precision is for files of deeplabzoo; leave it out with --to.")
+        raise UsageError("--precision is for deeplabzoo checkpoints; omit it with --to.")
     _check_paths(args.file, out, args.image, args.to)
     file, net, changes = _read(args.file, args.name, args.output_stride)
     _describe(file, net, changes)
@@ -46,32 +47,37 @@ def convert_command(argv: Sequence[str] | None = None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 the work failed, 2 the call was wrong."""
+    """Run the command and return its exit code."""
     return run(convert_command, argv)
 
 
-def _parser() -> Parser:
-    parser = Parser("convert", "Write a checkpoint of any known origin as a file that deeplabzoo.load takes.", _EPILOG)
+def build_parser() -> Parser:
+    """Return the command's argument parser."""
+    parser = Parser("convert", "Convert a third-party checkpoint to deeplabzoo, or one of deeplabzoo back.", _EPILOG)
     parser.add_argument("file", metavar="FILE", help="checkpoint, folder or hf-hub: address")
     parser.add_argument("--out", required=True, metavar="PATH", help="the file to write; its folder must exist")
-    parser.add_argument("--name", metavar="NAME", help="which network it is, for files that hold tensors alone")
-    parser.add_argument("--image", metavar="PHOTO", help="label this photo with the written file; the overlay goes beside it")
-    parser.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="move the network to this stride first")
-    parser.add_argument("--to", choices=("torchvision", "smp", "transformers"), help="write for this library instead")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the file (default fp32)")
+    parser.add_argument("--name", metavar="NAME", help="model that it is, for bare state dicts")
+    parser.add_argument(
+        "--image", metavar="IMAGE", help="segment this image with the written file; the overlay is written beside it"
+    )
+    parser.add_argument(
+        "--output-stride", type=int, choices=OUTPUT_STRIDES, help="convert the model to this output stride first"
+    )
+    parser.add_argument("--to", choices=("torchvision", "smp", "transformers"), help="library to write for instead")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the written file")
     return parser
 
 
 def _check_paths(source: str, out: Path, image: str | None, to: str | None) -> None:
-    """Raise before anything is read if the result could not be written, or would take the place of what is read."""
+    """Raise before anything is read if the result cannot be written, or would overwrite an input."""
     if not out.parent.is_dir():
-        raise OutputError(f"The folder '{out.parent}' of --out does not exist; make it, or name another place.")
+        raise OutputError(f"The folder '{out.parent}' of --out does not exist; create it, or name another.")
     if to is None and out.is_dir():
         raise OutputError(f"--out '{out}' is a folder; name a file in it, such as '{out / 'model.safetensors'}'.")
     if to is None and out.suffix != ".safetensors":
-        raise UsageError(f"--out '{out}' must end in .safetensors, as files of deeplabzoo do.")
+        raise UsageError(f"--out '{out}' must end in .safetensors.")
     if out.is_dir() and any(out.iterdir()):
-        raise OutputError(f"--out '{out}' is a folder with something in it; name one that is empty or not there.")
+        raise OutputError(f"--out '{out}' is a folder that is not empty; name an empty or new one.")
     read = Path(source)
     inputs = {
         path.resolve()
@@ -79,7 +85,7 @@ def _check_paths(source: str, out: Path, image: str | None, to: str | None) -> N
     }
     for result in (out, *([_overlay_path(out)] if image else [])):
         if result.resolve() in inputs:
-            raise UsageError(f"The result '{result}' would overwrite what is read; name another --out.")
+            raise UsageError(f"The result '{result}' would overwrite an input; name another --out.")
     if image and not Path(image).is_file():
         raise ImageError(f"'{image}' does not exist; check the path.")
     ensure_folder(out.parent)
@@ -106,12 +112,12 @@ def _describe(file: "WeightsFile", net: "DeepLab", changes: Sequence[str]) -> No
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     rates = ", ".join(map(str, resolve_atrous_rates(config))) or "none"
     released = f", released as {file.label}" if file.source.get("name") else ""
-    some = ", ".join(net.classes[:6]) + (", ..." if net.num_classes > 6 else "")
-    _line("origin", f"{file.format_name}, sha256 {file.source['sha256'][:12]}{released}")
-    _line("network", f"{config.architecture}_{short_name(config.encoder)}, {parameters:.2f} M parameters")
-    _line("geometry", f"output stride {config.output_stride}, atrous rates {rates}, {config.in_chans} input channels")
-    _line("classes", f"{net.num_classes}: {some}")
-    _line("remarks", "; ".join((*file.notes, *changes)) or "nothing dropped, nothing assumed")
+    names = ", ".join(net.classes[:6]) + (", ..." if net.num_classes > 6 else "")
+    print_field("origin", f"{file.format_name}, sha256 {file.source['sha256'][:12]}{released}")
+    print_field("model", f"{config.architecture}_{short_name(config.encoder)}, {parameters:.2f} M parameters")
+    print_field("geometry", f"output stride {config.output_stride}, atrous rates {rates}, {config.in_chans} input channels")
+    print_field("classes", f"{net.num_classes}: {names}")
+    print_field("notes", "; ".join((*file.notes, *changes)) or "nothing dropped, nothing assumed")
 
 
 def _write_own(file: "WeightsFile", net: "DeepLab", out: Path, precision: str) -> "DeepLab":
@@ -121,9 +127,9 @@ def _write_own(file: "WeightsFile", net: "DeepLab", out: Path, precision: str) -
     from deeplabzoo.hub.http_download import sha256_of
 
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    back, proof = write_verified_checkpoint(net, out, extra={**file.source, "origin": file.format_name}, dtype=dtype)
-    _line("written", f"{out}, {out.stat().st_size / 1e6:.1f} MB, {precision}, sha256 {sha256_of(out)[:12]}")
-    _line("proof", str(proof))
+    back, parity = write_verified_checkpoint(net, out, extra={**file.source, "origin": file.format_name}, dtype=dtype)
+    print_field("written", f"{out}, {out.stat().st_size / 1e6:.1f} MB, {precision}, sha256 {sha256_of(out)[:12]}")
+    print_field("parity", str(parity))
     return back
 
 
@@ -132,11 +138,11 @@ def _write_foreign(net: "DeepLab", out: Path, to: str) -> "DeepLab":
 
     exported = LIBRARIES[to](net)
     write_exported(exported, out, to)
-    back, proof = read_exported(exported, net, out)
-    _line("left out", "; ".join(exported.notes))
-    _line("written", str(out))
-    _line("proof", str(proof))
-    _line("load it", exported.folder.format(folder=repr(str(out))) if is_folder_target(out) else exported.build)
+    back, parity = read_exported(exported, net, out)
+    print_field("dropped", "; ".join(exported.notes))
+    print_field("written", str(out))
+    print_field("parity", str(parity))
+    print_field("load with", exported.folder.format(folder=repr(str(out))) if is_folder_target(out) else exported.build)
     return back
 
 
@@ -148,12 +154,8 @@ def _predict(net: "DeepLab", image: str, out: Path) -> None:
     overlay = _overlay_path(out)
     result.save(overlay, "overlay")
     shares = ", ".join(f"{area.name} {percent(area.share)}" for area in result.found())
-    _line("photo", f"{Path(image).name}: {shares} -> {overlay}")
+    print_field("image", f"{Path(image).name}: {shares} -> {overlay}")
 
 
 def _overlay_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_overlay.png")
-
-
-def _line(what: str, text: str) -> None:
-    print(f"{what:<9} {text}")

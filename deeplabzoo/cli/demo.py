@@ -1,11 +1,10 @@
-"""`python -m deeplabzoo.demo [MODEL…]`: a page in the browser that labels photos and the webcam's picture, on this computer."""
+"""`python -m deeplabzoo.demo [MODEL…]`: a local web demo that segments images and the webcam."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deeplabzoo.cli.parser import Parser, add_device_option, run
+from deeplabzoo.cli.parser import Parser, add_backend_option, add_device_option, load_named_model, run
 from deeplabzoo.errors import OutputError, UsageError
-from deeplabzoo.hub.factory import load_named_model
 
 if TYPE_CHECKING:
     from deeplabzoo.demo.server import DemoServer
@@ -15,11 +14,11 @@ PORT = 7860
 MAX_MEGABYTES = 32.0
 MAX_PIXELS = 50_000_000
 MAX_QUEUED = 64
-"""Photos that may wait for one model; more are turned away with a sentence."""
+"""Images that may be queued for one model; more are refused with HTTP 503."""
 
 _EPILOG = """\
-MODEL is a name of the zoo or a checkpoint file; those named stand first in the page's list, the bundled ones after them.
-Photos stay in this computer's memory: nothing is written, counted or sent anywhere. Ctrl-C ends the demo.
+MODEL is a model name or a checkpoint file; the page lists those named first, then the bundled models. Images stay in the \
+memory of this computer: nothing is written or sent anywhere. Ctrl-C stops the demo.
 
 examples:
   python -m deeplabzoo.demo
@@ -28,25 +27,25 @@ examples:
 
 
 def demo_command(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, load what was named (or the first bundled model), and serve the page until Ctrl-C."""
-    args = _parser().parse_args(argv)
+    """Parse the command line, load the named models (or the first bundled one), and serve the page until Ctrl-C."""
+    args = build_parser().parse_args(argv)
     server = make_server(
         args.models,
         port=args.port,
         share_on_network=args.share_on_network,
         device=args.device,
-        engine=args.engine,
+        backend=args.backend,
         max_megabytes=args.max_megabytes,
         max_pixels=args.max_pixels,
     )
     with server:
-        print(f"deeplabzoo demo: http://127.0.0.1:{server.port} (Ctrl-C ends it)", flush=True)
+        print(f"deeplabzoo demo: http://127.0.0.1:{server.port} (Ctrl-C stops it)", flush=True)
         if args.share_on_network:
-            print("Every computer that reaches this one can use it: there is no password.", flush=True)
+            print("Every computer that can reach this one can use it: there is no password.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("ended", flush=True)
+            print("stopped", flush=True)
     return 0
 
 
@@ -56,14 +55,24 @@ def make_server(
     port: int = PORT,
     share_on_network: bool = False,
     device: str = "auto",
-    engine: str = "auto",
+    backend: str = "auto",
     max_megabytes: float = MAX_MEGABYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> "DemoServer":
-    """Return a server that is bound to its port and has its first models warm; `serve_forever` runs it.
+    """Return a server that is bound to its port and has loaded its first models; `serve_forever` runs it.
 
-    Port 0 takes any that is free. Raises UsageError for settings that make no sense, OutputError for a port that is taken,
-    and what loading the models raises.
+    Args:
+        models: Model names or checkpoint files; the bundled models follow them in the page's list.
+        port: TCP port; 0 for any free one.
+        share_on_network: Listen on all interfaces instead of 127.0.0.1.
+        device: As for `Predictor`.
+        backend: As `engine` of `Predictor`.
+        max_megabytes: Largest upload.
+        max_pixels: Largest image.
+
+    Raises:
+        UsageError: Invalid settings, or models that cannot be loaded.
+        OutputError: The port is in use.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port must be from 0 (any that is free) to 65535, not {port}.")
@@ -75,7 +84,7 @@ def make_server(
     from deeplabzoo.inference.predictor import Predictor
 
     def load(name: str) -> Predictor:
-        return Predictor(load_named_model(name, None), device, engine, max_pixels=max_pixels)
+        return Predictor(load_named_model(name, None), device, backend, max_pixels=max_pixels)
 
     offered = ModelPool([*models, *bundled_models()], load, MAX_QUEUED)
     for name in offered.names[: max(1, len(set(models)))]:
@@ -88,21 +97,20 @@ def make_server(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 ended, 1 the work failed, 2 the call was wrong."""
+    """Run the command and return its exit code."""
     return run(demo_command, argv)
 
 
-def _parser() -> Parser:
-    parser = Parser("demo", "Label photos in the browser, on this computer.", _EPILOG)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="a name of the zoo or a checkpoint file (default: bundled)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"port of 127.0.0.1 (default {PORT}; 0: any that is free)")
-    parser.add_argument("--share-on-network", action="store_true", help="listen to other computers, too; there is no password")
+def build_parser() -> Parser:
+    """Return the command's argument parser."""
+    parser = Parser("demo", "Segment images in the browser, on this computer.", _EPILOG)
     parser.add_argument(
-        "--max-megabytes", type=float, default=MAX_MEGABYTES, metavar="MB", help=f"largest upload (default {MAX_MEGABYTES:g})"
+        "models", nargs="*", metavar="MODEL", help="model name or checkpoint file (default: the bundled models)"
     )
-    parser.add_argument(
-        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"largest photo (default {MAX_PIXELS // 10**6} million)"
-    )
+    parser.add_argument("--port", type=int, default=PORT, help="TCP port; 0: any free one")
+    parser.add_argument("--share-on-network", action="store_true", help="listen on all interfaces; there is no password")
+    parser.add_argument("--max-megabytes", type=float, default=MAX_MEGABYTES, metavar="MB", help="largest upload in megabytes")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image in pixels")
     add_device_option(parser)
-    parser.add_argument("--engine", default="auto", help="auto (default), torch, compiled, onnxruntime or openvino")
+    add_backend_option(parser, "auto")
     return parser

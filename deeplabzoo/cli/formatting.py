@@ -1,18 +1,20 @@
-"""Text for terminals: tables that fit the width, wrapped paragraphs, bold headings; plain and whole in pipes and files."""
+"""Text for terminals: tables that fit the width, wrapped paragraphs, bold headings; whole lines without escapes in pipes."""
 
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from typing import TextIO
+
+from deeplabzoo.errors import printable
 
 _MAX_TEXT_WIDTH = 100
-"""Width in columns of wrapped text where there is no terminal to ask, and at most anywhere: longer lines are hard to read."""
+"""Columns of wrapped text in pipes, and at most on a terminal."""
 
 _GAP = "  "
-
 _MIN_CELL_WIDTH = 12
-"""Columns that a shortened cell keeps at least."""
+"""Columns that a truncated cell keeps."""
 
 
 def terminal_width() -> int | None:
@@ -21,7 +23,7 @@ def terminal_width() -> int | None:
 
 
 def bold(text: str) -> str:
-    """Return the text in bold on a terminal, unless NO_COLOR (no-color.org) or TERM=dumb says not to."""
+    """Return the text in bold on a terminal, unless NO_COLOR (no-color.org) or TERM=dumb is set."""
     plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\033[1m{text}\033[0m"
 
@@ -29,9 +31,13 @@ def bold(text: str) -> str:
 def columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = (), shrinkable: Sequence[str] = ()
 ) -> str:
-    """Return a table whose columns named in `right` are flush right.
+    """Return a table.
 
-    On a terminal that is too narrow the columns named in `shrinkable` are cut with an ellipsis, the last named first.
+    Args:
+        header: Names of the columns.
+        rows: Cells of each row.
+        right: Names of right-aligned columns.
+        shrinkable: Names of columns that are truncated on a narrow terminal, the last one first.
     """
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     available = terminal_width()
@@ -54,8 +60,13 @@ def columns(
     return "\n".join([bold(line(header)), *map(line, rows)])
 
 
+def print_field(name: str, text: str, *, file: TextIO | None = None) -> None:
+    """Print `text` behind its name; control characters of class and file names are escaped."""
+    print(f"{name:<9} {printable(text)}", file=file)
+
+
 def paragraph(label: str, text: str, *, indent: int = 2, hanging_indent: int = 18) -> str:
-    """Return `text` wrapped to the terminal behind a label; lines after the first begin where the first text began."""
+    """Return `text` behind a label, wrapped to the terminal with a hanging indent."""
     width = min(terminal_width() or _MAX_TEXT_WIDTH, _MAX_TEXT_WIDTH)
     first = f"{' ' * indent}{label}".ljust(hanging_indent)
     filled = textwrap.fill(

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplabzoo.cli.parser import Parser, add_device_option, run
-from deeplabzoo.data.image_sources import Source, find_images
+from deeplabzoo.cli.parser import (
+    Parser,
+    add_backend_option,
+    add_device_option,
+    add_precision_option,
+    load_named_model,
+    run,
+)
 from deeplabzoo.errors import ImageError, UsageError, printable
-from deeplabzoo.hub.factory import load_named_model
-from deeplabzoo.inference.inputs import Job, is_output_file, job_for_file, job_for_folder, prepare_outputs
-from deeplabzoo.inference.predictor import KINDS, Kind, is_video, video_format
 from deeplabzoo.log import logger
-from deeplabzoo.models.encoder_table import short_name
 
 if TYPE_CHECKING:
     from deeplabzoo.inference.batch import Outcome
-    from deeplabzoo.inference.predictor import Predictor
+    from deeplabzoo.inference.inputs import Job
+    from deeplabzoo.inference.predictor import Kind, Predictor
 
 
 DEFAULT_MODEL = "deeplabv3plus_mobilenetv2_voc"
@@ -48,9 +51,14 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
 
     A photo that cannot be read is named and the others are done; raises ImageError in the end if there was one.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     if not 0 <= args.alpha <= 1:
         raise UsageError(f"--alpha must be from 0 (photo only) to 1 (colours only), not {args.alpha:g}.")
+    # after the arguments have been parsed: torch takes seconds to import
+    from deeplabzoo.data.image_sources import find_images
+    from deeplabzoo.inference.inputs import is_output_file, job_for_file, job_for_folder, prepare_outputs
+    from deeplabzoo.inference.predictor import KINDS, is_video
+
     kinds = [kind for kind in KINDS if getattr(args, kind)]
     if any(map(is_video, args.images)):
         return _label_one_video(args, kinds)
@@ -76,7 +84,11 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _label_one_video(args: Any, kinds: list[Kind]) -> int:
+def _label_one_video(args: Any, kinds: "list[Kind]") -> int:
+    from deeplabzoo.data.image_sources import Source
+    from deeplabzoo.inference.inputs import Job, prepare_outputs
+    from deeplabzoo.inference.predictor import video_format
+
     source, out = Path(args.images[0]), Path(args.out)
     if len(args.images) > 1 or kinds not in ([], ["overlay"]):
         raise UsageError("A video goes alone and becomes one video: one input, --out clip.mp4, no --labels or --json.")
@@ -99,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(predict_command, argv)
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Return the command's argument parser."""
     parser = Parser("predict", "Label every pixel of photos with a DeepLab.", _EPILOG)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="photo, folder, pattern, URL or list")
     parser.add_argument("--out", required=True, metavar="PATH", help="where results go: a folder, or a file for one photo")
@@ -133,14 +146,13 @@ def _parser() -> Parser:
     parser.add_argument("--smooth", type=int, default=0, metavar="N", help="with a video: average over about N frames")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest photo that is read (default 256 million pixels)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the photos (default 1)")
-    parser.add_argument("--again", action="store_true", help="make the results anew that were made before")
+    parser.add_argument("--overwrite", action="store_true", help="recompute existing results")
+    parser.accept_old_spelling("--again", "--overwrite")
     add_device_option(parser)
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        help="auto (default: what was measured fastest before, else torch), torch, compiled, onnxruntime or openvino",
+    add_backend_option(
+        parser, "auto", backends="torch, compiled, onnxruntime, openvino or auto (the fastest measured before, else torch)"
     )
-    parser.add_argument("--precision", default="fp32", help="fp32 (default), bf16, fp16 or int8, where engine and hardware can")
+    add_precision_option(parser)
     return parser
 
 
@@ -151,12 +163,13 @@ def _predictor(args: Any) -> tuple["Predictor", dict[str, Any]]:
         model, weights = weights, None
     net = load_named_model(model or DEFAULT_MODEL, weights)
 
-    from deeplabzoo.inference.predictor import Predictor  # after the names are known to be right: torch takes seconds
+    from deeplabzoo.inference.predictor import Predictor
+    from deeplabzoo.models.encoder_table import short_name
 
     predictor = Predictor(
         net,
         args.device,
-        args.engine,
+        args.backend,
         precision=args.precision,
         tile="auto" if args.tile is None else args.tile,
         overlap=args.overlap,
@@ -168,7 +181,7 @@ def _predictor(args: Any) -> tuple["Predictor", dict[str, Any]]:
     return predictor, {"model": name, "weights": source, "device": str(predictor.device)}
 
 
-def _work(jobs: list[Job], predictor: "Predictor", facts: dict[str, Any], args: Any, *, stamped: bool) -> list["Outcome"]:
+def _work(jobs: "list[Job]", predictor: "Predictor", facts: dict[str, Any], args: Any, *, stamped: bool) -> list["Outcome"]:
     """Label the photos that are not done yet and write their files; returns the outcome of those that could not be read."""
     from tqdm import tqdm
 
@@ -177,14 +190,14 @@ def _work(jobs: list[Job], predictor: "Predictor", facts: dict[str, Any], args: 
     output_options = OutputOptions(args.alpha, not args.no_legend, facts)
     settings = settings_hash(predictor) if stamped else ""
     work = [(job, compute_stamp(job.source, settings) if stamped else None) for job in jobs]
-    if not args.again:
+    if not args.overwrite:
         work = [
             (job, stamp)
             for job, stamp in work
             if not is_up_to_date(job, stamp, alpha=output_options.alpha, legend=output_options.legend)
         ]
     if done := len(jobs) - len(work):
-        logger.info(f"{done} of {len(jobs)} were done before, with the same weights and settings (--again makes them anew)")
+        logger.info(f"{done} of {len(jobs)} were done before, with the same weights and settings (--overwrite recomputes them)")
     failed = []
     outcomes = label_image_files(predictor, work, output_options, workers=args.workers)
     for outcome in tqdm(outcomes, unit="photo", total=len(work), disable=None if len(jobs) > 1 else True, dynamic_ncols=True):

@@ -7,29 +7,38 @@ from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.errors import DataError, DownloadError
 from deeplabzoo.files import ensure_folder
 
+_EPILOG = """\
+voc: PASCAL VOC 2012 (2 GB) into DIR/VOCdevkit/VOC2012.
+trainaug: VOC 2012, and SBD (1.4 GB) converted to the 10582 training images; needs pip install 'deeplabzoo[train]'.
+folder: nothing is downloaded or written; every image and mask in DIR is read, faults are reported and classes are counted.
+
+examples:
+  python -m deeplabzoo.prepare trainaug --root ~/data
+  python -m deeplabzoo.prepare folder --root my_data
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     return run(_prepare, argv)
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Return the command's argument parser."""
     parser = Parser(
         "prepare",
-        "Download a data set, verify and unpack it, going on where an earlier call stopped; or check a folder of your own.",
-        "voc       PASCAL VOC 2012 (2 GB) into DIR/VOCdevkit/VOC2012\n"
-        "trainaug  that, and SBD (1.4 GB) converted to the 10582 training images; needs pip install 'deeplabzoo[train]'\n"
-        "folder    nothing is fetched or written: every picture and mask in DIR is read, faults are named, classes counted",
+        "Download, verify and unpack a dataset, resuming an earlier call; or check a dataset of your own.",
+        _EPILOG,
     )
     parser.add_argument("data", metavar="DATA", choices=("voc", "trainaug", "folder"), help="voc, trainaug or folder")
     parser.add_argument(
-        "--root", metavar="DIR", type=Path, required=True, help="where to put it; what is there already is kept"
+        "--root", metavar="DIR", type=Path, required=True, help="folder of the dataset; existing files are kept"
     )
     return parser
 
 
 def _prepare(argv: Sequence[str] | None) -> int:
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     if options.data == "folder":
         return _check(options.root)
     from deeplabzoo.data.download import prepare_trainaug, prepare_voc

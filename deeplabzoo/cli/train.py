@@ -9,21 +9,23 @@ from deeplabzoo.training.overrides import apply_overrides
 from deeplabzoo.training.recipe import Recipe
 from deeplabzoo.training.recipes import get_recipe, recipe_table
 
-_EPILOG = """examples:
+_EPILOG = """\
+The run folder holds recipe.json, log.jsonl, state/ (for --resume), last.safetensors, best.safetensors, report.json and \
+curves.png. Fields for --set are those of deeplabzoo.training.recipe.Recipe (docs/custom_data.md).
+
+examples:
   python -m deeplabzoo.train shapes --out runs/shapes --set steps=60
-  python -m deeplabzoo.train folder --data my_data --out runs/mine --set model=deeplabv3plus_mobilenetv2 epochs=40
-  torchrun --nproc-per-node 4 -m deeplabzoo.train deeplabv3plus_resnet101_voc --data ~/data --out runs/voc
-  python -m deeplabzoo.train deeplabv3plus_resnet101_voc --data ~/data --out runs/voc --resume
-
-The run's folder holds recipe.json, log.jsonl, state/ (what --resume needs), last.safetensors, best.safetensors, report.json and
-curves.png. Fields of a recipe, with what they mean: deeplabzoo/train/recipe.py."""
+  python -m deeplabzoo.train folder --root my_data --out runs/mine --set model=deeplabv3plus_mobilenetv2 epochs=40
+  torchrun --nproc-per-node 4 -m deeplabzoo.train deeplabv3plus_resnet101_voc --root ~/data --out runs/voc
+  python -m deeplabzoo.train deeplabv3plus_resnet101_voc --root ~/data --out runs/voc --resume"""
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     """Return the command's options; they are frozen, since a knob belongs into a recipe."""
     options = Parser("train", "Train a recipe: from a name to weights that can be measured again.", _EPILOG)
     options.add_argument("recipe", metavar="RECIPE", nargs="?", help="what to train; --list shows them")
-    options.add_argument("--data", metavar="ROOT", type=Path, help="folder that holds the recipe's data (shapes needs none)")
+    options.add_argument("--root", metavar="DIR", type=Path, help="folder of the recipe's dataset (shapes needs none)")
+    options.accept_old_spelling("--data", "--root")
     options.add_argument("--out", metavar="DIR", type=Path, help="folder of this run")
     options.add_argument("--resume", action="store_true", help="go on from the last state saved in DIR, exactly")
     options.add_argument(
@@ -35,7 +37,7 @@ def parser() -> Parser:
 
 def train_command(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train; returns 0, or raises one of deeplabzoo's errors."""
-    options = parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     if options.list:
         print(recipe_table())
         return 0
@@ -45,7 +47,7 @@ def train_command(argv: Sequence[str] | None = None) -> int:
     recipe = _recipe(options.recipe, options.out, options.set, resume=options.resume)
     from deeplabzoo.training.train import train  # torch, only now
 
-    train(recipe, options.data, options.out, resume=options.resume)
+    train(recipe, options.root, options.out, resume=options.resume)
     return 0
 
 

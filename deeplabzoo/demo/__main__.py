@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.demo` runs `deeplabzoo.cli.demo`."""
-
-import sys
+"""`python -m deeplabzoo.demo`; the command is in deeplabzoo/cli/demo.py."""
 
 from deeplabzoo.cli.demo import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

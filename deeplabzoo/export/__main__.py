@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.export` runs `deeplabzoo.cli.export`."""
-
-import sys
+"""`python -m deeplabzoo.export`; the command is in deeplabzoo/cli/export.py."""
 
 from deeplabzoo.cli.export import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,8 +1,6 @@
-"""`python -m deeplabzoo.publish` runs `deeplabzoo.cli.publish`."""
-
-import sys
+"""`python -m deeplabzoo.publish`; the command is in deeplabzoo/cli/publish.py."""
 
 from deeplabzoo.cli.publish import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

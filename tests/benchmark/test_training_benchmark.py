@@ -135,7 +135,7 @@ def test_the_command_writes_a_record_and_its_table(
 
 
 def test_the_document_holds_what_the_records_say() -> None:
-    """No number is typed (house rule 4): writing the tables again changes nothing."""
+    """No number is typed: writing the tables again changes nothing."""
     document = ROOT / "benchmarks" / "README.md"
     assert replace_block(
         document, training.records_table(ROOT / "benchmarks" / "training"), training.BLOCK

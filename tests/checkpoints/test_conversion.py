@@ -37,8 +37,8 @@ def test_smp_reads_what_was_written(
     assert convert.main([str(folder), "--out", str(ours)]) == 0
     assert convert.main([str(ours), "--to", "smp", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if line.startswith("load it")]
-    expression = line.removeprefix("load it").strip()
+    (line,) = [line for line in said.splitlines() if line.startswith("load with")]
+    expression = line.removeprefix("load with").strip()
     library = pytest.importorskip("segmentation_models_pytorch")
     net = eval(expression, {"segmentation_models_pytorch": library})
     if form == "state.pth":
@@ -88,7 +88,7 @@ def test_transformers_reads_what_was_written(tmp_path: Path, capsys: pytest.Capt
         (["--to", "smp", "--out", "o.pth"], r"its network has .*decoder_convs 1.* and this one has .*decoder_convs 2"),
         (["--to", "smp", "--out", "o.pth", "--precision", "fp16"], "leave it out with --to"),
         (["--to", "keras", "--out", "o.pth"], "invalid choice"),
-        (["--to", "smp", "--out", "full"], "a folder with something in it"),
+        (["--to", "smp", "--out", "full"], "a folder that is not empty"),
     ],
 )
 def test_what_another_library_cannot_be_is_one_sentence(

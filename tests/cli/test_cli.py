@@ -1,22 +1,25 @@
 """The console script and what all commands share: lists, refuses, and leaves in one way."""
 
+import argparse
 import contextlib
+import importlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import deeplabzoo
 from deeplabzoo.cli import completion
-from deeplabzoo.cli import main as cli
-from deeplabzoo.cli.commands import COMMANDS
+from deeplabzoo.cli.commands import COMMANDS, EXIT_CODES, GROUPS, SUBCOMMANDS
 from deeplabzoo.cli.completion import iter_commands
 from deeplabzoo.cli.main import main
-from deeplabzoo.cli.parser import Parser, run
+from deeplabzoo.cli.parser import Parser, get_parser, help_text, load_named_model, run
 from deeplabzoo.errors import DeepLabZooError, UsageError, WeightsError
 from deeplabzoo.training.signals import StopRequest
 from tools.docs.commands_page import commands_page
@@ -39,14 +42,12 @@ def test_the_overview_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> Non
     assert max(map(len, lines)) <= 80
     listed = [line[9:].split()[0] for line in lines[5:-2]]
     assert sorted(listed) == sorted(COMMANDS)
-    assert [line[:8].strip() for line in lines[5:-2] if line[:8].strip()][:-1] == list(cli.GROUPS)
-    assert all(f"{status} " in lines[-1] for status in cli.EXIT_CODES)
+    assert [line[:8].strip() for line in lines[5:-2] if line[:8].strip()] == list(GROUPS)
+    assert all(f"{status} " in lines[-1] for status in EXIT_CODES)
 
 
 def test_groups_name_commands_once() -> None:
-    grouped = [name for names in cli.GROUPS.values() for name in names]
-    assert len(grouped) == len(set(grouped))
-    assert "completion" not in grouped
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
 
 
 def test_help_of_a_command_by_two_ways() -> None:
@@ -66,7 +67,7 @@ def test_every_exit_status_is_one_that_the_page_names(capsys: pytest.CaptureFixt
         raise KeyboardInterrupt
 
     own = {DeepLabZooError.exit_status, UsageError.exit_status, StopRequest().stop_error("").exit_status}
-    assert {run(lambda argv: 0), run(interrupted), *own} == set(cli.EXIT_CODES)
+    assert {run(lambda argv: 0), run(interrupted), *own} == set(EXIT_CODES)
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -97,14 +98,14 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "expected"),
     [
         (["li"], ["list"]),
-        (["predict", "--ove"], ["--overlay", "--overlap"]),
+        (["predict", "--ove"], ["--overlay", "--overlap", "--overwrite"]),
         (["list", "--sort", "p"], ["params"]),
         (["weights", "ch"], ["check"]),
         (["weights", "check", "--do"], ["--download"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
-        (["benchmark", "tab"], ["table"]),
         (["benchmark", "--tr"], ["--train"]),
-        (["benchmark", "table", "--"], ["--help", "--records", "--write"]),
+        (["weights", "record", "--"], ["--help"]),
+        (["predict", "--engi"], [""]),
         (["benchmark", "--train", "--cr"], ["--crop"]),
         (["predict", "--out", "a"], [""]),
     ],
@@ -142,26 +143,90 @@ def test_other_shells_know_every_command_and_option() -> None:
 
 def test_an_option_of_two_values_names_both() -> None:
     """`--size H W`, not `--size SIZE …`."""
-    shown = {str(word) for command in iter_commands(("export", "benchmark")) for word in command.all_arguments}
-    assert {"--size H W", "--mosaics DATA ROOT"} <= shown
+    shown = {str(argument) for command in iter_commands(("export", "benchmark")) for argument in command.all_arguments}
+    assert {"--size H W", "--size PIXELS …"} <= shown
 
 
-def test_a_parser_is_revealed_without_work() -> None:
-    """Asking for a command's options neither runs it nor leaves the asking switched on."""
-    assert cli.get_parser("predict").prog == "python -m deeplabzoo.predict"
-    with pytest.raises(UsageError):
-        cli.get_parser("predict").parse_args([])
-
-
-def test_listed_commands_exist() -> None:
-    """Each is a module with `main(argv)`, and its --help leaves with 0."""
-    import importlib
-
+def every_parser() -> Iterator[Parser]:
+    """Parsers of all commands, of their subcommands and actions."""
     for name in COMMANDS:
-        module = importlib.import_module(f"deeplabzoo.{name}")
-        if hasattr(module, "__path__"):  # a package is run by its __main__
-            module = importlib.import_module(f"deeplabzoo.{name}.__main__")
-        assert module.main(["--help"]) == 0
+        for parser in (get_parser(name), *(get_parser(name, one) for one in SUBCOMMANDS.get(name, ()))):
+            yield parser
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    yield from action.choices.values()
+
+
+def test_every_parser_is_built_without_torch() -> None:
+    """`--help`, completion and wrong calls answer at once: heavy libraries are imported after the arguments are checked."""
+    code = (
+        "import sys; from deeplabzoo.cli.commands import COMMANDS; from deeplabzoo.cli.parser import get_parser\n"
+        "for name in COMMANDS: get_parser(name).format_help()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert get_parser("predict").prog == "python -m deeplabzoo.predict"
+    assert get_parser("benchmark", "--train").prog == "python -m deeplabzoo.benchmark --train"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_help_wraps_and_ends_in_examples(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is longer than the terminal, and the last lines are commands that can be copied."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    for parser in every_parser():
+        lines = parser.format_help().rstrip().splitlines()
+        usage = lines.index("")
+        assert max(map(len, lines[usage:])) <= width, (parser.prog, max(lines[usage:], key=len))
+        examples = lines[max(index for index, line in enumerate(lines) if line.startswith("examples")) + 1 :]
+        assert examples, parser.prog
+        assert all(line.startswith("  ") for line in examples), parser.prog
+
+
+def test_every_option_shows_its_default() -> None:
+    """Where an option has a default its help states it; old spellings are accepted and not shown."""
+    for parser in every_parser():
+        for action in parser._actions:
+            if action.help == argparse.SUPPRESS or action.default in (None, argparse.SUPPRESS) or action.const is True:
+                continue
+            assert "default" in help_text(action) or action.default in (False, [], ""), (parser.prog, action.option_strings)
+
+
+def test_examples_of_the_help_are_valid_calls() -> None:
+    """Each example is parsed by its command's own parser, and shows no old spelling."""
+    for parser in every_parser():
+        for line in (parser.epilog or "").splitlines():
+            if line.startswith("  python -m deeplabzoo.") and "--help" not in line:
+                words = shlex.split(line)
+                name = words[2].removeprefix("deeplabzoo.")
+                train = [word for word in words[3:] if word in SUBCOMMANDS.get(name, ())]
+                chosen = get_parser(name, *train)
+                arguments = [word for word in words[3:] if word not in train]
+                chosen.parse_args(arguments)
+                hidden = {flag for one in chosen._actions if one.help == argparse.SUPPRESS for flag in one.option_strings}
+                assert not hidden & set(arguments), line
+
+
+def test_old_spellings_mean_the_same() -> None:
+    """Renamed options keep their old spelling."""
+    new = get_parser("predict").parse_args(["a.jpg", "--out", "o", "--backend", "torch", "--overwrite"])
+    assert get_parser("predict").parse_args(["a.jpg", "--out", "o", "--engine", "torch", "--again"]) == new
+    new = get_parser("benchmark").parse_args(["m", "--backend", "plain", "torch", "--batch-size", "2"])
+    assert get_parser("benchmark").parse_args(["m", "--engine", "plain", "torch", "--batch", "2"]) == new
+    new = get_parser("train").parse_args(["voc", "--root", "d"])
+    assert get_parser("train").parse_args(["voc", "--data", "d"]) == new
+    new = get_parser("publish").parse_args(["r", "--root", "d", "--checkpoint", "last", "--image", "i"])
+    assert get_parser("publish").parse_args(["r", "--data", "d", "--weights", "last", "--photo", "i"]) == new
+    assert get_parser("predict").parse_args(["a.jpg", "--out", "o"]).backend == "auto"
+
+
+def test_every_command_has_a_help() -> None:
+    """Each is a module `deeplabzoo.cli.NAME` with `main(argv)`, and its --help ends with 0."""
+    for name in COMMANDS:
+        module = importlib.import_module(f"deeplabzoo.cli.{name}")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert module.main(["--help"]) == 0
+        assert out.getvalue().startswith(f"usage: python -m deeplabzoo.{name} ")
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,8 +238,14 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     """A typing mistake costs one line."""
     assert main(["predikt"]) == 2
     assert "Did you mean 'predict'?" in capsys.readouterr().err
-    assert main([]) == 2
-    assert "predict, evaluate" in capsys.readouterr().err
+
+
+def test_no_command_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    """`deeplabzoo` alone is `deeplabzoo --help`."""
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == alone
 
 
 @pytest.mark.parametrize(
@@ -246,7 +317,7 @@ def test_help_needs_no_torch() -> None:
 
 def test_a_console_without_unicode_is_enough() -> None:
     """A photo called 貓.jpg is reported on an ASCII terminal, too, instead of ending the run with a UnicodeEncodeError."""
-    code = "import sys; from deeplabzoo.cli.main import run; sys.exit(run(lambda argv: print('\\u8c93.jpg: cat') or 0))"
+    code = "import sys; from deeplabzoo.cli.parser import run; sys.exit(run(lambda argv: print('\\u8c93.jpg: cat') or 0))"
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=False)
     assert (done.returncode, done.stdout) == (0, b"\\u8c93.jpg: cat" + os.linesep.encode())
@@ -255,7 +326,10 @@ def test_a_console_without_unicode_is_enough() -> None:
 
 def test_a_reader_that_leaves_early_is_no_traceback() -> None:
     """`deeplabzoo --help | head -1`."""
-    code = "import sys; from deeplabzoo.cli.main import run; sys.exit(run(lambda argv: [print('x' * 99) for _ in range(9999)] and 0))"
+    code = (
+        "import sys; from deeplabzoo.cli.parser import run\n"
+        "sys.exit(run(lambda argv: [print('x' * 99) for _ in range(9999)] and 0))"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stderr is not None
@@ -270,8 +344,8 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
 def test_named_model_reads_files_and_names(tmp_path: Path, shared_data: Path) -> None:
     """A file as the model, a file as the weights of a name: the same network, known by its hash."""
     file = str(shared_data / "tflite" / "deeplabv3_mnv2_pascal_quant.tflite")
-    by_file, by_name = cli.load_named_model(file, None), cli.load_named_model("deeplabv3_mobilenetv2_voc", file)
+    by_file, by_name = load_named_model(file, None), load_named_model("deeplabv3_mobilenetv2_voc", file)
     assert by_file.weights_source["sha256"] == by_name.weights_source["sha256"]
     assert by_file.config == by_name.config
     with pytest.raises(UsageError, match="leave --weights out"):
-        cli.load_named_model(file, "coral")
+        load_named_model(file, "coral")

@@ -79,8 +79,8 @@ def test_an_image_is_labelled_with_the_written_file(theirs: Path, tmp_path: Path
     Image.effect_noise((96, 64), 60).convert("RGB").save(tmp_path / "photo.jpg")
     out = tmp_path / "ours.safetensors"
     assert convert.main([str(theirs), "--out", str(out), "--image", str(tmp_path / "photo.jpg")]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("photo")]
-    assert re.fullmatch(r"photo     photo\.jpg: \w+ [\d.]+ ?%.* -> .*ours_overlay\.png", line)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("image")]
+    assert re.fullmatch(r"image     photo\.jpg: \w+ [\d.]+ ?%.* -> .*ours_overlay\.png", line)
     with Image.open(tmp_path / "ours_overlay.png") as overlay:
         assert overlay.width >= 96  # the legend may be wider than so small a photo
 
@@ -101,7 +101,7 @@ def test_a_bare_state_dict_needs_a_model_name(
 @pytest.mark.parametrize(
     ("out", "status", "sentence"),
     [
-        ("missing/ours.safetensors", 1, "does not exist; make it"),
+        ("missing/ours.safetensors", 1, "does not exist; create it"),
         ("ours.pth", 2, "must end in .safetensors"),
         ("", 1, "is a folder; name a file in it"),
     ],
@@ -126,7 +126,7 @@ def test_the_input_is_never_overwritten(theirs: Path, tmp_path: Path, capsys: py
     link.symlink_to(ours)
     for source, out in ((ours, ours), (ours, link), (link, ours), (tmp_path, ours)):
         assert convert.main([str(source), "--out", str(out)]) == 2
-        assert "would overwrite what is read" in capsys.readouterr().err
+        assert "would overwrite an input" in capsys.readouterr().err
     assert ours.read_bytes() == before
 
 

@@ -110,9 +110,9 @@ def test_the_pattern_and_the_stride_choose(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_metric_at_another_stride_is_not_called_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """With a stride asked for, "no figure" would be a lie about a file that was measured at another one."""
+    """With a stride asked for, "not measured" would be a lie about a file that was measured at another one."""
     assert main(["deeplabv3plus_mobilenetv2_voc", "--output-stride", "32"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("no figure at stride 32")
+    assert capsys.readouterr().out.rstrip().endswith("not measured at stride 32")
 
 
 def test_data_and_weights_choose(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +234,7 @@ def test_info_of_one_file_and_of_none(capsys: pytest.CaptureFixture[str]) -> Non
     assert info_main(["deeplabv3plus_resnet50"]) == 0
     page = capsys.readouterr().out
     assert "none released" in page
-    assert "stride 8        rates 12, 24, 36; 231.9 GFLOPs at 513 x 513" in page
+    assert "stride 8        atrous rates 12, 24, 36; 231.9 GFLOPs at 513 x 513" in page
     assert info_main(["deeplabv3_resnet5O"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 

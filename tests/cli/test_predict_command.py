@@ -12,10 +12,10 @@ from helpers.color_net import PALETTE, ColorNet
 from PIL import Image
 
 import deeplabzoo.cli.predict as predict_module
-from deeplabzoo.cli import main as cli
 from deeplabzoo.cli.predict import main
 from deeplabzoo.data.image_sources import find_images
 from deeplabzoo.errors import UsageError
+from deeplabzoo.hub import factory
 
 
 def save_scene(path: Path, side: int = 60) -> Path:
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 @pytest.fixture
 def real_zoo(asked: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The zoo again, for the tests of what it says."""
-    monkeypatch.setattr(predict_module, "load_named_model", cli.load_named_model)
+    monkeypatch.setattr(predict_module, "load_named_model", factory.load_named_model)
 
 
 def names(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplabzoo.cli.train import main, parser
+from deeplabzoo.cli.train import build_parser, main
 from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
 
 QUICK = ["steps=2", "batch=2", "workers=0", "evaluations=1", "augmentation.crop=65", "model=deeplabv3plus_lcnet_050"]
@@ -17,8 +17,8 @@ QUICK = ["steps=2", "batch=2", "workers=0", "evaluations=1", "augmentation.crop=
 
 def test_the_options_are_frozen() -> None:
     """A new knob belongs into a recipe; an option that goes or changes its name breaks other people's scripts."""
-    options = {tuple(action.option_strings) or action.dest for action in parser()._actions}
-    assert options == {("-h", "--help"), "recipe", ("--data",), ("--out",), ("--resume",), ("--set",), ("--list",)}
+    options = {tuple(action.option_strings) or action.dest for action in build_parser()._actions}
+    assert options == {("-h", "--help"), "recipe", ("--root",), ("--data",), ("--out",), ("--resume",), ("--set",), ("--list",)}
 
 
 def test_listing_imports_no_torch() -> None:

@@ -12,6 +12,7 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.hub import manifest as manifest_module
 from deeplabzoo.hub.manifest import read_manifest, released
 from deeplabzoo.publish.manifest_row import add_report, manifest_json
+from tools.docs import tables
 from tools.docs.tables import BEGIN, END, fill_tables, markdown_table
 
 FOLDER = manifest_module.weights_folder()
@@ -137,7 +138,7 @@ def test_listing_prints_rows_or_json(capsys: pytest.CaptureFixture[str]) -> None
     assert weights.main(["list", "nothing*"]) == 2
 
 
-@pytest.mark.parametrize("call", [[], ["lst"], ["list", "--jsn"], ["record"], ["table", "--write"]])
+@pytest.mark.parametrize("call", [[], ["lst"], ["list", "--jsn"], ["record"], ["table", "--write", "README.md"]])
 def test_a_wrong_call_is_one_sentence_and_status_2(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert weights.main(call) == 2
     error = capsys.readouterr().err
@@ -150,9 +151,9 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path, capsys: pytest.C
     document = tmp_path / "README.md"
     document.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nend\n")
     for _ in range(2):
-        assert weights.main(["table", "--write", str(document)]) == 0
+        assert tables.main(["--write", str(document)]) == 0
         assert document.read_text() == f"# Title\n\n{BEGIN}\n{markdown_table(tuple(released()))}\n{END}\n\nend\n"
-    assert weights.main(["table"]) == 0
+    assert tables.main([]) == 0
     assert "deeplabv3_mobilenetv2_voc.coral" in capsys.readouterr().out
 
 
@@ -160,7 +161,7 @@ def test_a_document_may_ask_for_the_measured_rows_alone(tmp_path: Path) -> None:
     """The README shows what was measured here; a hundred published files stand in docs/weights.md."""
     document = tmp_path / "README.md"
     document.write_text("<!-- measured-table:begin --><!-- measured-table:end -->")
-    assert weights.main(["table", "--write", str(document)]) == 0
+    assert tables.main(["--write", str(document)]) == 0
     text = document.read_text()
     for row in released():
         assert (f"`{row.full_name}`" in text) == (row.verified == "measured here")
@@ -172,13 +173,13 @@ def test_a_document_without_one_block_is_left_alone(tmp_path: Path, text: str) -
     right, wrong = tmp_path / "right.md", tmp_path / "wrong.md"
     right.write_text(f"{BEGIN}{END}")
     wrong.write_text(text)
-    assert weights.main(["table", "--write", str(right), str(wrong)]) == 2
+    assert tables.main(["--write", str(right), str(wrong)]) == 2
     assert right.read_text() == f"{BEGIN}{END}"
     assert wrong.read_text() == text
 
 
 def test_tables_in_documents_are_what_the_manifest_says() -> None:
-    """No number is typed twice (house rule 4): `python -m deeplabzoo.weights table --write` leaves documents unchanged."""
+    """No number is typed twice: `python -m tools.docs.tables --write` leaves documents unchanged."""
     root = Path(__file__).resolve().parents[2]
     texts = {path: path.read_text() for path in (*root.glob("*.md"), *root.glob("docs/*.md"))}
     documents = [path for path, text in texts.items() if BEGIN in text or "<!-- measured-table:begin -->" in text]

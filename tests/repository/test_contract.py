@@ -32,7 +32,7 @@ SNAPSHOT = Path(__file__).with_name("contract.json")
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Return every command's parser by name, and those of first words that change the options (`benchmark --train`)."""
     from deeplabzoo.cli.commands import COMMANDS, SUBCOMMANDS
-    from deeplabzoo.cli.completion import get_parser
+    from deeplabzoo.cli.parser import get_parser
 
     parsers: dict[str, argparse.ArgumentParser] = {name: get_parser(name) for name in COMMANDS}
     for name, subcommands in SUBCOMMANDS.items():
@@ -53,6 +53,7 @@ OPTIMIZED = ("deeplabzoo.optimization.optimized_model",)
 
 NOT_FROZEN = {
     "benchmark table": None,
+    "weights table": None,
     "benchmark": {"--labels", "--confusion", "--scaling", "--megapixels", "--seams", "--mosaics", "--note"},
 }
 """Commands (None) and options that measure single functions or write this repository's documents: they may leave."""

@@ -164,8 +164,12 @@ def test_weights_that_are_not_here_are_not_fetched_for_nothing(data: Path, monke
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["deeplabv3plus_mobilenetv2_person"], 1, "error: of 3 statements on 1 released file 1 hold, 0 differ, 2 cannot be"),
-        (["deeplabv3plus_mobilenetv2_person.v1", "--data", "nowhere"], 1, "1 hold, 0 differ, 2 cannot be verified here."),
+        (
+            ["deeplabv3plus_mobilenetv2_person"],
+            1,
+            "error: 3 checks of 1 released file: 1 reproduced, 0 different, 2 not verifiable here.",
+        ),
+        (["deeplabv3plus_mobilenetv2_person.v1", "--data", "nowhere"], 1, "1 reproduced, 0 different, 2 not verifiable here."),
         (["deeplabv3plus_mobilenetv2_persn"], 2, "Did you mean 'deeplabv3plus_mobilenetv2_person'"),
         (["deeplabv3plus_mobilenetv2_person", "--tolerance", "-1"], 2, "--tolerance must be a number of points from 0"),
     ],
@@ -194,10 +198,10 @@ def test_a_difference_is_status_1_and_agreement_status_0(
     rows = [row]
     monkeypatch.setattr("deeplabzoo.hub.registry.list_weights", lambda _: rows)
     assert weights.main(["verify", row.name, "--device", "cpu"]) == 0
-    assert "of 3 statements on 1 released file 3 hold, 0 differ, 0 cannot be verified here." in capsys.readouterr().out
+    assert "3 checks of 1 released file: 3 reproduced, 0 different, 0 not verifiable here." in capsys.readouterr().out
     rows[0] = with_metrics(row, value=50.0)
     assert weights.main(["verify", row.name, "--device", "cpu"]) == 1
-    assert "1 hold, 2 differ, 0 cannot be verified here." in capsys.readouterr().err
+    assert "1 reproduced, 2 different, 0 not verifiable here." in capsys.readouterr().err
 
 
 def measured_here() -> list[WeightRow]:

@@ -10,21 +10,20 @@ from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.files import write_atomically
 
 _HEAD = """\
+<!-- Written by `python -m tools.docs.commands_page` from the commands' parsers; do not edit. -->
 # Commands
 
-Written by `python -m tools.docs.commands_page` from the commands' parsers; do not edit. `deeplabzoo COMMAND …` and
-`python -m deeplabzoo.COMMAND …` are the same.
+`deeplabzoo COMMAND …` and `python -m deeplabzoo.COMMAND …` are the same.
 
-What is asked for goes to stdout, what was done on the way to stderr. On a terminal tables are cut to its width and headings are
-bold unless `NO_COLOR` is set; into a pipe or a file everything goes whole and plain, without a progress bar. `--json`, where a
-command has it, is what a script should read. `deeplabzoo completion bash` (or zsh, fish) prints a script that completes
-commands, options and model names.
+Results go to stdout, log lines to stderr. On a terminal tables are cut to its width and headings are bold unless `NO_COLOR` is
+set; a pipe or a file gets whole, plain lines without a progress bar. Scripts should read `--json`, where a command has it.
+`deeplabzoo completion bash` (or zsh, fish) prints a script that completes commands, options and model names.
 """
 
 
 def commands_page() -> str:
     """Return the page as Markdown."""
-    return "\n".join([_HEAD, *_statuses(), "", *_overview(), *(line for one in iter_commands() for line in _section(one))])
+    return "\n".join([_HEAD, *_exit_codes(), "", *_overview(), *(line for one in iter_commands() for line in _section(one))])
 
 
 def page_command(argv: Sequence[str] | None = None) -> int:
@@ -37,18 +36,18 @@ def page_command(argv: Sequence[str] | None = None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit code."""
     return run(page_command, argv)
 
 
-def _statuses() -> Iterator[str]:
-    yield "## Exit status"
+def _exit_codes() -> Iterator[str]:
+    yield "## Exit codes"
     yield ""
-    yield "| status | meaning |"
+    yield "| code | meaning |"
     yield "|---|---|"
-    yield from (f"| {status} | {meaning} |" for status, meaning in EXIT_CODES.items())
+    yield from (f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
     yield ""
-    yield "A traceback is a bug of deeplabzoo, never an answer to a wrong call."
+    yield "A traceback is a bug; please report it."
 
 
 def _overview() -> Iterator[str]:
@@ -67,11 +66,11 @@ def _section(command: Command) -> Iterator[str]:
     yield ""
     yield f"```\n{_usage(command)}\n```"
     yield ""
-    words = [argument for argument in command.all_arguments if argument.flags != ("-h", "--help")]
-    if words:
-        yield "| word | |"
+    arguments = [argument for argument in command.all_arguments if argument.flags != ("-h", "--help")]
+    if arguments:
+        yield "| argument | |"
         yield "|---|---|"
-        yield from (f"| {_code(argument)} | {_escaped(_argument_help(argument))} |" for argument in words)
+        yield from (f"| {_code(argument)} | {_escaped(_argument_help(argument))} |" for argument in arguments)
         yield ""
     if command.examples:
         yield f"```\n{command.examples}\n```"
@@ -93,7 +92,7 @@ def _argument_help(argument: Argument) -> str:
 
 
 def _lists_all_choices(argument: Argument) -> bool:
-    """Whether the help names every choice by itself."""
+    """Whether the help names every choice."""
     return all(choice in argument.help for choice in argument.choices)
 
 

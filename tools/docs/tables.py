@@ -1,27 +1,30 @@
-"""The tables of released weights as Markdown, and their places in documents: written from the rows, never by hand."""
+"""Tables of released checkpoints in documents: `python -m tools.docs.tables --write README.md docs/weights.md`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.errors import UsageError
-from deeplabzoo.hub.manifest import WeightRow
+from deeplabzoo.files import write_atomically
+from deeplabzoo.hub.manifest import WeightRow, released
 from deeplabzoo.hub.model_info import metric_conditions
 
 BEGIN, END = "<!-- weights-table:begin -->", "<!-- weights-table:end -->"
 _ALL, _MEASURED = "weights-table", "measured-table"
-_HEADER = ("weights", "classes", "mIoU", "how it was found", "file", "licence of the file")
+_HEADER = ("checkpoint", "classes", "mIoU", "evaluation protocol", "file", "licence")
 
 
 def markdown_table(rows: Sequence[WeightRow]) -> str:
-    """Return one line per released file; several figures of one file stand under each other, each with its conditions."""
+    """Return one line per released checkpoint; metrics of one file are stacked, each with its protocol."""
     lines = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_cells(row)) for row in rows)]
     return "\n".join(lines)
 
 
 def fill_tables(document: Path, rows: Sequence[WeightRow]) -> str:
-    """Return a document's text with its blocks filled: `weights-table` by all rows, `measured-table` by those measured here.
+    """Return a document's text with its blocks filled: `weights-table` with all rows, `measured-table` with those measured here.
 
-    Raises UsageError where the document cannot be read or has neither block.
+    Raises UsageError for a document that cannot be read or has neither block.
     """
     measured = [row for row in rows if row.verified == "measured here"]
     text = _text(document)
@@ -35,7 +38,7 @@ def fill_tables(document: Path, rows: Sequence[WeightRow]) -> str:
 def replace_block(document: Path, table: str, block: str = _ALL) -> str:
     """Return a document's text with the table between the two marks of a block, `<!-- BLOCK:begin -->` and `… :end -->`.
 
-    Raises UsageError where the document cannot be read or has not exactly one such block.
+    Raises UsageError for a document that cannot be read or has not exactly one such block.
     """
     return _replaced(document, _text(document), table, block)
 
@@ -70,3 +73,34 @@ def _cells(row: WeightRow) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def tables_command(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line; print the table of all checkpoints, or write the tables into documents."""
+    parser = Parser("tables", "Write the tables of released checkpoints into documents.")
+    parser.prog = "python -m tools.docs.tables"
+    parser.add_argument(
+        "--write",
+        nargs="+",
+        type=Path,
+        metavar="FILE.md",
+        help="documents with a block `<!-- weights-table:begin -->` … `<!-- weights-table:end -->`, or a `measured-table`",
+    )
+    documents, rows = parser.parse_args(argv).write, tuple(released())
+    if not documents:
+        print(markdown_table(rows))
+        return 0
+    # all documents are read and checked before the first is written
+    texts = {document: fill_tables(document, rows) for document in documents}
+    for document, text in texts.items():
+        write_atomically(document, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(tables_command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,15 +5,16 @@ from pathlib import Path
 
 from deeplabzoo.models.encoder_table import EncoderInfo
 
-_HEAD = """# Encoders
+_HEAD = """<!-- Written by `python -m tools.encoders.probe`; do not edit. -->
+# Encoders
 
-Written by `python -m tools.encoders.probe`: {count} encoders, our own DRN and those of timm {timm_version}; do not edit.
+{count} encoders: our own DRN and those of timm {timm_version}.
 
 A name in the first column is what a model name contains (`deeplabv3plus_{example}`); every full timm name works too.
 `deeplabzoo.supports(name, output_stride)` and `deeplabzoo.list_encoders("*pattern*", output_stride=8)` answer from the same
 table, and a test measures it again.
 
-## Is the denser network the same network?
+## Does dilation preserve the function?
 
 Running an encoder at output stride 16 or 8 replaces strides by dilation. With an exact conversion, every cell that the strided
 network computes is found in the dense map, unchanged. The two last columns give the largest difference, relative to the largest
