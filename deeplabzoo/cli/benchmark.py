@@ -268,7 +268,8 @@ def _benchmark_training(arguments: Sequence[str]) -> int:
     import torch  # after the arguments have been checked: it takes seconds to import
 
     from deeplabzoo.benchmark.record import reproduce_command
-    from deeplabzoo.benchmark.training import Settings, measure, record_table, select_backends
+    from deeplabzoo.benchmark.training import measure, record_table, select_backends
+    from deeplabzoo.benchmark.training_backends import Settings
     from deeplabzoo.device import choose_device
 
     torch.set_flush_denormal(True)  # random weights give denormals, which would slow down the side that meets more of them

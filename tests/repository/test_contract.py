@@ -53,7 +53,6 @@ OPTIMIZED = ("deeplabzoo.optimization.optimized_model",)
 
 NOT_FROZEN = {
     "benchmark table": None,
-    "weights table": None,
     "benchmark": {"--labels", "--confusion", "--scaling", "--megapixels", "--seams", "--mosaics", "--note"},
 }
 """Commands (None) and options that measure single functions or write this repository's documents: they may leave."""
