@@ -1,4 +1,8 @@
-"""What defines a network and its input, as plain data: two frozen dataclasses that go through JSON unchanged."""
+"""What defines a model and its input, as plain data: two frozen dataclasses that go through JSON unchanged.
+
+And the arithmetic of output strides and atrous rates: a rate keeps its reach *in pixels of the image*. Halving the output
+stride doubles every rate, so a model trained at stride 16 has the same receptive field at stride 8 (DeepLabV3, section 3.3).
+"""
 
 import dataclasses
 import math
@@ -12,11 +16,11 @@ Architecture = Literal["deeplabv3", "deeplabv3plus"]
 ARCHITECTURES: tuple[Architecture, ...] = ("deeplabv3", "deeplabv3plus")
 OUTPUT_STRIDES = (8, 16, 32)
 _ASPP_RATE_TIMES_STRIDE = 96
-"""Reach of the smallest ASPP rate: 6 cells of 16 pixels (DeepLabV3, section 3.3); the others reach twice and thrice as far."""
+"""Reach in pixels of the smallest ASPP rate: 6 cells of 16 pixels (DeepLabV3, section 3.3); the others are 2 and 3 times it."""
 
 
 def aspp_rates(output_stride: int) -> tuple[int, int, int]:
-    """Return the three ASPP rates of the papers for an output stride of 8, 16 or 32.
+    """Return the papers' three ASPP rates, in cells, for an output stride of 8, 16 or 32; raises UsageError for others.
 
     >>> aspp_rates(32), aspp_rates(16), aspp_rates(8)
     ((3, 6, 9), (6, 12, 18), (12, 24, 36))
@@ -28,9 +32,15 @@ def aspp_rates(output_stride: int) -> tuple[int, int, int]:
 
 
 def scale_atrous_rates(rates: tuple[int, ...], from_stride: int, to_stride: int) -> tuple[int, ...]:
-    """Return the rates that reach as far in pixels at `to_stride` as `rates` do at `from_stride`.
+    """Return the atrous rates that reach as far in pixels at `to_stride` as `rates` do at `from_stride`.
 
-    Raises UsageError where a rate would become a fraction: rounding it would silently change what the network sees.
+    Args:
+        rates: Atrous rates, in cells of the encoder's last feature.
+        from_stride: Output stride that `rates` belong to.
+        to_stride: Output stride of the result.
+
+    Raises:
+        UsageError: A rate would become a fraction; rounding it would change the model's receptive field.
 
     >>> scale_atrous_rates((12, 24, 36), 16, 8)
     (24, 48, 72)
@@ -38,7 +48,7 @@ def scale_atrous_rates(rates: tuple[int, ...], from_stride: int, to_stride: int)
     if any(dilation * from_stride % to_stride for dilation in rates):
         raise UsageError(
             f"Atrous rates {rates} at output stride {from_stride} have no whole equivalent at stride {to_stride}; "
-            "build the network with atrous_rates given for that stride."
+            "build the model with atrous_rates given for that stride."
         )
     return tuple(dilation * from_stride // to_stride for dilation in rates)
 

@@ -1,6 +1,6 @@
-"""DeepLab itself: an encoder, a head, and logits at the size of the image that came in.
+"""The DeepLab model: an encoder, a head, and logits at the size of the image; and how tensors are put into it.
 
-Names in a state dict: `encoder.<timm's own names>`, `head.…` and `aux_head.…` (see heads.py), nothing in between.
+Names in a state dict: `encoder.<timm's own names>`, `head.…` and `aux_head.…` (see heads.py).
 """
 
 import dataclasses
@@ -9,39 +9,44 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
 from deeplabzoo.data.classes import default_palette
 from deeplabzoo.errors import UnsupportedStrideError, UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
-from deeplabzoo.models.encoder_table import canonical_encoder, check_output_stride
-from deeplabzoo.models.encoders import build_encoder
+from deeplabzoo.models.encoder_table import FeaturePlan, canonical_encoder, check_output_stride
+from deeplabzoo.models.encoders import SkipInit, build_encoder, transfer_tensors
 from deeplabzoo.models.heads import AuxiliaryHead, V3Head, V3PlusHead
 from deeplabzoo.models.layers import Classifier, scale_atrous_rates
-from deeplabzoo.models.weight_transfer import (
-    SkipInit,
-    assign_state_dict,
-    check_state_dict,
-    has_non_state_tensors,
-    transfer_tensors,
-)
 
 Palette = tuple[tuple[int, int, int], ...]
 _Net = TypeVar("_Net", bound="DeepLab")
 
 
 class TrainingOutput(NamedTuple):
-    """What a network with an auxiliary head returns in training mode: both at the input's size, B x num_classes x H x W."""
+    """What a model with an auxiliary head returns in training mode: both B x num_classes x H x W, at the image's size."""
 
     logits: torch.Tensor
     aux_logits: torch.Tensor
 
 
 class DeepLab(nn.Module):
-    """DeepLabV3 or DeepLabV3+ on any encoder of the table.
+    """DeepLabV3 or DeepLabV3+ on any encoder of the table, with random weights, in training mode.
 
-    Raises UnsupportedStrideError, UnknownNameError and UsageError at construction, never in the middle of a forward pass.
+    Args:
+        config: Architecture, encoder and every option of their arithmetic.
+        classes: A name for each class; None gives `class_0`, `class_1`, …
+        palette: A colour (red, green, blue), 0...255, for each class; None gives PASCAL VOC's colour map.
+        preprocessing: How an image becomes the model's input; None takes mean and std of the encoder's ImageNet weights.
+        encoder_pretrained: Download timm's ImageNet weights for the encoder.
+
+    Raises:
+        UnsupportedStrideError: The encoder cannot run at the output stride.
+        UnknownNameError: There is no such encoder.
+        UsageError: Options, or counts of names and colours, that do not go together.
+        DownloadError: The ImageNet weights could not be downloaded.
 
     >>> net = DeepLab(DeepLabConfig(architecture="deeplabv3plus", encoder="resnet18", num_classes=2)).eval()
     >>> net(torch.rand(1, 3, 65, 97)).shape
@@ -59,11 +64,11 @@ class DeepLab(nn.Module):
     ) -> None:
         super().__init__()
         self.weights_source: dict[str, Any] = {}
-        """Which file the weights came from (`name`, `tag`, `sha256`, `source`, `adapted`); empty where there is none."""
+        """The file that the weights came from (`name`, `tag`, `sha256`, `source`, `adapted`); empty for random weights."""
         config = dataclasses.replace(config, encoder=canonical_encoder(config.encoder))
         self.config = config
         self.encoder, plan = build_encoder(config, pretrained=encoder_pretrained)
-        self.feature_plan = plan
+        self.feature_plan: FeaturePlan = plan
         in_channels = plan.channels[plan.last]
         self.head: V3Head | V3PlusHead
         if config.architecture == "deeplabv3":
@@ -84,19 +89,27 @@ class DeepLab(nn.Module):
         palette: Sequence[tuple[int, int, int]] | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Self:
-        """Build the network that `config` describes with every tensor taken from `state_dict`, in float32, in eval mode.
+        """Build a model with every tensor taken from `state_dict`, in float32, in eval mode.
 
-        The fit is checked on shapes alone, before any memory is taken: a file that lies about its network costs nothing.
-        The network is built without memory, and the tensors become its own, without a copy where their type is right. Raises
-        WeightsError naming the tensors that are missing, left over or of another shape.
+        Names and shapes are compared before memory is allocated, and the tensors become the model's own, without a copy where
+        their dtype is right.
+
+        Args:
+            config: Architecture, encoder and every option of their arithmetic.
+            state_dict: Tensors by name, exactly those of the model.
+            classes: A name for each class; None gives `class_0`, `class_1`, …
+            palette: A colour (red, green, blue), 0...255, for each class; None gives PASCAL VOC's colour map.
+            preprocessing: How an image becomes the model's input; None takes mean and std of the encoder's ImageNet weights.
+
+        Raises:
+            WeightsError: Tensors that are missing, left over or of another shape; the message names them.
         """
-        net = _build_on_meta(cls, config)
+        options: dict[str, Any] = {"classes": classes, "palette": palette, "preprocessing": preprocessing}
+        net = _build_on_meta(cls, config, **options)
         check_state_dict(config, state_dict, {name: tensor.shape for name, tensor in net.state_dict().items()})
         if has_non_state_tensors(net):
             with SkipInit():
-                net = cls(config)
-        net.preprocessing = preprocessing or net.preprocessing
-        net._set_classes(classes, palette)
+                net = cls(config, **options)
         assign_state_dict(net, state_dict)
         return net.eval()
 
@@ -112,12 +125,13 @@ class DeepLab(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network's tensors are."""
+        """The device of the model's tensors."""
         return next(self.parameters()).device
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; label i is `classes[i]`."""
+        """Class names; label i is `classes[i]`. Raises UsageError where a classifier put in by hand has another number of them."""
+        self.check_classifier()
         return self._classes
 
     @property
@@ -125,11 +139,26 @@ class DeepLab(nn.Module):
         """One (red, green, blue) per class."""
         return self._palette
 
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor | TrainingOutput:
-        """Return logits B x num_classes x H x W for a normalize_images float image, at the image's own H x W.
+    def check_classifier(self) -> None:
+        """Raise UsageError where the classifier does not yield `num_classes` channels: it was replaced by hand."""
+        counts = [conv.out_channels for conv in self.head.classifier.modules() if isinstance(conv, nn.Conv2d)]
+        if counts and counts[-1] != self.config.num_classes:
+            raise UsageError(
+                f"The classifier was replaced by one of {counts[-1]} classes, but the model has {self.config.num_classes} and "
+                f"names for these; use net.reset_classifier({counts[-1]}), which changes all of them."
+            )
 
-        Always one tensor in eval mode; in training with an auxiliary head a TrainingOutput. Raises UsageError for an image of
-        another rank, channel count or kind.
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor | TrainingOutput:
+        """Return the logits of a batch of images.
+
+        Args:
+            image_BCHW: Normalized float images, B x in_chans x H x W, as `preprocessing` describes.
+
+        Returns:
+            Logits B x num_classes x H x W. In training mode, a model with an auxiliary head returns a TrainingOutput instead.
+
+        Raises:
+            UsageError: An image of another rank, channel count or dtype.
         """
         features = self._encode(image_BCHW)
         logits = self._upsample(self._run_head(features), image_BCHW)
@@ -138,7 +167,7 @@ class DeepLab(nn.Module):
         return TrainingOutput(logits, self._upsample(self.aux_head(features[self.feature_plan.auxiliary]), image_BCHW))
 
     def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits at the head's own size (V3: the output stride; V3+: stride 4), before any upsampling."""
+        """Return the logits before upsampling: B x num_classes x h x w at the output stride (V3) or at stride 4 (V3+)."""
         return self._run_head(self._encode(image_BCHW))
 
     @torch.no_grad()
@@ -154,11 +183,19 @@ class DeepLab(nn.Module):
         size: tuple[int, int] | None = None,
         calibration: Any = None,
     ) -> Any:
-        """Return this network, as it is now, as an OptimizedDeepLab: a faster form for inference alone, equal up to rounding.
+        """Return the model as it is now as an OptimizedDeepLab: faster, for inference only, equal up to rounding.
 
-        `engine` is torch, compiled, onnxruntime, openvino, or auto, which measures; `deeplabzoo.optimize` documents
-        `precision`, `size`, `calibration` and the errors. Training or changing the network afterwards does not change
-        what is returned.
+        Args:
+            engine: `torch`, `compiled`, `onnxruntime`, `openvino`, or `auto`, which measures them.
+            precision: `fp32`, `bf16` or `int8`; see `deeplabzoo.optimize`.
+            size: (height, width) in pixels of every image, where it is fixed.
+            calibration: Images that `int8` is calibrated with.
+
+        Returns:
+            The optimized model; training or changing this one afterwards does not change it.
+
+        Raises:
+            UsageError: Options that do not go together, or a backend that is not installed.
         """
         from deeplabzoo.optimization.optimized_model import optimize  # upward edge, named in test_architecture.py
 
@@ -167,9 +204,14 @@ class DeepLab(nn.Module):
     def set_output_stride(self, output_stride: int) -> None:
         """Run the same weights at another output stride: encoder and ASPP are re-dilated together (DeepLabV3, section 4.1).
 
-        The Parameter objects stay the very same (an optimizer keeps working), as do dtype, device, training flags and
-        requires_grad; rates keep their reach in pixels. Forward hooks inside the encoder are lost, as its modules are new.
-        Raises UnsupportedStrideError where the encoder cannot, or needs other tensors there; nothing is changed then.
+        The Parameter objects stay the same (an optimizer keeps working), and so do dtype, device, training flags and
+        requires_grad; atrous rates keep their reach in pixels. Forward hooks inside the encoder are lost: its modules are new.
+
+        Args:
+            output_stride: Pixels per cell of the encoder's last feature: 8, 16 or 32.
+
+        Raises:
+            UnsupportedStrideError: The encoder cannot run at this stride, or has other tensors there; nothing is changed.
         """
         config = self.config
         if output_stride == config.output_stride:
@@ -196,7 +238,16 @@ class DeepLab(nn.Module):
         classes: Sequence[str] | None = None,
         palette: Sequence[tuple[int, int, int]] | None = None,
     ) -> None:
-        """Give the network a new, untrained last layer (and the auxiliary head too) for another set of classes."""
+        """Replace the last layer, and that of the auxiliary head, by a randomly initialized one for other classes.
+
+        Args:
+            num_classes: Number of classes, background included.
+            classes: A name for each; None gives `class_0`, `class_1`, …
+            palette: A colour (red, green, blue) for each; None gives PASCAL VOC's colour map.
+
+        Raises:
+            UsageError: As many names and colours as classes are needed.
+        """
         config = dataclasses.replace(self.config, num_classes=num_classes)
         self._set_classes(classes, palette, num_classes)
         self.config = config
@@ -206,10 +257,16 @@ class DeepLab(nn.Module):
                 head.classifier = Classifier(old.shape[1], num_classes).to(old)
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None) -> None:
-        """Write a safetensors file that holds enough to rebuild this network; `dtype=torch.float16` halves it.
+        """Write a safetensors file from which `deeplabzoo.load` rebuilds this model.
 
-        `extra`, or else `weights_source`, is kept in it as the weights' source. Raises OutputError where the file cannot be
-        written; an existing file is then left as it was.
+        Args:
+            path: File to write; an existing one is replaced as a whole or not at all.
+            dtype: Floating-point type in the file; `torch.float16` halves its size. None keeps the model's.
+            extra: JSON values kept as the weights' source; None keeps `weights_source`.
+
+        Raises:
+            OutputError: The file cannot be written.
+            UsageError: Layers were replaced by hand, so that the file could not be loaded.
         """
         from deeplabzoo.checkpoints.native import save_checkpoint  # upward edge, named in test_architecture.py
 
@@ -226,13 +283,28 @@ class DeepLab(nn.Module):
         license: str | None = None,
         photo: str | Path | None = None,
     ) -> str:
-        """Put the network on the Hugging Face Hub and return the commit; `create("hf-hub:owner/repo")` reads it back.
+        """Upload the model to the Hugging Face Hub; `create("hf-hub:owner/repo")` reads it back.
 
-        The repository, made if it is not there, gets model.safetensors, a readable config.json and a model card. The card has
-        the figures of a released file whose tensors these are, and of `reports` that `deeplabzoo.evaluate` made of this very
-        network; `license` are the weights' terms, `photo` is a picture that may be shown. Without `token` that of
-        `hf auth login` counts. Raises UsageError for a wrong name or a report of other tensors, WeightsError for weights that
-        are no finite numbers, DownloadError where the network is switched off, OutputError where the Hub refuses.
+        The repository, which is created if it does not exist, gets model.safetensors, a readable config.json and a model card.
+        The card has the metrics of a released checkpoint whose tensors these are, and those of `reports`.
+
+        Args:
+            repo: `owner/name` of the repository.
+            token: Access token; None takes that of `hf auth login`.
+            private: Whether a new repository is private; None takes the account's default.
+            commit_message: Message of the commit.
+            reports: Reports that `deeplabzoo.evaluate` made of this model.
+            license: Licence of the weights.
+            photo: An image that may be published, shown on the card with its labels.
+
+        Returns:
+            The commit's id.
+
+        Raises:
+            UsageError: A wrong name, or a report of other tensors.
+            WeightsError: Weights that are not finite.
+            DownloadError: The network is switched off.
+            OutputError: The Hub refuses the upload.
         """
         from deeplabzoo.publish.push_to_hub import push_to_hub  # upward edge, named in test_architecture.py
 
@@ -248,7 +320,7 @@ class DeepLab(nn.Module):
         )
 
     def _encode(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        check_image(self.config, image_BCHW)
+        _check_image(self.config.in_chans, image_BCHW)
         return list(self.encoder(image_BCHW))
 
     def _run_head(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -272,32 +344,34 @@ class DeepLab(nn.Module):
         colours = tuple(tuple(colour) for colour in palette) if palette is not None else default_palette(count)
         if len(names) != count or len(colours) != count:
             raise UsageError(
-                f"A network of {count} classes needs as many names and colours, not {len(names)} and {len(colours)}."
+                f"A model of {count} classes needs as many names and colours, not {len(names)} and {len(colours)}."
             )
         self._classes: tuple[str, ...] = names
         self._palette: Palette = colours  # type: ignore[assignment]
 
 
 def check_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:
-    """Raise UsageError for an image of another rank, channel count or kind than a network of this configuration takes."""
-    channels = config.in_chans
+    """Raise UsageError for an image of another rank, channel count or dtype than a model of this configuration takes."""
+    _check_image(config.in_chans, image_BCHW)
+
+
+@torch.fx.wrap  # one call in a traced graph: its conditions depend on the image
+def _check_image(channels: int, image_BCHW: torch.Tensor) -> None:
     if image_BCHW.ndim != 4 or image_BCHW.shape[1] != channels:
         raise UsageError(
-            f"This network expects a batch of images of shape B x {channels} x H x W, not {tuple(image_BCHW.shape)}."
+            f"This model expects a batch of images of shape B x {channels} x H x W, not {tuple(image_BCHW.shape)}."
         )
     if not image_BCHW.is_floating_point():
-        raise UsageError(
-            f"This network expects a normalize_images float image, not {image_BCHW.dtype}; see `net.preprocessing`."
-        )
+        raise UsageError(f"This model expects a normalized float image, not {image_BCHW.dtype}; see `net.preprocessing`.")
 
 
-def _build_on_meta(cls: type[_Net], config: DeepLabConfig) -> _Net:
+def _build_on_meta(cls: type[_Net], config: DeepLabConfig, **options: Any) -> _Net:
     try:
-        with torch.device("meta"):
-            return cls(config)
+        with torch.device("meta"), SkipInit():
+            return cls(config, **options)
     except (RuntimeError, OverflowError) as error:
         raise WeightsError(
-            f"The file's configuration describes no network that could exist: {_non_default_fields(config)}."
+            f"The file's configuration describes no model that could exist: {_non_default_fields(config)}."
         ) from error
 
 
@@ -312,3 +386,49 @@ def _encoder_preprocessing(encoder: nn.Module) -> Preprocessing:
     published = getattr(encoder, "pretrained_cfg", None) or {}
     default = Preprocessing()
     return Preprocessing(mean=tuple(published.get("mean", default.mean)), std=tuple(published.get("std", default.std)))
+
+
+def has_non_state_tensors(module: nn.Module) -> bool:
+    """Return whether a module has tensors that are in no state dict: non-persistent buffers, or plain attributes."""
+    in_state = set(module.state_dict())
+    if any(name not in in_state for name, _ in module.named_buffers()):
+        return True
+    return any(isinstance(value, torch.Tensor) for part in module.modules() for value in vars(part).values())
+
+
+def assign_state_dict(net: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Make the tensors of `state_dict`, whose names and shapes were checked, those of `net`.
+
+    They are copied only where dtype or layout is another, or where two names share one. Parameters keep their requires_grad.
+    """
+    taken: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, like in net.state_dict().items():
+        tensor = state_dict[name].detach().to("cpu", like.dtype).contiguous()
+        if tensor.data_ptr() in seen:  # two parameters that share memory would be trained as one
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        taken[name] = tensor
+    net.load_state_dict(taken, assign=True)
+
+
+def check_state_dict(config: DeepLabConfig, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raise WeightsError unless `state_dict` has exactly the tensors and shapes of the model that `config` describes."""
+    missing = sorted(expected.keys() - state_dict.keys())
+    extra = sorted(state_dict.keys() - expected.keys())
+    wrong = [
+        f"{name} is {tuple(state_dict[name].shape)}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state_dict and state_dict[name].shape != shape
+    ]
+    problems = [
+        f"{len(names)} tensors {what} ({'; '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+        for names, what in ((missing, "are missing"), (extra, "are left over"), (wrong, "have another shape"))
+        if names
+    ]
+    if not problems:
+        return
+    model = f"{config.architecture} on {config.encoder} with {config.num_classes} classes"
+    architecture = "deeplabv3plus" if "head.low_level.conv.weight" in state_dict else "deeplabv3"
+    mixed_up = f" These are the weights of a {architecture}." if architecture != config.architecture else ""
+    raise WeightsError(f"The weights do not fit {model}: {', '.join(problems)}.{mixed_up}")

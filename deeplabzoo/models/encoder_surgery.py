@@ -1,11 +1,12 @@
-"""Changes to a finished encoder that its builder has no switch for.
+"""Changes to a built timm encoder for which its builder has no option.
 
-Multi-grid, the other rule for strides turned into dilation, exact padding of even kernels, a last 1x1 convolution, group norm,
-norm epsilon, batches of one.
+Multi-grid, other rules for dilation, exact padding of even kernels, a last 1x1 convolution, another low-level map, group norm,
+epsilon, batches of one. Several assign `__class__`: a replaced module would lose timm's hooks and tensor names, and a changed
+class keeps both and alters the forward pass alone.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import timm
@@ -22,13 +23,13 @@ from timm.models.xception_aligned import SeparableConv2d, XceptionModule
 from torch import nn
 
 from deeplabzoo.errors import UsageError
-from deeplabzoo.models.layers import SingleSampleBatchNorm2d, SingleSampleBatchNormMixin, multi_grid_dilations, num_norm_groups
+from deeplabzoo.models.layers import SingleSampleBatchNorm2d, multi_grid_dilations, num_norm_groups, single_sample_batch_norm
 
 
 def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride: int, *, halved: bool = False) -> None:
     """Give each block of the last residual stage its own dilation (multi-grid; DeepLabV3, section 3.2.1).
 
-    Raises UsageError for encoders without a residual stage 4: the papers define multi-grid on ResNets alone.
+    Raises UsageError for encoders without a residual stage 4, as the papers define multi-grid for ResNets only.
     """
     stage = getattr(encoder, "layer4", None)
     if not isinstance(stage, nn.Sequential) or hasattr(encoder, "layer5"):
@@ -43,8 +44,8 @@ def dilate_blocks(encoder: nn.Module, multi_grid: tuple[int, ...], output_stride
 def dilate_strided(encoder: nn.Module, strided: nn.Module) -> None:
     """Dilate the convolutions that lost their stride like the stage that they begin; `strided` is the encoder at stride 32.
 
-    A stage of stride 2 that is run at stride 1 has its later convolutions dilated by 2 to make up for it. The one that had the
-    stride itself reads cells that are as dense as before, so timm leaves it alone; several libraries dilate it all the same.
+    In a stage of stride 2 that is run at stride 1, the later convolutions are dilated by 2. The convolution that had the
+    stride reads cells as dense as before, so timm does not dilate it; SMP and torchvision's MobileNetV3 do.
     """
     at_stride_32 = dict(strided.named_modules())
     for name, conv in encoder.named_modules():
@@ -66,19 +67,19 @@ class TrailingPadConv2d(nn.Conv2d):
 
 
 def pad_even_kernels_at_end(encoder: nn.Module) -> None:
-    """Keep the maps of dilated 2x2 downsampling convolutions (ConvNeXt, Inception-NeXt) where the strided ones have them.
+    """Pad dilated 2x2 downsampling convolutions (ConvNeXt, Inception-NeXt) so that their maps do not shift.
 
     timm pads a dilated even kernel equally on both sides, which moves the map of ConvNeXt at output stride 8 by one cell
     (8 pixels); the strided convolution that it replaces starts at the first cell.
     """
     for conv in encoder.modules():
         if type(conv) is nn.Conv2d and conv.kernel_size[0] % 2 == 0 and conv.dilation[0] > 1 and conv.stride[0] == 1:
-            conv.__class__ = TrailingPadConv2d  # the same layer and state; only its forward differs
+            conv.__class__ = TrailingPadConv2d
             conv.padding = (0, 0)
 
 
 class WithFinalConv(EfficientNetFeatures):
-    """timm's features of an EfficientNet-like encoder, the last one passed through the 1x1 convolution before pooling."""
+    """timm's features of an EfficientNet-like encoder, with its final 1x1 convolution applied to the last one."""
 
     conv_head: nn.Conv2d
     bn2: BatchNormAct2d
@@ -90,7 +91,7 @@ class WithFinalConv(EfficientNetFeatures):
 
 
 def add_final_conv(encoder: nn.Module, name: str, *, pretrained: bool) -> None:
-    """Let the last feature be that of the 1x1 convolution which ends timm's network `name` (its `conv_head` and `bn2`).
+    """Apply the 1x1 convolution that ends timm's classifier `name` (`conv_head` and `bn2`) to the last feature.
 
     Raises UsageError for encoders that have none.
     """
@@ -99,11 +100,11 @@ def add_final_conv(encoder: nn.Module, name: str, *, pretrained: bool) -> None:
     if type(encoder) is not EfficientNetFeatures or not isinstance(conv_head, nn.Conv2d) or not isinstance(bn2, BatchNormAct2d):
         raise UsageError("encoder_final_conv exists for MobileNetV2 and EfficientNet encoders only; leave it None.")
     encoder.conv_head, encoder.bn2 = conv_head, bn2
-    encoder.__class__ = WithFinalConv  # the same layers and state; only its forward differs
+    encoder.__class__ = WithFinalConv
 
 
 def remove_final_conv(encoder: nn.Module) -> None:
-    """Let the last feature of timm's MobileViT be its last stage; encoders that end with their last stage stay as they are."""
+    """Remove the 1x1 convolution after the last stage of timm's MobileViT; other encoders do not have one."""
     if hasattr(encoder, "final_conv"):
         encoder.set_submodule("final_conv", nn.Identity())
 
@@ -149,29 +150,29 @@ def undilate_later_convs(encoder: nn.Module, dilated: Literal["first_convs", "fi
 
 
 def remove_shortcut_pooling(encoder: nn.Module) -> None:
-    """Leave out the average pooling at stride 1 that timm puts into the shortcut of a stage that lost its stride."""
+    """Remove the average pooling at stride 1 that timm puts into the shortcut of a stage that lost its stride."""
     for name, pool in list(encoder.named_modules()):
         if isinstance(pool, AvgPool2dSame) and pool.stride == (1, 1):
             encoder.set_submodule(name, nn.Identity())
 
 
 class GroupNormAct(nn.GroupNorm):
-    """Group norm in the place of timm's batch norm that applies an activation of its own; keeps that activation."""
+    """Group norm that replaces timm's batch norm with an activation of its own, and keeps that activation."""
 
     def __init__(self, channels: int, eps: float, drop: nn.Module, act: nn.Module) -> None:
         super().__init__(num_norm_groups(channels), channels, eps=eps)
         self.drop, self.act = drop, act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise, then drop and activate as the layer that was here did."""
+        """Normalize a map of shape B x C x H x W, then drop and activate as the replaced layer did."""
         activated: torch.Tensor = self.act(self.drop(super().forward(x)))
         return activated
 
 
 def use_group_norm(encoder: nn.Module) -> None:
-    """Put group norm (32 groups, or the largest fitting number below) wherever the encoder has batch norm.
+    """Replace every batch norm of the encoder by group norm (32 groups, or the largest number below that divides the channels).
 
-    Scale and shift are taken over, so that weights trained with batch norm stay a starting point.
+    Scale and shift are kept, so that weights trained with batch norm remain usable as initial weights.
     """
     for name, old in list(encoder.named_modules()):
         if not isinstance(old, nn.BatchNorm2d):
@@ -196,50 +197,69 @@ def set_norm_eps(encoder: nn.Module, eps: float) -> None:
         norm.eps = eps
 
 
-class SingleSampleBatchNormAct2d(SingleSampleBatchNormMixin, BatchNormAct2d):
-    """timm's batch norm with an activation of its own, bearing a batch of one on a 1x1 map."""
+class SingleSampleBatchNormAct2d(BatchNormAct2d):
+    """timm's batch norm with an activation of its own, accepting a batch of one on a 1x1 map in training."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize a map of shape B x C x H x W, then drop and activate as timm's layer does."""
+        counter, training = self.num_batches_tracked, self.training
+        x = single_sample_batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, counter, training, self.momentum, self.eps
+        )
+        activated: torch.Tensor = self.act(self.drop(x))
+        return activated
 
 
 _SINGLE_SAMPLE_CLASSES = {nn.BatchNorm2d: SingleSampleBatchNorm2d, BatchNormAct2d: SingleSampleBatchNormAct2d}
 
 
 @contextlib.contextmanager
-def single_sample_safe_batchnorms(encoder: nn.Module) -> Iterator[None]:
-    """While this holds, a batch norm that is fed a 1x1 map becomes one that bears a batch of one.
+def single_cell_norms(encoder: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that receives the name of each batch norm that is fed a 1x1 map until the context ends.
 
-    Which ones those are (in attention blocks, or in the last stage for the smallest images) is seen from the maps of a forward
-    pass, not from names. The layer stays the same object with the same state; only its forward differs.
+    Which ones those are (in attention blocks, or in the last stage for the smallest images) follows from the maps of a forward
+    pass, not from names.
     """
+    found: list[str] = []
 
-    def swap_class(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if inputs[0].shape[-2:] == (1, 1):
-            norm.__class__ = _SINGLE_SAMPLE_CLASSES.get(type(norm), type(norm))
+    def watch(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[-2:] == (1, 1) and name not in found:
+            found.append(name)
 
-    norm_layers = [module for module in encoder.modules() if type(module) in _SINGLE_SAMPLE_CLASSES]
-    hooks = [norm.register_forward_pre_hook(swap_class) for norm in norm_layers]
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs))
+        for name, module in encoder.named_modules()
+        if type(module) in _SINGLE_SAMPLE_CLASSES
+    ]
     try:
-        yield
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
 
 
-# Which stride-4 map the decoder of DeepLabV3+ reads, where it is not the one that timm's features hold.
-#
-# TensorFlow's decoder takes Xception's map before its ReLU, and MobileNetV2's before its projection.
+def make_single_sample_safe(encoder: nn.Module, names: Iterable[str]) -> None:
+    """Let the named batch norms accept a batch of one on a 1x1 map; those that group norm has replaced stay as they are."""
+    for name in names:
+        norm = encoder.get_submodule(name)
+        norm.__class__ = _SINGLE_SAMPLE_CLASSES.get(type(norm), type(norm))  # the same layer and state; another forward
+
+
+# Another stride-4 map for the decoder of DeepLabV3+ than timm's feature: TensorFlow's decoder takes Xception's map before its
+# ReLU, and MobileNetV2's before its projection.
 
 
 class ActivatedSeparableConv2d(SeparableConv2d):
-    """A separable convolution of an Xception that does the ReLU before it itself, on a copy."""
+    """A separable convolution of an Xception that applies the ReLU before it, not in place."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Activate and convolve."""
+        """Activate and convolve a map of shape B x C x H x W."""
         convolved: torch.Tensor = super().forward(F.relu(x))  # type: ignore[no-untyped-call]
         return convolved
 
 
 def use_pre_activation_low_level(encoder: nn.Module) -> None:
-    """Let the stride-4 feature of an Xception be the map before the ReLU that timm takes it after; all else stays.
+    """Make the stride-4 feature of an Xception the map before its ReLU; timm takes it after.
 
     Raises UsageError for other encoders.
     """
@@ -248,15 +268,15 @@ def use_pre_activation_low_level(encoder: nn.Module) -> None:
         raise UsageError("decoder_low_level_activated=False has no meaning for an encoder other than Xception; leave it True.")
     taps = [info["module"] for info in encoder.feature_info.get_dicts() if info["reduction"] == 4]
     stack = stacks[int(taps[-1].split(".")[1])]
-    stack.act3.__class__ = nn.Identity  # the same module, which timm's features are hooked to; only its forward differs
+    stack.act3.__class__ = nn.Identity  # timm's features are hooked to this module
     stack.conv3.__class__ = ActivatedSeparableConv2d
 
 
 class TappedInvertedResidual(InvertedResidual):
-    """A block of MobileNetV2 of which two maps are read; of a type of its own, so that nobody fuses it to one."""
+    """A block of MobileNetV2 of which two maps are read; a type of its own, which the optimized model does not fuse."""
 
     def expanded_and_projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the block projects, and what it yields."""
+        """Return the map that the block projects, and its output."""
         expanded: torch.Tensor = self.bn2(self.conv_dw(self.bn1(self.conv_pw(x))))
         return expanded, self.bn3(self.conv_pwl(expanded)) + x
 
@@ -287,7 +307,7 @@ _LOW_LEVEL_STAGE = 1
 
 
 def use_expanded_low_level(encoder: nn.Module) -> None:
-    """Let the stride-4 feature of a MobileNetV2 be what its last block at that stride projects; all else stays.
+    """Make the stride-4 feature of a MobileNetV2 the expanded map that its last block at that stride projects.
 
     Raises UsageError for other encoders.
     """
@@ -298,4 +318,4 @@ def use_expanded_low_level(encoder: nn.Module) -> None:
     if last is None or not plain or any(type(last.get_submodule(one)) is not nn.Identity for one in ("aa", "se", "drop_path")):
         raise UsageError("decoder_low_level_expanded has a meaning for MobileNetV2 encoders only; leave it False.")
     last.__class__ = TappedInvertedResidual
-    encoder.__class__ = WithExpandedLowLevel  # the same layers and state; only their forward differs
+    encoder.__class__ = WithExpandedLowLevel

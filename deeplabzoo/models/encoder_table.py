@@ -1,7 +1,8 @@
-"""Which encoders exist and at which output strides they run: measured once, committed as `encoder_table.json`, read here.
+"""The encoders that exist, the output strides at which they run and the shapes of their features.
 
-Nothing of torch or timm is imported, so that listing names stays instant. `python -m tools.encoders.probe` writes the
-table and a test measures it again: what timm declares about itself has been wrong, so nothing here is taken from declarations.
+All of it was measured once, is committed as `encoder_table.json` and is read here, without torch or timm, so that listing
+names is instant. `python -m tools.encoders.probe` writes the table and a test measures it again: what timm declares about its
+models has been wrong for whole families, so nothing is taken from declarations.
 """
 
 import difflib
@@ -44,7 +45,7 @@ _SHORT = {canonical: short for short, canonical in ALIASES.items()}
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What was measured about one encoder; `strides` is empty, and `refused` says why, where it cannot be used."""
+    """What was measured about one encoder; `strides` is empty, and `refused` gives the reason, where it cannot be used."""
 
     name: str
     family: str
@@ -62,6 +63,9 @@ class EncoderInfo:
     and random weights: 0 is exact up to rounding, None where the two maps do not correspond. None was not measured."""
     exact8: tuple[float | None, ...] | None = None
     refused: str = ""
+    single_cell_norms: tuple[tuple[str, ...], ...] = ()
+    """One entry per entry of `strides`, or () where all are empty: names of the batch norms that are fed a 1x1 map when the
+    image is the smallest that is supported, after global pooling or in the last stage."""
 
     @property
     def short_name(self) -> str:
@@ -75,12 +79,44 @@ class EncoderInfo:
             return "The atrous conversion was not measured for this encoder; see its family."
         if not any(self.exact16 + self.exact8):
             return "The atrous conversion is exact at output strides 16 and 8."
-        return f"The atrous conversion is not exact: {_max_difference(self.exact16)} at output stride 16, {_max_difference(self.exact8)} at 8."
+        at_16, at_8 = _max_difference(self.exact16), _max_difference(self.exact8)
+        return f"The atrous conversion is not exact: {at_16} at output stride 16, {at_8} at 8."
 
     def shares_weights(self, one_stride: int, other_stride: int) -> bool:
-        """Whether weights made for one output stride fit the network at the other."""
+        """Whether weights made for one output stride fit the encoder at the other."""
         sets = dict(zip(self.strides, self.weight_sets, strict=True))
         return one_stride in sets and sets[one_stride] == sets.get(other_stride)
+
+    def feature_plan(self, output_stride: int) -> "FeaturePlan":
+        """Return the features that the encoder yields at one of its `strides`."""
+        norms = self.single_cell_norms[self.strides.index(output_stride)] if self.single_cell_norms else ()
+        return FeaturePlan(self.channels, tuple(min(one, output_stride) for one in self.reductions), norms)
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """The feature maps that an encoder's forward pass yields, and which of them a DeepLab uses."""
+
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]
+    """Stride in pixels of each feature."""
+    single_cell_norms: tuple[str, ...] = ()
+    """Names of the batch norms that are fed a 1x1 map when the image is the smallest that is supported."""
+
+    @property
+    def low_level(self) -> int:
+        """Index of the stride-4 feature that the V3+ decoder adds; the deepest one where there are several."""
+        return max(index for index, stride in enumerate(self.reductions) if stride == 4)
+
+    @property
+    def auxiliary(self) -> int:
+        """Index of the stage before the last, where the auxiliary head sits."""
+        return len(self.channels) - 2
+
+    @property
+    def last(self) -> int:
+        """Index of the feature that ASPP reads."""
+        return len(self.channels) - 1
 
 
 def _max_difference(differences: tuple[float | None, ...]) -> str:
@@ -90,32 +126,47 @@ def _max_difference(differences: tuple[float | None, ...]) -> str:
 
 
 def canonical_encoder(name: str) -> str:
-    """Return the canonical name for an alias or a full timm name; raises UnknownNameError naming the nearest ones.
+    """Return the canonical name of an encoder.
+
+    Args:
+        name: An alias, or a timm name without its tag.
+
+    Raises:
+        UnknownNameError: There is no such encoder; the message has the nearest names.
 
     >>> canonical_encoder("mobilenetv3")
     'mobilenetv3_large_100'
     """
     canonical = ALIASES.get(name, name)
-    if canonical in _table():
+    if canonical in _rows():
         return canonical
-    usable = [*ALIASES, *(info.name for info in _table().values() if info.strides)]
+    usable = [*ALIASES, *(info.name for info in all_encoders() if info.strides)]
     raise UnknownNameError(
         f"Unknown encoder '{name}'.{did_you_mean(name, usable)} deeplabzoo.list_encoders('*pattern*') lists all {len(usable)}."
     )
 
 
 def short_name(canonical: str) -> str:
-    """Return the alias of a canonical encoder name, or the name itself; `canonical_encoder` undoes it."""
+    """Return the alias of a canonical encoder name, or the name where it has none; `canonical_encoder` is the inverse."""
     return _SHORT.get(canonical, canonical)
 
 
+@functools.cache
 def encoder_info(name: str) -> EncoderInfo:
     """Return what was measured about an encoder, by alias or canonical name; raises UnknownNameError."""
-    return _table()[canonical_encoder(name)]
+    canonical = canonical_encoder(name)
+    return EncoderInfo(name=canonical, **{key: _frozen(value) for key, value in _rows()[canonical].items()})
 
 
 def supports(encoder: str, output_stride: int) -> bool:
-    """Whether an encoder runs at an output stride; raises UnknownNameError for names that do not exist.
+    """Return whether an encoder runs at an output stride; nothing is built for the answer.
+
+    Args:
+        encoder: An alias or a canonical name.
+        output_stride: Pixels per cell of the encoder's last feature: 8, 16 or 32.
+
+    Raises:
+        UnknownNameError: There is no such encoder.
 
     >>> supports("resnet50", 8), supports("densenet121", 8)
     (True, False)
@@ -124,20 +175,22 @@ def supports(encoder: str, output_stride: int) -> bool:
 
 
 def list_encoders(pattern: str = "*", output_stride: int | None = None) -> list[str]:
-    """Return the canonical names of usable encoders whose canonical or short name matches, sorted.
+    """Return the canonical names of usable encoders, sorted.
 
-    `pattern` is a shell pattern; with `output_stride` only encoders that run at that stride are named.
+    Args:
+        pattern: Shell pattern that the canonical or the short name has to match.
+        output_stride: Only encoders that run at this output stride; None for all.
     """
     return sorted(
         info.name
-        for info in _table().values()
+        for info in all_encoders()
         if (info.strides if output_stride is None else output_stride in info.strides)
         and (fnmatchcase(info.name, pattern) or fnmatchcase(info.short_name, pattern))
     )
 
 
 def check_output_stride(encoder: str, output_stride: int) -> EncoderInfo:
-    """Return the facts of an encoder that runs at `output_stride`; raises UnsupportedStrideError naming three that do."""
+    """Return what was measured about an encoder; raises UnsupportedStrideError, naming three others, where it cannot run so."""
     info = encoder_info(encoder)
     if output_stride in info.strides:
         return info
@@ -149,23 +202,38 @@ def check_output_stride(encoder: str, output_stride: int) -> EncoderInfo:
 
 
 def similar_encoders(info: EncoderInfo, output_stride: int, count: int = 3) -> list[EncoderInfo]:
-    """Return the encoders most like `info` that run at `output_stride`: by family, then by name and size."""
+    """Return the `count` encoders most like `info` that run at `output_stride`: by family, then by name and size."""
 
     def distance(other: EncoderInfo) -> tuple[bool, float, str]:
         unlike_name = 1 - difflib.SequenceMatcher(None, info.name, other.name).ratio()
         unlike_size = abs(math.log(max(1, other.params) / max(1, info.params)))
         return other.family != info.family, unlike_name + unlike_size, other.name
 
-    able = (one for one in _table().values() if output_stride in one.strides and one.name != info.name)
+    able = (one for one in all_encoders() if output_stride in one.strides and one.name != info.name)
     return sorted(able, key=distance)[:count]
 
 
+def all_encoders() -> tuple[EncoderInfo, ...]:
+    """Return every row of the table, unusable encoders included."""
+    return tuple(map(encoder_info, _rows()))
+
+
+def measured_with() -> str:
+    """Return the version of timm that the table was measured with."""
+    return str(_table()["timm"])
+
+
+def _rows() -> Mapping[str, Mapping[str, Any]]:
+    rows: Mapping[str, Mapping[str, Any]] = _table()["encoders"]
+    return rows
+
+
 @functools.cache
-def _table() -> Mapping[str, EncoderInfo]:
+def _table() -> Mapping[str, Any]:
     text = Path(__file__).with_name("encoder_table.json").read_text(encoding="utf-8")
-    rows: Mapping[str, Mapping[str, Any]] = json.loads(text)["encoders"]
-    return {name: EncoderInfo(name=name, **{key: _frozen(value) for key, value in row.items()}) for name, row in rows.items()}
+    table: Mapping[str, Any] = json.loads(text)
+    return table
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

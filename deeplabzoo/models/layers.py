@@ -1,4 +1,4 @@
-"""Convolution blocks and normalisation that the heads are made of, and that stay trainable on a batch of one.
+"""Convolution blocks and norms that the heads are made of.
 
 Names in a state dict: a block is `.conv` + `.norm`; a separable one is `.depthwise.{conv,norm}` + `.pointwise.{conv,norm}`.
 """
@@ -7,6 +7,7 @@ import functools
 from typing import Literal
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
@@ -19,9 +20,9 @@ Norm = Literal["batch", "group"]
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that keeps the map's size at stride 1 and starts with the initialisation made for ReLU (He et al., 2015).
+    """A convolution that keeps the map's size at stride 1, initialized for ReLU (He et al., 2015).
 
-    Initialised once, where it is made: torch's own default first and another one on top doubles the cost of `create`.
+    `reset_parameters` replaces torch's own initialization; a second one on top would double the cost of `create`.
     """
 
     def __init__(
@@ -31,64 +32,79 @@ class Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Fan-in mode, as it holds for depthwise convolutions too: their fan-out would count channels that never meet."""
+        """Initialize in fan-in mode: the fan-out of a depthwise convolution would count channels that it never sums."""
         nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def set_dilation(self, dilation: int) -> None:
-        """Change the atrous rate, and the padding with it so that the map's size stays."""
+        """Change the dilation, and the padding with it, so that the map keeps its size."""
         padding = dilation * (self.kernel_size[0] - 1) // 2
         self.dilation, self.padding = (dilation, dilation), (padding, padding)
 
 
 class Classifier(nn.Conv2d):
-    """The 1x1 convolution to class scores; starts near zero so that no class is favoured (standard deviation 0.01)."""
+    """The 1x1 convolution to class logits, initialized near zero (standard deviation 0.01) so that no class is favoured."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes, 1)
 
     def reset_parameters(self) -> None:
-        """Small normal weights, no bias: the TensorFlow DeepLab's initialisation of its logits layer."""
+        """Initialize as the TensorFlow DeepLab does its logits layer: small normal weights, zero bias."""
         nn.init.normal_(self.weight, std=0.01)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
-class SingleSampleBatchNormMixin(nn.Module):
-    """Mixed into a batch norm: in training it uses its running statistics where a channel has one single value.
+@torch.fx.wrap  # one call in a traced graph: its condition depends on the image's size
+def single_sample_batch_norm(
+    x_BCHW: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    num_batches_tracked: torch.Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> torch.Tensor:
+    """Compute torch's batch norm, in training with the running statistics where a channel has a single value.
 
     The pooled branch of a batch of one is such a case: no variance exists, and plain batch norm raises "Expected more than 1
-    value per channel when training". Running statistics are the best estimate there is; they are not updated by that step.
+    value per channel when training". Running statistics are the best estimate there is; that step does not update them.
     """
+    if training and x_BCHW.shape[0] * x_BCHW.shape[2] * x_BCHW.shape[3] == 1:
+        training = False
+        if not torch.compiler.is_compiling():  # a log line would break the graph
+            _warn_single_sample()
+    if training and num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+        momentum = 1 / float(num_batches_tracked) if momentum is None else momentum  # None: a cumulative average
+    use_batch = training or running_mean is None
+    return F.batch_norm(x_BCHW, running_mean, running_var, weight, bias, use_batch, momentum or 0.0, eps)
+
+
+class SingleSampleBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that accepts a batch of one on a 1x1 map in training."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise a map of shape B x C x H x W as the batch norm below would, in eval mode if it must be."""
-        is_single_sample = self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1
-        if is_single_sample:
-            _warn_single_sample()
-            self.training = False
-        try:
-            normalized: torch.Tensor = super().forward(x)
-        finally:
-            self.training = self.training or is_single_sample
-        return normalized
-
-
-class SingleSampleBatchNorm2d(SingleSampleBatchNormMixin, nn.BatchNorm2d):
-    """Batch norm that bears a batch of one on a 1x1 map."""
+        """Normalize a map of shape B x C x H x W."""
+        counter, training = self.num_batches_tracked, self.training
+        return single_sample_batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, counter, training, self.momentum, self.eps
+        )
 
 
 @functools.cache
 def _warn_single_sample() -> None:
-    """Once per process: a training loop with such batches would otherwise repeat it at every step."""
-    logger.info("Batch of one: batch norm on pooled 1x1 maps uses its running statistics (said once).")
+    """Log once per process: a training loop with such batches would otherwise repeat it at every step."""
+    logger.warning("Batch of one: batch norm on pooled 1x1 maps uses its running statistics (logged once).")
 
 
 def num_norm_groups(channels: int) -> int:
-    """Return how many groups GroupNorm makes of `channels`: at most 32, and never a lone channel to a group if avoidable.
+    """Return the number of groups of a group norm: at most 32, with two channels or more in a group where possible.
 
-    A group of one channel on a 1x1 map has no variance, which is the batch-norm problem again.
+    A group of one channel has no variance on a 1x1 map, as a batch norm has none for a batch of one.
 
     >>> num_norm_groups(256), num_norm_groups(48), num_norm_groups(16)
     (32, 24, 8)
@@ -97,16 +113,16 @@ def num_norm_groups(channels: int) -> int:
 
 
 def make_norm(norm: Norm, channels: int, eps: float) -> nn.Module:
-    """Return the normalisation layer of a head: `batch` (safe for a lone sample) or `group`."""
+    """Return the batch norm (which accepts a batch of one) or group norm of a head."""
     if norm == "group":
         return nn.GroupNorm(num_norm_groups(channels), channels, eps=eps)
     return SingleSampleBatchNorm2d(channels, eps=eps)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, normalisation, ReLU; without normalisation (`norm=None`) the convolution has a bias instead.
+    """Convolution, batch or group norm, ReLU; with `norm=None` the convolution has a bias instead of the norm.
 
-    A `conv_only` one is the convolution alone, without bias.
+    With `conv_only` it is the convolution alone, without bias.
     """
 
     def __init__(
@@ -134,14 +150,14 @@ class ConvNormAct(nn.Module):
         return out if self.conv_only else F.relu(out)
 
     def set_dilation(self, dilation: int) -> None:
-        """Change the atrous rate."""
+        """Change the dilation."""
         self.conv.set_dilation(dilation)
 
 
 class SeparableConvNormAct(nn.Module):
-    """A depthwise atrous convolution, then a pointwise one, with normalisation and ReLU after *both*.
+    """A depthwise atrous convolution, then a pointwise one, with batch or group norm and ReLU after *both*.
 
-    So do the TensorFlow models (DeepLabV3+, section 3.1); leaving them out after the depthwise half is a common deviation,
+    The TensorFlow models do so (DeepLabV3+, section 3.1). Leaving them out after the depthwise half is a common deviation,
     which `depthwise_norm=False` reproduces.
     """
 
@@ -175,14 +191,8 @@ class SeparableConvNormAct(nn.Module):
         return out
 
     def set_dilation(self, dilation: int) -> None:
-        """Change the atrous rate of the depthwise half."""
+        """Change the dilation of the depthwise half."""
         self.depthwise.set_dilation(dilation)
-
-
-# The arithmetic of output strides and atrous rates, in plain integers.
-#
-# One rule holds everything together: a rate keeps its reach *in pixels of the image*. Halving the output stride doubles
-# every rate, so a network trained at stride 16 sees the same surroundings when it is run at stride 8 (DeepLabV3, section 3.3).
 
 
 def multi_grid_dilations(
@@ -190,9 +200,17 @@ def multi_grid_dilations(
 ) -> tuple[int, ...]:
     """Return the dilation of every block of the last encoder stage: its unit rate times the stage's own dilation.
 
-    The stage's own dilation is 32 / output_stride, as its stride was 32 before the network was made denser; unit rates
-    repeat when the stage has more blocks than `multi_grid` has entries (DeepLabV3, section 3.2.1). `halved` takes half of it,
-    as mmsegmentation's networks do; raises UsageError where that leaves a fraction.
+    The stage's own dilation is 32 / output_stride, as its stride was 32 before strides were traded for dilation; unit rates
+    repeat when the stage has more blocks than `multi_grid` has entries (DeepLabV3, section 3.2.1).
+
+    Args:
+        multi_grid: Unit rates of the blocks.
+        output_stride: Pixels per cell of the stage: 8, 16 or 32.
+        blocks: Number of blocks of the stage.
+        halved: Unit rates count half of the stage's dilation, as in mmsegmentation's models.
+
+    Raises:
+        UsageError: Half of a dilation is a fraction.
 
     >>> multi_grid_dilations((1, 2, 4), 16, 3), multi_grid_dilations((1, 2, 4), 16, 3, halved=True)
     ((2, 4, 8), (1, 2, 4))

@@ -186,8 +186,8 @@ def test_metadata_that_makes_no_sense_is_refused(saved: Path, changes: dict[str,
         ({"architecture": "deeplabv3"}, "do not fit deeplabv3 on mobilenetv2_035 .* These are the weights of a deeplabv3plus"),
         ({"aux_head": False}, "8 tensors are left over"),
         ({"encoder": "resnet18", "encoder_padding": "symmetric"}, "are missing"),
-        ({"head_channels": 10**9}, "have another shape|describes no network"),
-        ({"head_channels": 10**18}, "describes no network"),
+        ({"head_channels": 10**9}, "have another shape|describes no model"),
+        ({"head_channels": 10**18}, "describes no model"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(saved: Path, fields: dict[str, object], sentence: str) -> None:

@@ -271,7 +271,7 @@ def test_reset_classifier_replaces_the_last_layer_alone() -> None:
 def test_reset_classifier_refuses_names_that_do_not_match() -> None:
     """Names and colours are as many as classes, or nothing changes."""
     net = DeepLab(config())
-    with pytest.raises(UsageError, match="A network of 5 classes needs as many names"):
+    with pytest.raises(UsageError, match="A model of 5 classes needs as many names"):
         net.reset_classifier(5, classes=["a", "b"])
     assert net.num_classes == net.config.num_classes == len(net.classes) == 3
 
@@ -321,7 +321,7 @@ def test_dropout_is_the_papers() -> None:
     [
         (torch.rand(1, 4, 40, 40), r"B x 3 x H x W, not \(1, 4, 40, 40\)"),
         (torch.rand(3, 40, 40), r"B x 3 x H x W, not \(3, 40, 40\)"),
-        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), "normalize_images float image, not torch.uint8"),
+        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), "normalized float image, not torch.uint8"),
     ],
 )
 def test_wrong_images_end_in_a_sentence(image: torch.Tensor, sentence: str) -> None:

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from deeplabzoo.models.encoder_table import ALIASES, EncoderInfo
-from deeplabzoo.models.encoders import CONFIG_VARIANTS, MIN_IMAGE_SIZE, FeaturePlan, build_feature_extractor, probe_features
+from deeplabzoo.models import encoder_table
+from deeplabzoo.models.encoder_surgery import make_single_sample_safe
+from deeplabzoo.models.encoder_table import ALIASES, EncoderInfo, FeaturePlan
+from deeplabzoo.models.encoders import CONFIG_VARIANTS, MIN_IMAGE_SIZE, build_feature_extractor, probe_features
 from tools.encoders.encoder_docs import write_docs
 
 _MAX_PARAMS = 400_000_000
@@ -33,7 +35,7 @@ _EXACTNESS_SIZES = ((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE), (200, 97))
 _WITHOUT_IMAGENET = ("drnd54", "mobilenetv2_035", "mobilenetv2_075", *CONFIG_VARIANTS)
 """Encoders beside timm's pretrained ones: our own, and the widths that DeepLab checkpoints of other origins come in."""
 
-_TABLE = Path(__file__).with_name("encoder_table.json")
+_TABLE = Path(encoder_table.__file__).with_name("encoder_table.json")
 
 
 class UnsupportedEncoderError(Exception):
@@ -63,11 +65,22 @@ def probe(name: str) -> EncoderInfo:
     strides = tuple(sorted(fits))
     encoder, plan = fits[strides[-1]]
     sets = tuple(_weight_set(fits[stride][0]) for stride in strides)
-    return EncoderInfo(name, family, _count(encoder), strides, plan.channels, plan.reductions, sets, refused=refused)
+    norms = tuple(fits[stride][1].single_cell_norms for stride in strides)
+    return EncoderInfo(
+        name,
+        family,
+        _count(encoder),
+        strides,
+        plan.channels,
+        plan.reductions,
+        sets,
+        refused=refused,
+        single_cell_norms=norms if any(norms) else (),
+    )
 
 
 def build_meta_encoder(name: str, stride: int) -> tuple[nn.Module, FeaturePlan]:
-    """Return the encoder on the meta device and the plan of its features; raises UnsupportedEncoderError where it cannot be used."""
+    """Return the encoder on the meta device and its feature plan; raises UnsupportedEncoderError where it cannot be used."""
     try:
         with torch.device("meta"):
             encoder = build_feature_extractor(name, stride)
@@ -79,6 +92,7 @@ def build_meta_encoder(name: str, stride: int) -> tuple[nn.Module, FeaturePlan]:
         raise UnsupportedEncoderError(f"not measured: over {_MAX_PARAMS // 1_000_000} M parameters")
     try:
         plan = probe_features(encoder, 3)
+        make_single_sample_safe(encoder, plan.single_cell_norms)
         with torch.no_grad():
             for size in _EXACTNESS_SIZES:
                 encoder.train()(torch.empty(1, 3, *size, device="meta"))
