@@ -18,9 +18,10 @@ from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import DownloadError, UnknownNameError
 from deeplabzoo.hub.factory import load_named_model
 from deeplabzoo.hub.manifest import WeightRow
-from deeplabzoo.hub.registry import find_weights, parse_name
+from deeplabzoo.hub.registry import find_weights
 from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.names import parse_name
 
 # Weights and pictures made from a seed, for a speed that can be measured where no checkpoint is at hand.
 #

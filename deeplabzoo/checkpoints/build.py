@@ -1,32 +1,34 @@
-"""Weights and wishes brought together: the network that a file holds, changed where something else was asked for, in words.
+"""A model built from a checkpoint, with the changes that a caller asked for.
 
-Nothing is changed silently: each adaptation is a phrase for the loading line. What cannot be adapted without turning the
-weights into noise (another architecture, encoder, norm, set of rates) is refused.
+Each change is a phrase for the log line. What cannot be changed without making the weights useless (another architecture,
+encoder, norm or set of atrous rates) is refused.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from deeplabzoo.checkpoints.load import WeightsFile, read_weights
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.data.classes import CLASS_LISTS, class_list
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig
-from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.deeplab import DeepLab, config_at_stride
 from deeplabzoo.models.encoder_table import encoder_info, short_name
+from deeplabzoo.models.encoders import SkipInit
+from deeplabzoo.models.heads import AuxiliaryHead, resolve_atrous_rates
 from deeplabzoo.models.names import ModelName
 
-# What a caller of `create` may ask of a network, and the configuration that follows from a name and these wishes.
+StateDict = dict[str, torch.Tensor]
+_DISPLAY_NAMES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOverrides:
-    """None leaves a value to the weights, or to the papers where there are none."""
+    """What a caller of `create` asks for; None leaves a value to the weights, or to the papers where there are none."""
 
     num_classes: int | None = None
     in_chans: int | None = None
@@ -38,9 +40,9 @@ class ModelOverrides:
     aux_head: bool | None = None
 
     def new_model_config(self, name: ModelName) -> DeepLabConfig:
-        """Return the configuration of an untrained network: the papers' one, the classes of its data, as wished.
+        """Return the configuration of a model without weights: the papers', the classes of its dataset, and these overrides.
 
-        Without a wish the output stride is 16, as in most of the papers' tables, or the nearest one that the encoder has.
+        The output stride is 16 by default, as in most tables of the papers, or the nearest one that the encoder has.
         """
         strides = encoder_info(name.encoder).strides
         default = 16 if 16 in strides or not strides else min(strides, key=lambda stride: abs(stride - 16))
@@ -53,64 +55,81 @@ class ModelOverrides:
         return self.apply(config)
 
     def apply(self, config: DeepLabConfig) -> DeepLabConfig:
-        """Return `config` with every wish granted."""
+        """Return `config` with the overrides in place."""
         requested = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         changes = {name: value for name, value in requested.items() if value is not None}
         return DeepLabConfig.from_dict({**config.to_dict(), **changes})
 
     def check_compatible(self, config: DeepLabConfig) -> None:
-        """Raise UsageError if another arithmetic is wished than the one these weights were trained with."""
+        """Raise UsageError if the overrides change the arithmetic that these weights were trained with."""
         for name in ("atrous_rates", "multi_grid", "norm"):
             requested, own = getattr(self, name), getattr(config, name)
             if requested is not None and (requested if name == "norm" else tuple(requested)) != own:
                 raise UsageError(
-                    f"These weights were trained with {name}={own!r} and mean nothing with {requested!r}; leave {name} out "
-                    "(output_stride scales the rates by itself), or create the network without weights."
+                    f"These weights were trained with {name}={own!r} and are useless with {requested!r}; leave {name} out "
+                    "(output_stride scales the rates), or create the model without weights."
                 )
 
 
-StateDict = dict[str, torch.Tensor]
-_DISPLAY_NAMES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}
-
-
 def build_from_checkpoint(
-    file: WeightsFile, name: ModelName | None, overrides: ModelOverrides
+    checkpoint: Checkpoint, name: ModelName | None, overrides: ModelOverrides
 ) -> tuple[DeepLab, tuple[str, ...]]:
-    """Return the network of a file, as wished, and what was changed for it, as phrases.
+    """Build the model of a checkpoint with the changes that were asked for.
 
-    Raises WeightsError where the file is for another network than `name`, or lacks or has left over even one tensor.
+    Args:
+        checkpoint: What `read_weights` returned.
+        name: The model that the checkpoint has to be of; None takes any.
+        overrides: Changes to what the checkpoint holds.
+
+    Returns:
+        The model in eval mode, and what was changed or assumed, as phrases for the log line.
+
+    Raises:
+        WeightsError: The checkpoint is of another model than `name`, or a tensor is missing or left over.
+        UsageError: Overrides that these weights cannot be used with.
     """
-    state = dict(file.state_dict)
-    config = file.config or _infer_config(file, state, name, overrides)
-    if name is not None:
-        _check_same_model(file, config, name, overrides)
-    if file.config is not None:
-        overrides.check_compatible(config)
+    state = dict(checkpoint.state_dict)
     changes: list[str] = []
+    config = checkpoint.config
+    if config is None:
+        config, assumed = _infer_config(checkpoint, state, name, overrides)
+        changes.append(f"assumed, as the file does not state it: {', '.join(assumed)}")
+    elif name is not None:
+        _check_same_model(checkpoint, config, name, overrides)
+    overrides.check_compatible(config)
     config, state = _set_auxiliary_head(config, state, overrides.aux_head, changes)
     if overrides.dropout is not None:
         config = replace(config, dropout=overrides.dropout)
     if overrides.in_chans is not None and overrides.in_chans != config.in_chans:
-        changes.append(f"stem adapted from {config.in_chans} to {overrides.in_chans} channels, so no published figure holds")
+        changes.append(f"stem adapted from {config.in_chans} to {overrides.in_chans} channels, so published metrics do not apply")
         config, state = _set_input_channels(config, state, overrides.in_chans)
-    try:
-        net = DeepLab.from_weights(config, state, classes=file.classes, palette=file.palette, preprocessing=file.preprocessing)
-    except WeightsError as error:
-        raise WeightsError(f"'{file.label}': {error}") from None
     if overrides.output_stride is not None and overrides.output_stride != config.output_stride:
-        net.set_output_stride(overrides.output_stride)
-        changes.append(f"output stride {config.output_stride} -> {net.output_stride}")
+        changes.append(f"output stride {config.output_stride} -> {overrides.output_stride}")
+        config = config_at_stride(config, overrides.output_stride)
+    known = CLASS_LISTS.get(name.data) if name and name.data else None
+    named = known if known is not None and checkpoint.classes is None and len(known.classes) == config.num_classes else None
+    try:
+        net = DeepLab.from_weights(
+            config,
+            state,
+            classes=named.classes if named else checkpoint.classes,
+            palette=named.palette if named else checkpoint.palette,
+            preprocessing=checkpoint.preprocessing,
+        )
+    except WeightsError as error:
+        raise WeightsError(f"'{checkpoint.label}': {error}") from None
     if overrides.num_classes is not None and overrides.num_classes != config.num_classes:
-        _reset_classifier(net, name, overrides.num_classes)
-        changes.append(f"classifier re-initialised: {config.num_classes} -> {net.num_classes} classes")
+        same = known if known is not None and len(known.classes) == overrides.num_classes else None
+        net.reset_classifier(overrides.num_classes, same.classes if same else None, same.palette if same else None)
+        changes.append(f"classifier re-initialized: {config.num_classes} -> {net.num_classes} classes")
     return net, tuple(changes)
 
 
 def adapt_stem(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
-    """Return a first convolution's weight for another number of input channels.
+    """Return a first convolution's weight, out x in x h x w, for another number of input channels.
 
-    One channel: the sum over the old channels, so that a grey image gives what its RGB copy gave. More: the old channels in
-    turn, scaled by old / new, so that the response to an image of equal channels keeps its size.
+    One channel: the sum over the old channels, so that a grey image gives what its RGB copy gave. More: the old channels
+    repeated in order, scaled by old / new, so that the response to an image of equal channels keeps its size.
     """
     old = weight.shape[1]
     if in_chans == 1:
@@ -119,7 +138,7 @@ def adapt_stem(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
 
 
 def adapt_tensors(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> StateDict:
-    """Return the state dict with every convolution adapted whose input channels alone differ from the expected ones."""
+    """Return the state dict with every convolution adapted that differs from the expected one in input channels alone."""
     return {
         name: adapt_stem(tensor, expected[name].shape[1]) if _differs_in_channels(tensor, expected.get(name)) else tensor
         for name, tensor in state.items()
@@ -132,48 +151,118 @@ def _differs_in_channels(tensor: torch.Tensor, expected: torch.Tensor | None) ->
     return tensor.shape[:1] + tensor.shape[2:] == expected.shape[:1] + expected.shape[2:]
 
 
-def _infer_config(file: WeightsFile, state: StateDict, name: ModelName | None, overrides: ModelOverrides) -> DeepLabConfig:
-    """Return the configuration for a file that holds tensors alone: of the name and the wishes, and of what shapes tell."""
-    if file.encoder is not None:
+def _infer_config(
+    checkpoint: Checkpoint, state: StateDict, name: ModelName | None, overrides: ModelOverrides
+) -> tuple[DeepLabConfig, list[str]]:
+    """Return the configuration of a bare state dict, of names and shapes, and what they do not show and was assumed."""
+    if checkpoint.encoder is not None:
         raise WeightsError(
-            f"'{file.label}' holds an encoder ({short_name(file.encoder)}) without a DeepLab head; "
-            f"use create('deeplabv3_{short_name(file.encoder)}', encoder_pretrained=…)."
+            f"'{checkpoint.label}' holds an encoder ({short_name(checkpoint.encoder)}) without a DeepLab head; "
+            f"use create('deeplabv3_{short_name(checkpoint.encoder)}', encoder_pretrained=…)."
         )
-    classifier = state.get("head.classifier.weight")
-    if classifier is None:
+    if "head.classifier.weight" not in state:
         examples = ", ".join(list(state)[:3])
-        raise WeightsError(f"'{file.label}' has tensors of an unknown layout ({examples} …); expected deeplabzoo's own names.")
+        raise WeightsError(
+            f"'{checkpoint.label}' has tensors of an unknown layout ({examples} …); expected deeplabzoo's own names."
+        )
     if name is None:
         raise WeightsError(
-            f"'{file.label}' holds tensors but not which network they are of; name it with "
+            f"'{checkpoint.label}' holds tensors but not which model they are of; name it with "
             "create('architecture_encoder', pretrained=…)."
         )
-    plus = any(key.startswith(("head.decoder.", "head.low_level.")) for key in state)
-    config = overrides.new_model_config(name)
-    return replace(
-        config,
-        architecture="deeplabv3plus" if plus else "deeplabv3",
-        num_classes=classifier.shape[0],
-        in_chans=3,
-        aux_head=any(key.startswith("aux_head.") for key in state),
-        norm="batch" if any(key.endswith("running_mean") for key in state) else "group",
-    )
+    config = replace(overrides.new_model_config(name), **fields_of_shapes(state, name.encoder))
+    _check_same_model(checkpoint, config, name, overrides)
+    rates = resolve_atrous_rates(config)
+    assumed = [
+        f"output stride {config.output_stride}" if overrides.output_stride is None else "",
+        f"atrous rates {', '.join(map(str, rates))}" if rates and overrides.atrous_rates is None else "",
+        f"align_corners {config.align_corners}",
+        f"{config.encoder_padding} padding",
+        f"epsilon {config.norm_eps:g}",
+        "the encoder's ImageNet mean and std" if checkpoint.preprocessing is None else "",
+        f"class names {'of ' + name.data if name.data else 'class_0, class_1, …'}" if checkpoint.classes is None else "",
+    ]
+    return config, [one for one in assumed if one]
 
 
-def _check_same_model(file: WeightsFile, config: DeepLabConfig, name: ModelName, overrides: ModelOverrides) -> None:
+def fields_of_shapes(state: Mapping[str, torch.Tensor], encoder: str) -> dict[str, Any]:
+    """Return the fields of a DeepLabConfig that the tensor names and shapes of a model of ours show.
+
+    Args:
+        state: The tensors under our names; where some are missing, `DeepLab.from_weights` names them later.
+        encoder: Canonical name of their encoder.
+    """
+
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in state)
+
+    def count(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    def size(name: str, axis: int) -> int | None:
+        return state[name].shape[axis] if name in state and state[name].ndim == 4 else None
+
+    info, plus = encoder_info(encoder), has("head.low_level.")
+    separable = has("head.aspp.branches.1.depthwise.")
+    fields: dict[str, Any] = {
+        "architecture": "deeplabv3plus" if plus else "deeplabv3",
+        "num_classes": size("head.classifier.weight", 0),
+        "norm": "batch" if any(name.endswith("running_mean") for name in state) else "group",
+        "aux_head": has("aux_head."),
+        "head_channels": size("head.aspp.branches.0.conv.weight", 0),
+        "aspp_project_kernel": size("head.aspp.project.conv.weight", 3),
+        "pooling_norm": has("head.aspp.pool.norm."),
+        "depthwise_norm": not separable or has("head.aspp.branches.1.depthwise.norm."),
+    }
+    if plus:
+        low, plan = size("head.low_level.conv.weight", 1), info.feature_plan(info.strides[-1])
+        fields |= {
+            "decoder_low_level_channels": size("head.low_level.conv.weight", 0),
+            "decoder_low_level_expanded": low is not None and low != plan.channels[plan.low_level],
+            "decoder_convs": count("head.decoder."),
+            "decoder_refine_conv": has("head.refine."),
+        }
+        if has("head.decoder."):
+            fields |= {
+                "decoder_separable": has("head.decoder.0.depthwise."),
+                "decoder_kernel": size("head.decoder.0.conv.weight", 3),
+                "decoder_channels": size("head.classifier.weight", 1),
+            }
+    else:
+        fields["refine_conv"] = has("head.refine.")
+    if has("encoder.conv_head."):
+        fields["encoder_final_conv"] = True
+    elif info.family == "mobilevit" and not has("encoder.final_conv."):
+        fields["encoder_final_conv"] = False
+    # the stem's name depends on the encoder, so a model without memory is built
+    expected = _meta_model(DeepLabConfig(architecture="deeplabv3", encoder=encoder, output_stride=info.strides[0])).encoder
+    stems = {
+        state[f"encoder.{name}"].shape[1]
+        for name, tensor in expected.state_dict().items()
+        if _differs_in_channels(state.get(f"encoder.{name}", tensor), tensor)
+    }
+    fields = {key: value for key, value in fields.items() if value is not None}
+    if count("head.aspp.branches.") == 1:
+        fields["atrous_rates"] = ()
+    else:
+        fields["aspp_separable"] = None if separable == plus else separable
+    return {**fields, "in_chans": stems.pop() if len(stems) == 1 else 3}
+
+
+def _check_same_model(checkpoint: Checkpoint, config: DeepLabConfig, name: ModelName, overrides: ModelOverrides) -> None:
     if config.architecture != name.architecture:
-        own = name.__class__(config.architecture, config.encoder)
+        own = ModelName(config.architecture, config.encoder)
         raise WeightsError(
-            f"'{file.label}' holds a {_DISPLAY_NAMES[config.architecture]} network, {name} was asked for; "
-            f"create('{own}', pretrained=…) takes it."
+            f"'{checkpoint.label}' holds a {_DISPLAY_NAMES[config.architecture]} model, {name} was asked for; "
+            f"use create('{own}', pretrained=…)."
         )
     if config.encoder != name.encoder:
-        raise WeightsError(f"'{file.label}' has the encoder {short_name(config.encoder)}, {name} was asked for.")
+        raise WeightsError(f"'{checkpoint.label}' has the encoder {short_name(config.encoder)}, {name} was asked for.")
     classes = CLASS_LISTS[name.data].num_classes if name.data else config.num_classes
     if classes != config.num_classes and overrides.num_classes is None:
         raise UsageError(
-            f"'{file.label}' has {config.num_classes} classes and {name} has {classes}; pass num_classes={classes} to start "
-            "a new classifier, or leave the data out of the name."
+            f"'{checkpoint.label}' has {config.num_classes} classes and {name} has {classes}; pass num_classes={classes} for "
+            "a new classifier, or leave the dataset out of the name."
         )
 
 
@@ -186,70 +275,71 @@ def _set_auxiliary_head(
     if not aux_head:
         changes.append("auxiliary head dropped")
         return config, {name: tensor for name, tensor in state.items() if not name.startswith("aux_head.")}
-    fresh = DeepLab(config).state_dict()
-    changes.append("auxiliary head initialised anew")
-    return config, state | {name: tensor for name, tensor in fresh.items() if name.startswith("aux_head.")}
+    plan = _meta_model(config).feature_plan
+    head = AuxiliaryHead(config, plan.channels[plan.auxiliary])
+    changes.append("auxiliary head re-initialized")
+    return config, state | {f"aux_head.{name}": tensor for name, tensor in head.state_dict().items()}
 
 
 def _set_input_channels(config: DeepLabConfig, state: StateDict, in_chans: int) -> tuple[DeepLabConfig, StateDict]:
     config = replace(config, in_chans=in_chans)
-    with torch.device("meta"):
-        expected = DeepLab(config).state_dict()
-    return config, adapt_tensors(state, expected)
+    return config, adapt_tensors(state, _meta_model(config).state_dict())
 
 
-def _reset_classifier(net: DeepLab, name: ModelName | None, num_classes: int) -> None:
-    """Start a new classifier; it has the names and colours of the data that the model's name tells, where they are as many."""
-    known = CLASS_LISTS.get(name.data) if name and name.data else None
-    if known and known.num_classes == num_classes:
-        net.reset_classifier(num_classes, known.classes, known.palette)
-    else:
-        net.reset_classifier(num_classes)
+def _meta_model(config: DeepLabConfig) -> DeepLab:
+    """Return a model without memory, for its shapes."""
+    with torch.device("meta"), SkipInit():
+        return DeepLab(config)
 
 
-# An encoder's own weights from a file: a classifier of a known format, a checkpoint of ours, or tensors with timm's names.
+def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Put the encoder weights of a checkpoint, and mean, std and channel order of its input, into a model.
 
+    Args:
+        net: The model; nothing but its encoder and preprocessing is changed.
+        checkpoint: A classifier of a known format, a checkpoint of ours, or tensors with timm's names.
 
-def load_encoder_weights(net: DeepLab, path: Path) -> tuple[WeightsFile, tuple[str, ...]]:
-    """Put the encoder weights of a file into `net`; returns the file and what was left out or adapted, as phrases.
+    Returns:
+        What was left out or adapted, as phrases for the log line.
 
-    Raises WeightsError where the file is for another encoder or lacks a tensor of this one.
+    Raises:
+        WeightsError: The checkpoint is of another encoder or lacks a tensor of this one.
     """
-    file = read_weights(path)
     encoder = short_name(net.config.encoder)
-    if file.encoder is not None and file.encoder != net.config.encoder:
-        raise WeightsError(f"'{file.label}' holds the encoder {short_name(file.encoder)}, {encoder} was asked for.")
+    if checkpoint.encoder is not None and checkpoint.encoder != net.config.encoder:
+        raise WeightsError(f"'{checkpoint.label}' holds the encoder {short_name(checkpoint.encoder)}, {encoder} was asked for.")
     expected = net.encoder.state_dict()
-    state, unused = _matched(_encoder_part(file), expected)
+    inside = {
+        name.removeprefix("encoder."): one for name, one in checkpoint.state_dict.items() if name.startswith("encoder.")
+    }
+    state, unused = _match_names(inside or checkpoint.state_dict, expected)
     adapted = adapt_tensors(state, expected)
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     wrong = sorted(name for name, tensor in adapted.items() if tensor.shape != expected[name].shape)
     for names, what in ((missing, "lacks"), (wrong, "has other shapes for")):
         if names:
             raise WeightsError(
-                f"'{file.label}' {what} {len(names)} of the {len(expected)} tensors of encoder {encoder} "
-                f"({', '.join(names[:3])}{' …' if len(names) > 3 else ''})."
+                f"'{checkpoint.label}' {what} {len(names)} of the {len(expected)} tensors of encoder {encoder} ({_some(names)})."
             )
     net.encoder.load_state_dict(adapted, strict=False)  # complete but for batch counters, which old files lack
-    changes = list(file.notes)
+    if (own := checkpoint.preprocessing) is not None:  # the scale of the input belongs to the encoder's weights, its size does not
+        net.preprocessing = replace(net.preprocessing, mean=own.mean, std=own.std, channel_order=own.channel_order)
+    changes = list(checkpoint.remarks)
     if any(adapted[name] is not state[name] for name in state):
         changes.append(f"stem adapted to {net.config.in_chans} channels")
     if unused:
-        changes.append(f"{len(unused)} tensors unused ({', '.join(unused[:3])}{' …' if len(unused) > 3 else ''})")
-    return file, tuple(changes)
+        changes.append(f"{len(unused)} tensors unused ({_some(unused)})")
+    return tuple(changes)
 
 
-def _encoder_part(file: WeightsFile) -> Mapping[str, torch.Tensor]:
-    inside = {name.removeprefix("encoder."): tensor for name, tensor in file.state_dict.items() if name.startswith("encoder.")}
-    return inside or file.state_dict
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
 
 
-def _matched(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _match_names(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> tuple[StateDict, list[str]]:
     """Return the tensors that the encoder has, under its names, and the names of the others.
 
-    timm's feature extractors write `stages_0` for what its classifiers call `stages.0`, and mean the same.
+    timm's feature extractors write `stages_0` for what its classifiers call `stages.0`.
     """
     by_spelling = {re.sub(r"[._]", "_", name): name for name in expected}
     names = {name: by_spelling.get(re.sub(r"[._]", "_", name)) for name in state}

@@ -1,4 +1,4 @@
-"""A network written as a file of ours, and proven by reading the file back: same tensors, same logits."""
+"""A model written as a file of ours or of another library, and compared with what is read back: tensors and logits."""
 
 import json
 import os
@@ -28,10 +28,10 @@ _PARITY_HW = (129, 193)
 
 @dataclass(frozen=True)
 class ParityResult:
-    """What a file gave when it was read back, on one fixed input, against the network that was written."""
+    """How the model that is read back from a file differs from the one that was written, on one fixed input."""
 
     max_logit_error: float
-    """Largest difference of the logits, as a part of their standard deviation; 0 for identical ones."""
+    """Largest difference of the logits divided by their standard deviation; 0 for identical ones."""
     label_agreement: float
     """Share of the pixels with the same label, 0...1."""
 
@@ -47,10 +47,20 @@ class ParityResult:
 def write_verified_checkpoint(
     net: DeepLab, path: Path, *, extra: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[DeepLab, ParityResult]:
-    """Write `net` to `path` and return the network that the file holds, with the proof that it is the one written.
+    """Write a model to a file, read it back and compare; the file gets its name after the comparison.
 
-    The file gets its name once it is proven. Raises OutputError where it cannot be written, and WeightsError where `dtype` is
-    too small for a tensor's values or the file came out different; what stood under that name is then as it was.
+    Args:
+        net: The model.
+        path: The file; where an error is raised, an existing one is as it was.
+        extra: JSON values kept as the checkpoint's `source`.
+        dtype: Floating-point type in the file.
+
+    Returns:
+        The model that the file holds, and how it differs from `net`.
+
+    Raises:
+        OutputError: The file cannot be written.
+        WeightsError: `dtype` cannot hold a tensor's values, or the file came out different.
     """
     expected = {name: _cast_checked(name, tensor, dtype) for name, tensor in net.state_dict().items()}
     target = Path(os.path.realpath(path))
@@ -59,9 +69,10 @@ def write_verified_checkpoint(
         net.save(trial, dtype=dtype, extra=extra)
         written = read_checkpoint(trial, dtype=None)
         check_identical_tensors(expected, written.state_dict, path)
+        assert written.config is not None
         back = DeepLab.from_weights(
             written.config,
-            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in written.state_dict.items()},
+            written.state_dict,
             classes=written.classes,
             palette=written.palette,
             preprocessing=written.preprocessing,
@@ -89,7 +100,7 @@ def check_identical_tensors(expected: Mapping[str, torch.Tensor], found: Mapping
 
 
 def compare_logits(net: DeepLab, other: DeepLab) -> ParityResult:
-    """Return how far the logits of two networks in eval mode are apart on one fixed input."""
+    """Return how far apart the logits of two models are on one fixed input; both are run in eval mode."""
     image_BCHW = torch.randn(1, net.config.in_chans, *_PARITY_HW, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits, others = net(image_BCHW), other(image_BCHW)
@@ -113,29 +124,34 @@ def _cast_checked(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.
     return cast
 
 
-# The way back: a network of ours written as the file or folder that another library's own class loads.
-
+# A model of ours written as the file or folder that another library's own class loads.
 
 LIBRARIES: Mapping[str, Callable[[DeepLab], ExportedCheckpoint]] = {
     "torchvision": torchvision.export,
     "smp": smp.export,
     "transformers": transformers.export,
 }
-"""By the name that the command line has for them."""
+"""Name on the command line -> how a model is converted for it."""
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 WEIGHTS = "model.safetensors"
 
 
 def is_folder_target(path: Path) -> bool:
-    """Whether a path means a folder: it has no suffix of a weights file."""
+    """Return whether a path means a folder: it has no suffix of a weights file."""
     return path.suffix not in FILE_SUFFIXES
 
 
 def write_exported(exported: ExportedCheckpoint, path: Path, library: str) -> None:
-    """Write the tensors alone (by suffix: safetensors, or torch.save), or a folder with the settings beside them.
+    """Write the tensors alone, or a folder with the settings beside them; a file or a new folder comes whole or not at all.
 
-    A file comes whole or not at all, and so does a folder that was not there. Raises UsageError for a form that the library
-    has not, OutputError where nothing can be written.
+    Args:
+        exported: The converted model.
+        path: A file, whose suffix decides between safetensors and torch.save, or a folder.
+        library: Name of the library, for messages.
+
+    Raises:
+        UsageError: The library does not read this kind of output.
+        OutputError: It cannot be written.
     """
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in exported.state_dict.items()}
     if not is_folder_target(path):
@@ -160,10 +176,10 @@ def write_exported(exported: ExportedCheckpoint, path: Path, library: str) -> No
 
 
 def read_exported(exported: ExportedCheckpoint, net: DeepLab, path: Path) -> tuple[DeepLab, ParityResult]:
-    """Read what was written and return it as a network of ours, with the proof that it is the one that was exported.
+    """Read what was written as a model of ours and return it, with how it differs from the exported one.
 
-    What a bare state dict does not hold (strides, rates, classes) is as in `net`, since the library's class is told it too.
-    Raises WeightsError where a tensor is not what it was; what was written is removed then.
+    What a bare state dict does not hold (strides, atrous rates, classes) is taken from `net`, as the library's class is built
+    with it, too. Raises WeightsError where a tensor differs; what was written is then removed.
     """
     try:
         check_identical_tensors(exported.state_dict, read_state_dict(path / WEIGHTS if path.is_dir() else path), path)

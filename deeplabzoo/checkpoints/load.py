@@ -1,114 +1,115 @@
-"""A weights file, whatever wrote it, in one form: what it says about itself, its tensors, and which released file it is."""
+"""Any known weights file or folder read into one `Checkpoint`."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from deeplabzoo.checkpoints.converters import ConvertedCheckpoint, read_foreign
+from deeplabzoo.checkpoints.converters import find_converter, read_foreign
 from deeplabzoo.checkpoints.native import is_native_checkpoint, read_checkpoint
-from deeplabzoo.data.classes import Palette
+from deeplabzoo.checkpoints.safe_pickle import read_state_dict
+from deeplabzoo.checkpoints.types import BARE, Checkpoint
 from deeplabzoo.errors import WeightsError
-from deeplabzoo.hub.download import cached_sha256
-from deeplabzoo.hub.manifest import released
-from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.strict_json import parse_json
 
-HUB_PREFIX = "hf-hub:"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What a folder or a repository of transformers or SMP holds its tensors in, the safer one first."""
+"""The file of tensors in a folder or repository of transformers or SMP, the safer one first."""
+SHARD_INDEXES = tuple(f"{name}.index.json" for name in FOLDER_FILES)
+"""The file that names the shards where a folder's tensors lie in several files."""
 SETTINGS_FILE = "config.json"
-NATIVE, TENSORS_ONLY = "deeplabzoo", "state dict"
+_MAX_INDEX_BYTES = 16 << 20
+_MAX_ABS_VALUE = 1e30
+"""Above it, one multiplication by the next layer may overflow float32, and a model of infinities labels every pixel 0."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightsFile:
-    """What was read from one file; fields that the file does not tell are None."""
+def read_weights(path: Path, source: str | None = None) -> Checkpoint:
+    """Read a file of ours, of any known format, or of tensors alone; or the weights of a folder, sharded ones included.
 
-    format_name: str
-    """"deeplabzoo", a foreign format's name, or "state dict" for tensors alone."""
-    config: DeepLabConfig | None
-    """None for tensors alone and for encoders."""
-    encoder: str | None
-    """Canonical name, where the file tells it."""
-    state_dict: Mapping[str, torch.Tensor]
-    """In our names; those of an encoder (`config` None, `encoder` set) are relative to `DeepLab.encoder`."""
-    classes: tuple[str, ...] | None = None
-    palette: Palette | None = None
-    preprocessing: Preprocessing | None = None
-    notes: tuple[str, ...] = ()
-    """What was dropped or assumed, for the loading line."""
-    source: Mapping[str, Any]
-    """Identity for reports: `name` and `tag` of a released file, `sha256`, `source`."""
+    Args:
+        path: The file or folder.
+        source: Where it comes from, for messages and reports; None is the path's last part.
 
-    @property
-    def is_converted(self) -> bool:
-        """Whether an origin converted it."""
-        return self.format_name not in (NATIVE, TENSORS_ONLY)
-
-    @property
-    def label(self) -> str:
-        """How messages call it: `name.tag` of a released file, else where it came from."""
-        name, tag = self.source.get("name"), self.source.get("tag")
-        return f"{name}.{tag}" if name else str(self.source["source"])
-
-
-def read_weights(path: Path, source: str | None = None) -> WeightsFile:
-    """Read a file of ours, of any known foreign format, or of tensors alone; of a folder, the weights file in it.
-
-    A file whose hash is in the manifest is that released file, wherever it lies. Raises WeightsError in one sentence.
+    Raises:
+        WeightsError: The file is missing, damaged, unsafe or of an unknown format, or holds values that no model can use.
     """
-    path = next((inside for file in FOLDER_FILES if (inside := path / file).is_file()), path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise WeightsError(f"'{path}' is a device or a pipe, which has no end; name a file.")
-    if is_native_checkpoint(path):
-        file = _from_native(path)
+    path = find_weights_file(path)
+    if path.name.endswith(".index.json"):
+        checkpoint = _convert_tensors(_read_shards(path), path)
+    elif is_native_checkpoint(path):
+        checkpoint = read_checkpoint(path)
+        checkpoint = replace(checkpoint, source={"trained": dict(checkpoint.source)} if checkpoint.source else {})
     else:
         found = read_foreign(path)
-        file = _from_converted(found) if isinstance(found, ConvertedCheckpoint) else _from_tensors(found)
-    _check_finite(file.state_dict, path)
-    sha256 = cached_sha256(path)
-    row = next((row for row in released() if row.sha256 == sha256), None)
-    identity = {"name": row.name if row else None, "tag": row.tag if row else None, "sha256": sha256}
-    return replace(file, source={**file.source, **identity, "source": source or path.name})
+        checkpoint = found if isinstance(found, Checkpoint) else _bare(found)
+    _check_values(checkpoint.state_dict, path)
+    return replace(checkpoint, source={**checkpoint.source, "source": source or path.name})
 
 
-def _check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise WeightsError for a value that is no number: a network of them labels every pixel 0, without a word."""
+def find_weights_file(path: Path) -> Path:
+    """Return the weights file that a path means: itself, or the file or shard index in a folder; raises WeightsError."""
+    if path.is_dir():
+        candidates = (path / name for name in (*FOLDER_FILES, *SHARD_INDEXES))
+        inside = next((file for file in candidates if file.is_file()), None)
+        if inside is None:
+            raise WeightsError(f"'{path}' is a folder without {' or '.join((*FOLDER_FILES, *SHARD_INDEXES))}; name a file.")
+        return inside
+    if not path.exists():
+        raise WeightsError(f"There is no weights file '{path}'.")
+    if not path.is_file():
+        raise WeightsError(f"'{path}' is a device or a pipe, which has no end; name a file.")
+    return path
+
+
+def shard_names(index: Path) -> tuple[str, ...]:
+    """Return the file names that a shard index lists, sorted; raises WeightsError where it is not such an index."""
+    try:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
+            raise ValueError(f"more than {_MAX_INDEX_BYTES} bytes")
+        names = parse_json(index.read_bytes())["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"'{index}' is not an index of shards ({error!r:.100}); expected a weight_map of file names.") from None
+    shards = set()
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.endswith((".safetensors", ".bin")):
+            raise WeightsError(f"'{index}' names the shard {name!r:.100}; expected a .safetensors or .bin file of the same folder.")
+        shards.add(name)
+    return tuple(sorted(shards))
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name in shard_names(index):
+        shard = index.with_name(name)
+        if not shard.is_file():
+            raise WeightsError(f"The shard '{name}' that '{index}' names is missing; download the whole folder.")
+        tensors |= read_state_dict(shard)
+    listed = json.loads(index.read_bytes())["weight_map"].keys()
+    if absent := sorted(listed - tensors.keys()):
+        raise WeightsError(f"The shards of '{index}' lack {len(absent)} of its tensors, such as '{absent[0]}'.")
+    return tensors
+
+
+def _convert_tensors(tensors: dict[str, torch.Tensor], path: Path) -> Checkpoint:
+    converter = find_converter(tensors)
+    return _bare(tensors) if converter is None else converter.convert(tensors, path)
+
+
+def _bare(tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+    return Checkpoint(format_name=BARE, config=None, encoder=None, state_dict=tensors)
+
+
+def _check_values(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise WeightsError for values with which a model labels every pixel 0, without any other sign."""
     for name, tensor in tensors.items():
-        # a sum is quick and needs no memory; it may overflow where all values are finite
-        if tensor.is_floating_point() and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            raise WeightsError(f"'{path}' holds the tensor '{name}' with values that are not finite; it cannot be used.")
-
-
-def _from_native(path: Path) -> WeightsFile:
-    checkpoint = read_checkpoint(path)
-    return WeightsFile(
-        format_name=NATIVE,
-        config=checkpoint.config,
-        encoder=checkpoint.config.encoder,
-        state_dict=checkpoint.state_dict,
-        classes=checkpoint.classes,
-        palette=checkpoint.palette,
-        preprocessing=checkpoint.preprocessing,
-        source={"trained": dict(checkpoint.source)} if checkpoint.source else {},
-    )
-
-
-def _from_converted(found: ConvertedCheckpoint) -> WeightsFile:
-    return WeightsFile(
-        format_name=found.format_name,
-        config=found.config,
-        encoder=found.encoder,
-        state_dict=found.state_dict,
-        classes=found.classes,
-        palette=found.palette,
-        preprocessing=found.preprocessing,
-        notes=(*(f"{what} dropped" for what in found.dropped), *found.notes),
-        source={},
-    )
-
-
-def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> WeightsFile:
-    return WeightsFile(format_name=TENSORS_ONLY, config=None, encoder=None, state_dict=tensors, source={})
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = (float(one) for one in torch.aminmax(tensor))
+        problem = ""
+        if not (low > -_MAX_ABS_VALUE and high < _MAX_ABS_VALUE):
+            problem = f"above {_MAX_ABS_VALUE:g}" if bool(torch.isfinite(tensor).all()) else "that are not finite"
+        elif low < 0 and name.endswith("running_var"):
+            problem = f"down to {low:g}, and a variance is never negative"
+        if problem:
+            raise WeightsError(f"'{path}' holds the tensor '{name}' with values {problem}; it cannot be used.")

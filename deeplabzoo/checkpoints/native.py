@@ -1,7 +1,7 @@
-"""Checkpoints of our own: one safetensors file whose metadata is enough to rebuild the network that it holds.
+"""Checkpoints in our own format: one safetensors file whose metadata is enough to rebuild the model that it holds.
 
 Metadata (all strings, JSON inside): `format` "deeplabzoo", `version`, `config`, `classes`, `palette`, `preprocessing`,
-`source`. Nothing is ever unpickled; a file that is damaged, truncated or lies about itself ends in one sentence.
+`source`. Nothing is ever unpickled; a file that is damaged, truncated or contradicts itself is refused in one sentence.
 """
 
 import dataclasses
@@ -9,28 +9,27 @@ import hashlib
 import io
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
-from deeplabzoo.errors import WeightsError
+from deeplabzoo.checkpoints.types import NATIVE, Checkpoint
+from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.files import write_atomically
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.deeplab import DeepLab, check_state_dict
+from deeplabzoo.models.encoders import SkipInit
 from deeplabzoo.strict_json import decode_dataclass, parse_json
 
-if TYPE_CHECKING:
-    from deeplabzoo.models.deeplab import DeepLab
-
-
-FORMAT, VERSION = "deeplabzoo", 1
+FORMAT, VERSION = NATIVE, 1
 _MAX_HEADER_BYTES = 4 << 20
-"""Of a safetensors file; networks of a thousand tensors have some 100 kB."""
+"""Of a safetensors file; a model of a thousand tensors has some 100 kB."""
 _MAX_RANK = 64
-"""Dimensions of a tensor; what PyTorch does with thousands takes time of their square."""
+"""Dimensions of a tensor; PyTorch's time for thousands of them grows with their square."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,25 +42,12 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""safetensors' names of the types that networks hold."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file of our own holds; `DeepLab.from_weights` makes a network of it."""
-
-    config: DeepLabConfig
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    preprocessing: Preprocessing
-    state_dict: dict[str, torch.Tensor]
-    source: dict[str, Any] = field(default_factory=dict)
-    """Where the weights came from: origin, training run, whatever the writer put in `extra`."""
+"""safetensors' names of the dtypes that models hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _MetadataSchema:
-    """The parts of the metadata that decide what the network is, as they are checked field by field."""
+    """The fields of the metadata that define the model, as they are checked one by one."""
 
     config: DeepLabConfig
     classes: tuple[str, ...]
@@ -71,22 +57,31 @@ class _MetadataSchema:
     def __post_init__(self) -> None:
         for colour in self.palette:
             if not 0 <= min(colour) <= max(colour) <= 255:
-                raise WeightsError(f"a colour is three numbers from 0 to 255, not {colour!r}.")
+                raise WeightsError(f"a colour must be three numbers from 0 to 255, not {colour!r}.")
 
 
 def save_checkpoint(
-    net: "DeepLab",
+    net: DeepLab,
     path: str | Path,
     *,
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     keep_dtype: Collection[str] = (),
 ) -> None:
-    """Write a network to `path`, atomically: a file that is there is replaced as a whole or not at all.
+    """Write a model to `path` atomically: an existing file is replaced as a whole or not at all.
 
-    `extra` is kept as the checkpoint's `source`; `dtype` (e.g. torch.float16) is what floating tensors are stored in,
-    but for those named in `keep_dtype`, which stay as they are. Raises OutputError where the file cannot be written.
+    Args:
+        net: The model.
+        path: The file.
+        extra: JSON values kept as the checkpoint's `source`.
+        dtype: Floating-point type in the file, such as torch.float16; None keeps the model's.
+        keep_dtype: Names of tensors that keep their dtype.
+
+    Raises:
+        OutputError: The file cannot be written.
+        UsageError: Layers were replaced by hand, so that the file could not be loaded.
     """
+    _check_rebuildable(net)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -104,9 +99,14 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
-    """Read a file that `save_checkpoint` wrote; floating tensors come as `dtype` (None: as stored).
+    """Read a file that `save_checkpoint` wrote.
 
-    Raises WeightsError, in one sentence, for a file that is missing, empty, damaged or not one of ours.
+    Args:
+        path: The file.
+        dtype: Floating tensors are converted to it; None keeps them as they are stored.
+
+    Raises:
+        WeightsError: The file is missing, empty, damaged or not one of ours.
     """
     metadata, tensors = read_safetensors(Path(path), dtype=dtype)
     if metadata.get("format") != FORMAT:
@@ -131,11 +131,34 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
             f"The metadata of '{path}' contradicts itself: {config.num_classes} classes, but {len(schema.classes)} "
             f"names and {len(schema.palette)} colours."
         )
-    return Checkpoint(config, schema.classes, schema.palette, schema.preprocessing, tensors, source)
+    return Checkpoint(
+        format_name=NATIVE,
+        config=config,
+        encoder=config.encoder,
+        state_dict=tensors,
+        classes=schema.classes,
+        palette=schema.palette,
+        preprocessing=schema.preprocessing,
+        source=source,
+    )
+
+
+def _check_rebuildable(net: DeepLab) -> None:
+    """Raise UsageError unless the configuration describes the model's tensors, as it does until a layer is replaced by hand."""
+    net.check_classifier()
+    with torch.device("meta"), SkipInit():
+        expected = type(net)(net.config).state_dict()
+    try:
+        check_state_dict(net.config, net.state_dict(), {name: tensor.shape for name, tensor in expected.items()})
+    except WeightsError as error:
+        raise UsageError(
+            f"The model cannot be saved, as layers were replaced by hand and a file could not be loaded: {error} Change them by "
+            "DeepLabConfig, reset_classifier or set_output_stride, or save net.state_dict()."
+        ) from None
 
 
 def is_native_checkpoint(path: str | Path) -> bool:
-    """Whether a file is a checkpoint of our own; False for anything else, damaged files included."""
+    """Return whether a file is a checkpoint in our own format; False for anything else, damaged files included."""
     try:
         _check_header_size(Path(path))
         with safe_open(str(path), framework="pt") as file:
@@ -147,9 +170,9 @@ def is_native_checkpoint(path: str | Path) -> bool:
 def read_safetensors(path: Path, *, dtype: torch.dtype | None = None) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Return metadata and tensors of any safetensors file; raises WeightsError where it is missing, empty or damaged.
 
-    Each tensor is read into memory of its own, and floating ones are made `dtype` one by one, so that no second copy of the
-    weights is ever there. Views of the mapped file would save that one, too, but begin anywhere, and kernels round
-    differently on memory that is not aligned: a network would not come back bit for bit.
+    Each tensor is read into memory of its own, and floating ones are converted to `dtype` one by one, so that there is never
+    a second copy of all weights. Views of the mapped file would need no copy at all, but are not aligned, and kernels round
+    differently on unaligned memory: logits would not be bit-identical.
     """
     if not path.is_file():
         raise WeightsError(f"There is no weights file '{path}'.")
@@ -169,11 +192,11 @@ def read_safetensors(path: Path, *, dtype: torch.dtype | None = None) -> tuple[d
 
 
 def _check_header_size(path: Path) -> None:
-    """Raise ValueError for a header that no network needs, of which the library would read 100 MB, a name at a time."""
+    """Raise ValueError for a header larger than any model needs; the library would read up to 100 MB, name by name."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"its header claims {length} bytes, and {_MAX_HEADER_BYTES} are enough for any network")
+        raise ValueError(f"its header claims {length} bytes, and {_MAX_HEADER_BYTES} are enough for any model")
 
 
 def _read_tensor(raw: io.FileIO, base: int, about: Mapping[str, Any], dtype: torch.dtype | None) -> torch.Tensor:
@@ -192,7 +215,7 @@ def _read_tensor(raw: io.FileIO, base: int, about: Mapping[str, Any], dtype: tor
 
 
 def _with_sorted_header(whole: bytes) -> bytes:
-    """Put the metadata in order: the library writes it in another one each time, and equal networks deserve equal hashes.
+    """Sort the metadata, whose order the library varies, so that equal models give equal files.
 
     The header is JSON, padded with spaces, after its length in 8 bytes.
     """
@@ -213,7 +236,7 @@ def _to_storage_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.
 def tensors_sha256(net: torch.nn.Module) -> str:
     """Return the SHA-256 over the state dict: for each tensor, by name, its name, dtype, shape and bytes.
 
-    It is the same for the same numbers whatever file they were stored in, and changes with a single bit of them.
+    It depends on the tensors alone, not on the file that they were stored in, and changes with a single bit of them.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):

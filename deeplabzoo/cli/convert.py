@@ -10,7 +10,7 @@ from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.files import ensure_folder
 
 if TYPE_CHECKING:
-    from deeplabzoo.checkpoints.load import WeightsFile
+    from deeplabzoo.checkpoints.types import Checkpoint
     from deeplabzoo.models.deeplab import DeepLab
 
 
@@ -91,20 +91,19 @@ def _check_paths(source: str, out: Path, image: str | None, to: str | None) -> N
     ensure_folder(out.parent)
 
 
-def _read(source: str, name: str | None, output_stride: int | None) -> tuple["WeightsFile", "DeepLab", tuple[str, ...]]:
+def _read(source: str, name: str | None, output_stride: int | None) -> tuple["Checkpoint", "DeepLab", tuple[str, ...]]:
     from deeplabzoo.checkpoints.build import ModelOverrides, build_from_checkpoint
-    from deeplabzoo.checkpoints.load import HUB_PREFIX, read_weights
-    from deeplabzoo.hub.factory import read_from_hub
-    from deeplabzoo.hub.registry import parse_name
+    from deeplabzoo.hub.factory import open_checkpoint
+    from deeplabzoo.models.names import parse_name
 
     parsed = parse_name(name) if name else None
-    file = read_from_hub(source) if source.startswith(HUB_PREFIX) else read_weights(Path(source))
+    file = open_checkpoint(source)
     net, changes = build_from_checkpoint(file, parsed, ModelOverrides(output_stride=output_stride))
     net.weights_source = dict(file.source)
     return file, net, changes
 
 
-def _describe(file: "WeightsFile", net: "DeepLab", changes: Sequence[str]) -> None:
+def _describe(file: "Checkpoint", net: "DeepLab", changes: Sequence[str]) -> None:
     from deeplabzoo.models.encoder_table import short_name
     from deeplabzoo.models.heads import resolve_atrous_rates
 
@@ -117,10 +116,10 @@ def _describe(file: "WeightsFile", net: "DeepLab", changes: Sequence[str]) -> No
     print_field("model", f"{config.architecture}_{short_name(config.encoder)}, {parameters:.2f} M parameters")
     print_field("geometry", f"output stride {config.output_stride}, atrous rates {rates}, {config.in_chans} input channels")
     print_field("classes", f"{net.num_classes}: {names}")
-    print_field("notes", "; ".join((*file.notes, *changes)) or "nothing dropped, nothing assumed")
+    print_field("notes", "; ".join((*file.remarks, *changes)) or "nothing dropped, nothing assumed")
 
 
-def _write_own(file: "WeightsFile", net: "DeepLab", out: Path, precision: str) -> "DeepLab":
+def _write_own(file: "Checkpoint", net: "DeepLab", out: Path, precision: str) -> "DeepLab":
     import torch
 
     from deeplabzoo.checkpoints.conversion import write_verified_checkpoint

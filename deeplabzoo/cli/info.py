@@ -10,7 +10,7 @@ from deeplabzoo.cli.formatting import bold, paragraph
 from deeplabzoo.cli.parser import Parser, run
 from deeplabzoo.hub.manifest import WeightRow
 from deeplabzoo.hub.model_info import Cost, Description, describe, get_cost, metric_conditions, rows_to_dicts
-from deeplabzoo.hub.registry import parse_name
+from deeplabzoo.models.names import parse_name
 
 _TITLES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}
 _EPILOG = """\

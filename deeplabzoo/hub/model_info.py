@@ -10,10 +10,10 @@ from typing import Any, Literal
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import UnknownNameError, UsageError, did_you_mean
 from deeplabzoo.hub.manifest import Metric, WeightRow, released, weights_folder
-from deeplabzoo.hub.registry import all_model_names, find_weights, list_models, list_weights, parse_name
+from deeplabzoo.hub.registry import all_model_names, find_weights, list_models, list_weights
 from deeplabzoo.models.config import aspp_rates
 from deeplabzoo.models.encoder_table import EncoderInfo, encoder_info
-from deeplabzoo.models.names import ModelName
+from deeplabzoo.models.names import ModelName, parse_name
 
 
 @dataclass(frozen=True)

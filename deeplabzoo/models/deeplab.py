@@ -213,18 +213,9 @@ class DeepLab(nn.Module):
         Raises:
             UnsupportedStrideError: The encoder cannot run at this stride, or has other tensors there; nothing is changed.
         """
-        config = self.config
-        if output_stride == config.output_stride:
+        if output_stride == self.config.output_stride:
             return
-        rates = config.atrous_rates and scale_atrous_rates(config.atrous_rates, config.output_stride, output_stride)
-        target = dataclasses.replace(config, output_stride=output_stride, atrous_rates=rates)
-        facts = check_output_stride(config.encoder, output_stride)
-        if not facts.shares_weights(config.output_stride, output_stride):
-            raise UnsupportedStrideError(
-                f"Encoder '{facts.short_name}' has other tensors at output stride {output_stride} than at "
-                f"{config.output_stride} (a shortcut appears or disappears), so its weights cannot move; "
-                f"create it with output_stride={output_stride} instead."
-            )
+        target = config_at_stride(self.config, output_stride)
         with SkipInit():
             encoder, plan = build_encoder(target)
         transfer_tensors(encoder, self.encoder)
@@ -348,6 +339,23 @@ class DeepLab(nn.Module):
             )
         self._classes: tuple[str, ...] = names
         self._palette: Palette = colours  # type: ignore[assignment]
+
+
+def config_at_stride(config: DeepLabConfig, output_stride: int) -> DeepLabConfig:
+    """Return the configuration with which the same weights run at another output stride, atrous rates scaled with it.
+
+    Raises UnsupportedStrideError where the encoder cannot run at it, or has other tensors there.
+    """
+    rates = config.atrous_rates and scale_atrous_rates(config.atrous_rates, config.output_stride, output_stride)
+    target = dataclasses.replace(config, output_stride=output_stride, atrous_rates=rates)
+    info = check_output_stride(config.encoder, output_stride)
+    if not info.shares_weights(config.output_stride, output_stride):
+        raise UnsupportedStrideError(
+            f"Encoder '{info.short_name}' has other tensors at output stride {output_stride} than at "
+            f"{config.output_stride} (a shortcut appears or disappears), so its weights cannot move; "
+            f"create it with output_stride={output_stride} instead."
+        )
+    return target
 
 
 def check_image(config: DeepLabConfig, image_BCHW: torch.Tensor) -> None:

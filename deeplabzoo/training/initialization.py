@@ -2,24 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from deeplabzoo.checkpoints.build import load_encoder_weights
 from deeplabzoo.data.dataset import SegmentationDataset
 from deeplabzoo.data.transforms import normalize_images
 from deeplabzoo.errors import DeepLabZooError, TrainingError, WeightsError
-from deeplabzoo.hub.factory import create, load
-from deeplabzoo.hub.registry import parse_name
+from deeplabzoo.hub.factory import load, load_encoder
 from deeplabzoo.log import logger
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.models.heads import ASPP, V3Head, V3PlusHead
 from deeplabzoo.models.layers import ConvNormAct, SeparableConvNormAct, scale_atrous_rates
-from deeplabzoo.models.names import ModelName
+from deeplabzoo.models.names import ModelName, parse_name
 from deeplabzoo.training.dataloader import Batch, BatchDataset
 from deeplabzoo.training.optim import BATCH_NORM_TYPES
 from deeplabzoo.training.recipe import Recipe
@@ -224,10 +221,7 @@ def build_model(recipe: Recipe, data: SegmentationDataset) -> DeepLab:
         told = f"from {recipe.init}: {transfer_weights(start, net)}"
         net.preprocessing = start.preprocessing
     elif isinstance(recipe.encoder_init, str) and recipe.encoder_init != "auto":
-        file, changes = load_encoder_weights(net, Path(recipe.encoder_init))
-        told = "; ".join([f"encoder from {recipe.encoder_init}", *changes])
-        if file.preprocessing is not None:
-            net.preprocessing = _with_input_normalization(net.preprocessing, file.preprocessing)
+        told = load_encoder(net, recipe.encoder_init)
     own = {"size": recipe.input_size, "resize": recipe.input_resize, "pad": recipe.input_pad}
     for field, value in own.items():
         if value is not None:
@@ -273,9 +267,8 @@ def model_from_state(state: TrainingState, data: SegmentationDataset) -> DeepLab
 
 
 def load_weights(source: str) -> DeepLab:
-    """Return the network that a `name`, a `name.tag` or a file holds."""
-    is_file = Path(source).suffix in (".safetensors", ".tflite", ".pth", ".pt", ".bin") or Path(source).is_file()
-    return load(source) if is_file else create(source, pretrained=True)
+    """Return the model that a name, a tag, a file, a folder or an `hf-hub:` address means."""
+    return load(source)
 
 
 def estimate_batch_norm_stats(net: DeepLab, recipe: Recipe, data: SegmentationDataset) -> None:
@@ -306,8 +299,3 @@ def _config(recipe: Recipe, name: ModelName, start: DeepLab | None, num_classes:
         wishes.setdefault("atrous_rates", scale_atrous_rates(base.atrous_rates, base.output_stride, stride))
     named = {"architecture": name.architecture, "encoder": name.encoder, "num_classes": num_classes}
     return DeepLabConfig.from_dict({**base.to_dict(), **wishes, **named})
-
-
-def _with_input_normalization(own: Preprocessing, other: Preprocessing) -> Preprocessing:
-    """Take over how pixels are scaled, which belongs to the encoder's weights; the size of a photo does not."""
-    return dataclasses.replace(own, mean=other.mean, std=other.std, channel_order=other.channel_order)

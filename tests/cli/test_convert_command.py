@@ -90,7 +90,7 @@ def test_a_bare_state_dict_needs_a_model_name(
 ) -> None:
     out = tmp_path / "ours.safetensors"
     assert convert.main([str(bare_state_dict), "--out", str(out)]) == 1
-    assert "not which network they are of" in capsys.readouterr().err
+    assert "not which model they are of" in capsys.readouterr().err
     assert convert.main([str(bare_state_dict), "--out", str(out), "--name", "deeplabv3_resnet50"]) == 1
     assert convert.main([str(bare_state_dict), "--out", str(out), "--name", "deeplabv3_resnt18"]) == 2
     assert not out.exists()

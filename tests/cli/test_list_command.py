@@ -16,9 +16,10 @@ from deeplabzoo.cli.list import main
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.hub.manifest import released
 from deeplabzoo.hub.model_info import Cost, get_cost, list_entries
-from deeplabzoo.hub.registry import list_models, list_weights, parse_name
+from deeplabzoo.hub.registry import list_models, list_weights
 from deeplabzoo.models.config import ARCHITECTURES
 from deeplabzoo.models.encoder_table import encoder_info, list_encoders, short_name, supports
+from deeplabzoo.models.names import parse_name
 from tools.encoders import count_costs
 from tools.encoders.count_costs import count_encoder, count_model, expected_names, read_table
 

@@ -6,9 +6,9 @@ import deeplabzoo
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import UnknownNameError, UsageError
 from deeplabzoo.hub.manifest import released
-from deeplabzoo.hub.registry import find_weights, list_models, list_weights, parse_name
+from deeplabzoo.hub.registry import find_weights, list_models, list_weights
 from deeplabzoo.models.encoder_table import list_encoders, short_name, supports
-from deeplabzoo.models.names import ModelName
+from deeplabzoo.models.names import ModelName, parse_name
 
 EVERY_NAME = list_models()
 
@@ -64,7 +64,7 @@ def test_patterns_are_shell_patterns() -> None:
     ("name", "reason"),
     [
         ("deeplabv3_resnet5O", "Unknown encoder 'resnet5O'.*Did you mean 'resnet50'"),
-        ("deeplabv3_resnet50_vocc", "no data set is called 'vocc'.*Did you mean 'voc'"),
+        ("deeplabv3_resnet50_vocc", "no dataset is called 'vocc'.*Did you mean 'voc'"),
         ("deeplab_resnet50", "expected architecture_encoder.*Did you mean 'deeplabv3_resnet50'"),
         ("DeepLabV3_resnet50", "expected architecture_encoder"),
         ("deeplabv3", "expected architecture_encoder"),
@@ -106,7 +106,7 @@ def test_weights_are_found_by_name_tag_and_default() -> None:
     [
         ("deeplabv3_mobilenetv2_voc", "corall", "no weights tagged 'corall'; its tags are coral"),
         ("deeplabv3_mobilenetv2_voc.corall", None, "no weights tagged 'corall'"),
-        ("deeplabv3_mobilenetv2", None, "The same network has weights as deeplabv3_mobilenetv2_ade20k, .*mobilenetv2_voc"),
+        ("deeplabv3_mobilenetv2", None, "The same model has weights as deeplabv3_mobilenetv2_ade20k, .*mobilenetv2_voc"),
         ("deeplabv3plus_mobilenetv3_voc", None, "Did you mean .*'deeplabv3_mobilenetv3_voc'"),
     ],
 )

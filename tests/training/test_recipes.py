@@ -10,8 +10,8 @@ from helpers.golden_curves import GOLDEN, curve
 from deeplabzoo.data.dataset import DATASET_NAMES
 from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
 from deeplabzoo.errors import UnknownNameError
-from deeplabzoo.hub.registry import parse_name
 from deeplabzoo.models.encoder_table import supports
+from deeplabzoo.models.names import parse_name
 from deeplabzoo.training.initialization import build_model
 from deeplabzoo.training.overrides import recipe_from_dict
 from deeplabzoo.training.recipes import RECIPES, get_recipe, recipe_table

@@ -26,8 +26,8 @@ from deeplabzoo.evaluation.reproduce import GOLDEN_TOLERANCE, golden_input
 from deeplabzoo.hub.manifest import BundledSource, WeightRow, released
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.models.encoders import SkipInit
 from deeplabzoo.models.encoder_table import encoder_info, list_encoders
+from deeplabzoo.models.encoders import SkipInit
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "logits.json"
 SIZE = (65, 320)

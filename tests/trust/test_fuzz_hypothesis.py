@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.errors import DataError, DeepLabZooError, UnknownNameError, UsageError
-from deeplabzoo.hub.registry import parse_name
 from deeplabzoo.models.encoder_table import ALIASES
+from deeplabzoo.models.names import parse_name
 from deeplabzoo.strict_json import parse_json
 from deeplabzoo.training.overrides import apply_overrides, recipe_from_dict
 from deeplabzoo.training.recipes import get_recipe

@@ -13,8 +13,8 @@ from deeplabzoo.checkpoints.native import read_checkpoint
 from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.errors import DataError, TrainingError, UsageError, WeightsError
 from deeplabzoo.hub.manifest import read_manifest
-from deeplabzoo.hub.registry import parse_name
 from deeplabzoo.log import logger
+from deeplabzoo.models.names import parse_name
 from deeplabzoo.strict_json import parse_json
 from deeplabzoo.training.overrides import apply_overrides
 from deeplabzoo.training.recipes import get_recipe

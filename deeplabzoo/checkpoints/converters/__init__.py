@@ -26,7 +26,7 @@ from deeplabzoo.checkpoints.converters import (
 )
 from deeplabzoo.checkpoints.converters.tensorflow import frozen_graph, tflite
 from deeplabzoo.checkpoints.safe_pickle import read_state_dict
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint as ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint as Checkpoint
 
 
 class FileConverter(Protocol):
@@ -38,7 +38,7 @@ class FileConverter(Protocol):
     def can_convert(self, path: Path) -> bool:
         """Whether the file is of this format; never raises."""
 
-    def convert(self, path: Path) -> ConvertedCheckpoint:
+    def convert(self, path: Path) -> Checkpoint:
         """Read the file; raises WeightsError in one sentence."""
 
 
@@ -51,7 +51,7 @@ class StateDictConverter(Protocol):
     def can_convert(self, names: Collection[str]) -> bool:
         """Whether tensors of these names (without `module.`) are of this layout; never raises."""
 
-    def convert(self, tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+    def convert(self, tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         """Return float32 tensors under our names; `path` is for what lies beside the file, such as a `config.json`.
 
         Raises WeightsError in one sentence. What the tensors do not tell (rates, padding, epsilon) is what the origin's code
@@ -73,7 +73,7 @@ STATE_DICT_CONVERTERS: tuple[StateDictConverter, ...] = (
 )
 
 
-def read_foreign(path: Path) -> ConvertedCheckpoint | dict[str, Tensor]:
+def read_foreign(path: Path) -> Checkpoint | dict[str, Tensor]:
     """Read a file that is not ours: converted where an origin recognises it, else its tensors by name as they are.
 
     Raises WeightsError in one sentence.

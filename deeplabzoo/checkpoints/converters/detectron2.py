@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -33,7 +33,7 @@ def can_convert(names: Collection[str]) -> bool:
     return _CLASSIFIER in names and _STEM in names and (_V3 in names or _V3PLUS in names)
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for other encoders and for separable or deeper decoders."""
     is_v3 = _V3 in tensors
     encoder = _encoder(tensors, path)
@@ -56,7 +56,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
         encoder_dilate_strided=True,
     )
     classes, palette, notes = assume_classes(num_classes, ("cityscapes", "voc", "ade20k"))
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=encoder,

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -59,7 +59,7 @@ def can_convert(names: Collection[str]) -> bool:
     return _ASPP in names and _LOW_LEVEL in names and any(classifier in names for classifier in _CLASSIFIERS)
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for its MobileNetV2 and Xception."""
     encoder = _encoder(tensors, path)
     is_resnet = encoder != "drnd54"
@@ -84,7 +84,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
         (rf"decoder\.last_conv\.{places[2]}\.(\w+)", r"head.classifier.\1"),
     )
     classes, palette, notes = assume_classes(config.num_classes, ("voc", "cityscapes"))
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=encoder,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import assume_classes
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -94,7 +94,7 @@ def can_convert(path: Path) -> bool:
     return is_hdf5(path)
 
 
-def convert(path: Path) -> ConvertedCheckpoint:
+def convert(path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for other networks of Keras, and if h5py is not installed."""
     arrays = read_arrays(path)
     found = {name.removeprefix(_TASK): tensor for name, tensor in arrays.items() if name.startswith(_TASK)}
@@ -110,7 +110,7 @@ def convert(path: Path) -> ConvertedCheckpoint:
     state["head.classifier.weight"] = _kernel(classifier)
     state["head.classifier.bias"] = torch.zeros(num_classes)
     classes, palette, notes = assume_classes(num_classes)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=DeepLabConfig(
             architecture="deeplabv3plus",

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, encoder_from_widths, rename
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -40,7 +40,7 @@ def can_convert(names: Collection[str]) -> bool:
     return _STEM in names and _PROJECT in names and any(classifier in names for classifier in _CLASSIFIERS)
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for its ResNets and for tensors that its layout does not know."""
     try:
         encoder, rules = _encoder(tensors)
@@ -66,7 +66,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
     )
     classes, palette, notes = assume_classes(num_classes, ("voc", "ade20k"))
     has_auxiliary = any(name.startswith("seg_head.aux_head.") for name in tensors)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=encoder,

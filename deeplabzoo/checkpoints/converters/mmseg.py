@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -75,12 +75,12 @@ def can_convert(names: Collection[str]) -> bool:
     return {_BOTTLENECK, _FIRST_BRANCH, _CLASSIFIER} <= set(names)
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for encoders that have no equal and unknown tensors."""
     config = _describe(tensors, path)
     is_mobilenet = _MOBILENET_STEM in tensors
     classes, palette, notes = assume_classes(config.num_classes, _LIKELY_DATASETS)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=config.encoder,

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -30,7 +30,7 @@ def can_convert(names: Collection[str]) -> bool:
     return _ASPP in names and _CLASSIFIER in names
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for its MobileNets and HRNet, and for heads without a decoder."""
     if "head.c1_block.conv.weight" not in tensors:
         raise WeightsError(
@@ -53,7 +53,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
     preprocessing = _CITYSCAPES if num_classes == 19 else _VOC
     classes, palette, notes = assume_classes(num_classes, ("voc", "cityscapes", "ade20k"))
     has_auxiliary = any(name.startswith("auxlayer.") for name in tensors)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=encoder,

@@ -31,7 +31,7 @@ from deeplabzoo.checkpoints.converters.key_mapping import (
     rename,
 )
 from deeplabzoo.checkpoints.converters.smp_encoders import SMPEncoder, find_encoder, smp_encoder_of
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import Architecture, DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
@@ -85,7 +85,7 @@ def can_convert(names: Collection[str]) -> bool:
     return prefix is not None and any(name.startswith(f"{prefix}decoder.") for name in names)
 
 
-def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for SMP's other models and for encoders without an equal."""
     prefix = _prefix(tensors) or ""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -99,7 +99,7 @@ def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> ConvertedCheckpo
     binary = config.num_classes == 2 and state["head.classifier.weight"].shape[0] == 1
     if binary:
         state |= _with_background(state)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=config.encoder,

@@ -22,7 +22,7 @@ from deeplabzoo.checkpoints.converters.key_mapping import (
     invert_rules,
     rename,
 )
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
@@ -76,7 +76,7 @@ def can_convert(names: Collection[str]) -> bool:
     return _ASPP in names and _CLASSIFIER in names and (_RESNET_STEM in names or _MOBILENET_STEM in names)
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for another encoder or a tensor that the layout does not know."""
     is_mobilenet = _MOBILENET_STEM in tensors
     config = _config(
@@ -87,7 +87,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
     )
     drops_auxiliary = is_mobilenet and _AUXILIARY in tensors
     classes, palette, notes = assume_classes(config.num_classes)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=config.encoder,

@@ -26,7 +26,7 @@ from deeplabzoo.checkpoints.converters.transformers_layout import (
     mobilevit_config,
     mobilevit_rules,
 )
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.data.classes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -49,7 +49,7 @@ def can_convert(names: Collection[str]) -> bool:
     return _CLASSIFIER in names and _model_type(names) is not None
 
 
-def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for tensors that its layout does not know."""
     settings, notes = _settings(path, _model_type(tensors) or "")
     convert_network = _mobilenetv2 if _model_type(tensors) == "mobilenet_v2" else _mobilevit
@@ -60,7 +60,7 @@ def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> ConvertedCheckpo
     except (TypeError, UsageError) as error:
         raise WeightsError(f"The config.json beside '{path}' describes no network that could exist: {error}") from None
     classes, palette, assumed = _classes(settings, config.num_classes)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=config.encoder,

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
@@ -53,7 +53,7 @@ def can_convert(names: Collection[str]) -> bool:
     return (_V3 in names and _LAST["deeplabv3"] in names) or (_V3PLUS in names and _LAST["deeplabv3plus"] in names)
 
 
-def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
+def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for its MobileNetV2, HRNet and Xception encoders."""
     is_v3 = _V3 in tensors
     encoder = _resnet(tensors, path)
@@ -69,7 +69,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> ConvertedCheckpoint:
         decoder_low_level_first=True,
     )
     classes, palette, notes = assume_classes(config.num_classes, ("voc", "cityscapes"))
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=encoder,

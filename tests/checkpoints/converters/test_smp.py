@@ -13,7 +13,7 @@ from torch import nn
 import deeplabzoo
 from deeplabzoo.checkpoints.converters import find_converter
 from deeplabzoo.checkpoints.converters.smp import convert
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.deeplab import DeepLab
 
@@ -32,13 +32,13 @@ def original(architecture: str, encoder: str, **options: Any) -> nn.Module:
     return randomised(getattr(smp, SPELLED[architecture])(encoder, encoder_weights=None, **options))
 
 
-def converted_by_settings(theirs: nn.Module, folder: Path) -> ConvertedCheckpoint:
+def converted_by_settings(theirs: nn.Module, folder: Path) -> Checkpoint:
     """Convert in the presence of the `config.json` that SMP writes of its own accord."""
     folder.joinpath("config.json").write_text(json.dumps({**theirs.config, "_model_class": type(theirs).__name__}))
     return convert(theirs.state_dict(), folder / "model.safetensors")
 
 
-def ours_of(converted: ConvertedCheckpoint) -> DeepLab:
+def ours_of(converted: Checkpoint) -> DeepLab:
     assert converted.config is not None
     return DeepLab.from_weights(converted.config, converted.state_dict)
 

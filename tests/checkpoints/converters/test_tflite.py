@@ -17,7 +17,7 @@ from torch import nn
 from deeplabzoo.checkpoints.converters.tensorflow import tflite_mobilenetv2
 from deeplabzoo.checkpoints.converters.tensorflow.tflite import can_convert, convert
 from deeplabzoo.checkpoints.converters.tensorflow.wire_formats import Table
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
@@ -57,14 +57,14 @@ def randomised_deeplab(**changes: object) -> DeepLab:
     return net.eval()
 
 
-def converted(data: bytes, tmp_path: Path) -> ConvertedCheckpoint:
+def converted(data: bytes, tmp_path: Path) -> Checkpoint:
     path = tmp_path / "net.tflite"
     path.write_bytes(data)
     assert can_convert(path)
     return convert(path)
 
 
-def logits_of(found: ConvertedCheckpoint, image_BHWC: np.ndarray) -> np.ndarray:
+def logits_of(found: Checkpoint, image_BHWC: np.ndarray) -> np.ndarray:
     assert found.config is not None
     net = DeepLab.from_weights(found.config, found.state_dict)
     with torch.inference_mode():

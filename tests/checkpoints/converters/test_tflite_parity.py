@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from deeplabzoo.checkpoints.converters.tensorflow.tflite import convert
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.evaluation.metrics import ConfusionMatrix
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
@@ -27,12 +27,12 @@ def deeplab_file(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def published(deeplab_file: Path) -> ConvertedCheckpoint:
+def published(deeplab_file: Path) -> Checkpoint:
     return convert(deeplab_file)
 
 
 @pytest.fixture(scope="module")
-def net(published: ConvertedCheckpoint) -> DeepLab:
+def net(published: Checkpoint) -> DeepLab:
     assert published.config is not None
     return DeepLab.from_weights(published.config, published.state_dict)
 
@@ -50,7 +50,7 @@ def photos(shared_data: Path, count: int) -> list[tuple[np.ndarray, np.ndarray]]
     return pairs
 
 
-def test_the_published_deeplab_is_read_off_its_graph(published: ConvertedCheckpoint) -> None:
+def test_the_published_deeplab_is_read_off_its_graph(published: Checkpoint) -> None:
     """What shared/data/README.md says of the file, found without being told."""
     assert published.config == DeepLabConfig(
         architecture="deeplabv3",
@@ -98,7 +98,7 @@ def test_labels_agree_with_the_tflite_runtime(deeplab_file: Path, net: DeepLab, 
     assert scores["ours"].scores().pixel_accuracy > 0.8
 
 
-def transformers_reference_model(converted: ConvertedCheckpoint, output_stride: int) -> torch.nn.Module:
+def transformers_reference_model(converted: Checkpoint, output_stride: int) -> torch.nn.Module:
     """Return transformers' MobileNetV2 DeepLab with the converted weights under its own names and norm epsilons."""
     transformers = pytest.importorskip("transformers")
     config = transformers.MobileNetV2Config(
@@ -145,7 +145,7 @@ def transformers_layer(name: str) -> str:
 
 @pytest.mark.parametrize(("output_stride", "size"), [(16, (513, 513)), (16, (320, 257)), (16, (256, 256)), (8, (256, 192))])
 def test_logits_equal_those_of_transformers(
-    output_stride: int, size: tuple[int, int], published: ConvertedCheckpoint, net: DeepLab, shared_data: Path
+    output_stride: int, size: tuple[int, int], published: Checkpoint, net: DeepLab, shared_data: Path
 ) -> None:
     """Same weights, another implementation: equal up to float32 rounding, at odd and even sizes and both output strides."""
     theirs = transformers_reference_model(published, output_stride)

@@ -96,7 +96,7 @@ def test_a_file_loaded_by_name_reports_its_format(mobilenet_file: Path, caplog: 
     assert re.match(r"deeplabv3_mobilenetv3_voc: 11\.0\d M parameters from mobilenet\.pth \(torchvision layout, sha256 ", line)
     for phrase in (
         "output stride 16 -> 8",
-        "classifier re-initialised: 21 -> 5 classes",
+        "classifier re-initialized: 21 -> 5 classes",
         "auxiliary head (it reads a map inside a stage) dropped",
     ):
         assert phrase in line

@@ -14,8 +14,9 @@ from deeplabzoo.checkpoints.safe_pickle import read_state_dict
 from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.data.download import extract_folder
 from deeplabzoo.hub.manifest import read_manifest
-from deeplabzoo.hub.registry import find_weights, list_models, list_weights, parse_name
+from deeplabzoo.hub.registry import find_weights, list_models, list_weights
 from deeplabzoo.models.encoder_table import list_encoders
+from deeplabzoo.models.names import parse_name
 from deeplabzoo.training.overrides import apply_overrides
 from deeplabzoo.training.recipes import get_recipe
 from deeplabzoo.training.run_dir import RunDir

@@ -29,7 +29,7 @@ from deeplabzoo.checkpoints.converters.tensorflow.frozen_graph_layers import (
     xception_names,
 )
 from deeplabzoo.checkpoints.converters.tensorflow.graphdef import GraphDef, Node, is_archive, is_graph, read_graph
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
@@ -186,7 +186,7 @@ def can_convert(path: Path) -> bool:
     return is_graph(path) or is_archive(path)
 
 
-def convert(path: Path) -> ConvertedCheckpoint:
+def convert(path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError in one sentence for other graphs, and why, and damaged ones."""
     graph = GraphDef(read_graph(path))
     kind = detect_encoder(graph)
@@ -209,7 +209,7 @@ def convert(path: Path) -> ConvertedCheckpoint:
     _, corner_notes = read_align_corners(graph, layers["head.classifier"][0])
     classes, palette, class_notes = assume_classes(config.num_classes, ("voc", "cityscapes", "ade20k"))
     drops_void_output = layers["head.classifier"][0].output > config.num_classes
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=config.encoder,

@@ -33,7 +33,7 @@ from deeplabzoo.checkpoints.converters.tensorflow.tflite_mobilenetv2 import (
     match_encoder,
     read_features,
 )
-from deeplabzoo.checkpoints.types import ConvertedCheckpoint
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.data.classes import Palette, default_palette
 from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -246,7 +246,7 @@ def can_convert(path: Path) -> bool:
         return False
 
 
-def convert(path: Path) -> ConvertedCheckpoint:
+def convert(path: Path) -> Checkpoint:
     """Read a DeepLab (a network of ours and its weights) or a classifier (an encoder's weights) of MobileNetV2.
 
     Raises WeightsError in one sentence if the file cannot be read, is damaged, or holds another network.
@@ -274,7 +274,7 @@ def convert(path: Path) -> ConvertedCheckpoint:
         raise WeightsError(f"The network in {path.name} cannot be built here: {error}") from error
 
 
-def _deeplab(path: Path, graph: Graph, head: Head, dropped: list[str]) -> ConvertedCheckpoint:
+def _deeplab(path: Path, graph: Graph, head: Head, dropped: list[str]) -> Checkpoint:
     features = read_features(head.feature)
     preprocessing, notes = _preprocessing(features.image, is_float=_is_float(graph))
     config = DeepLabConfig(
@@ -295,7 +295,7 @@ def _deeplab(path: Path, graph: Graph, head: Head, dropped: list[str]) -> Conver
     weights = {f"encoder.{name}": tensor for name, tensor in state.items()}
     feature_channels = next(reversed([tensor for tensor in state.values() if tensor.ndim == 4])).shape[0]
     classes, palette, class_notes = _classes(path, head.num_classes)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=config,
         encoder=config.encoder,
@@ -308,7 +308,7 @@ def _deeplab(path: Path, graph: Graph, head: Head, dropped: list[str]) -> Conver
     )
 
 
-def _encoder(graph: Graph, output: Layer, dropped: list[str]) -> ConvertedCheckpoint:
+def _encoder(graph: Graph, output: Layer, dropped: list[str]) -> Checkpoint:
     layer = output
     if layer.kind == CONVOLUTION and layer.sources[0].kind in POOLING:
         dropped.append(f"classifier {_widths(layer)}")
@@ -329,7 +329,7 @@ def _encoder(graph: Graph, output: Layer, dropped: list[str]) -> ConvertedCheckp
     )
     config, encoder = match_encoder(features, config)
     state = encoder_state(features, encoder)
-    return ConvertedCheckpoint(
+    return Checkpoint(
         format_name=FORMAT_NAME,
         config=None,
         encoder=config.encoder,
