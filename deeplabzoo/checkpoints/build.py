@@ -101,7 +101,9 @@ def build_from_checkpoint(
     if overrides.dropout is not None:
         config = replace(config, dropout=overrides.dropout)
     if overrides.in_chans is not None and overrides.in_chans != config.in_chans:
-        changes.append(f"stem adapted from {config.in_chans} to {overrides.in_chans} channels, so published metrics do not apply")
+        changes.append(
+            f"stem adapted from {config.in_chans} to {overrides.in_chans} channels, so published metrics do not apply"
+        )
         config, state = _set_input_channels(config, state, overrides.in_chans)
     if overrides.output_stride is not None and overrides.output_stride != config.output_stride:
         changes.append(f"output stride {config.output_stride} -> {overrides.output_stride}")
@@ -309,9 +311,7 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
     if checkpoint.encoder is not None and checkpoint.encoder != net.config.encoder:
         raise WeightsError(f"'{checkpoint.label}' holds the encoder {short_name(checkpoint.encoder)}, {encoder} was asked for.")
     expected = net.encoder.state_dict()
-    inside = {
-        name.removeprefix("encoder."): one for name, one in checkpoint.state_dict.items() if name.startswith("encoder.")
-    }
+    inside = {name.removeprefix("encoder."): one for name, one in checkpoint.state_dict.items() if name.startswith("encoder.")}
     state, unused = _match_names(inside or checkpoint.state_dict, expected)
     adapted = adapt_tensors(state, expected)
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
@@ -322,7 +322,9 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
                 f"'{checkpoint.label}' {what} {len(names)} of the {len(expected)} tensors of encoder {encoder} ({_some(names)})."
             )
     net.encoder.load_state_dict(adapted, strict=False)  # complete but for batch counters, which old files lack
-    if (own := checkpoint.preprocessing) is not None:  # the scale of the input belongs to the encoder's weights, its size does not
+    if (
+        own := checkpoint.preprocessing
+    ) is not None:  # the scale of the input belongs to the encoder's weights, its size does not
         net.preprocessing = replace(net.preprocessing, mean=own.mean, std=own.std, channel_order=own.channel_order)
     changes = list(checkpoint.remarks)
     if any(adapted[name] is not state[name] for name in state):

@@ -69,11 +69,15 @@ def shard_names(index: Path) -> tuple[str, ...]:
             raise ValueError(f"more than {_MAX_INDEX_BYTES} bytes")
         names = parse_json(index.read_bytes())["weight_map"].values()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"'{index}' is not an index of shards ({error!r:.100}); expected a weight_map of file names.") from None
+        raise WeightsError(
+            f"'{index}' is not an index of shards ({error!r:.100}); expected a weight_map of file names."
+        ) from None
     shards = set()
     for name in names:
         if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.endswith((".safetensors", ".bin")):
-            raise WeightsError(f"'{index}' names the shard {name!r:.100}; expected a .safetensors or .bin file of the same folder.")
+            raise WeightsError(
+                f"'{index}' names the shard {name!r:.100}; expected a .safetensors or .bin file of the same folder."
+            )
         shards.add(name)
     return tuple(sorted(shards))
 
