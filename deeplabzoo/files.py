@@ -34,21 +34,38 @@ def remove_partial_files(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = False) -> None:
     """Call `write` with an open file that takes the place of `path` when it is complete; raises OutputError.
 
-    A reader, or a run that is cut off, never sees half a file. A symbolic link keeps pointing where it did.
+    A reader, or a run that is cut off, never sees half a file. A symbolic link keeps pointing where it did. `durable` also
+    flushes the file to the disk before it takes its name, so that a power cut leaves the old or the new file, never a cut one.
     """
     target = Path(os.path.realpath(path))
     partial = target.with_name(_partial_name(target.name, secrets.token_hex(6)))
     try:
         with partial.open("xb") as file:
             write(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, target)
+        if durable:
+            fsync_path(target.parent)
     except OSError as error:
         raise OutputError(f"Cannot write '{path}': {error.strerror or error}.") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _partial_name(name: str, mark: str) -> str:

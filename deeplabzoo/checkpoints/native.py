@@ -67,6 +67,7 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     keep_dtype: Collection[str] = (),
+    durable: bool = False,
 ) -> None:
     """Write a model to `path` atomically: an existing file is replaced as a whole or not at all.
 
@@ -76,6 +77,8 @@ def save_checkpoint(
         extra: JSON values kept as the checkpoint's `source`.
         dtype: Floating-point type in the file, such as torch.float16; None keeps the model's.
         keep_dtype: Names of tensors that keep their dtype.
+        durable: Flush the file to the disk before it takes its name, so that a power cut leaves no cut file.
+        durable: Flush the file to the disk before it takes its name, so that a power cut leaves no cut file.
 
     Raises:
         OutputError: The file cannot be written.
@@ -95,7 +98,7 @@ def save_checkpoint(
         name: _to_storage_dtype(tensor, None if name in keep_dtype else dtype) for name, tensor in net.state_dict().items()
     }
     whole = _with_sorted_header(serialise(tensors, metadata))
-    write_atomically(Path(path), lambda file: file.write(whole))
+    write_atomically(Path(path), lambda file: file.write(whole), durable=durable)
 
 
 def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> Checkpoint:

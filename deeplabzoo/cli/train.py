@@ -62,7 +62,7 @@ def _recipe(name: str, out: Path, assignments: Sequence[str], *, resume: bool) -
     if resume:
         from deeplabzoo.training.run_dir import RunDir
 
-        before = RunDir(out).recipe()
+        before = RunDir(out).recipe_to_resume()
         if before is not None and before.name != recipe.name:
             raise UsageError(
                 f"'{out}' holds a run of '{before.name}', not of '{recipe.name}'; name that one, or another --out."

@@ -43,9 +43,9 @@ def prefetch(
 ) -> Generator[Sample, None, None]:
     """Yield `data[i]` for each of `indices`, in their order, while `num_threads` threads read the next ones.
 
-    At most `prefetch_size` pictures wait, so memory is bounded. What reading a picture raises is raised at that picture's turn, when
-    all before it have been yielded. Close the generator (`contextlib.closing`) to stop early: it waits for what is being read,
-    and no further picture is begun.
+    At most `prefetch_size` pictures wait, so memory is bounded. What reading a picture raises is raised at that picture's turn,
+    when all before it have been yielded. Close the generator (`contextlib.closing`) to stop early: it waits for what is being
+    read, and no further picture is begun.
     """
     waiting: deque[Future[Sample]] = deque()
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="deeplabzoo-reader")

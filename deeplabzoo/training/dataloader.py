@@ -1,20 +1,21 @@
-"""Training batches: batch number k of a run is a pure function of (data, recipe, k), whoever computes it.
+"""Training data: opening a recipe's splits, class weights, and a data loader whose batch k is a function of (data, recipe, k).
 
-So resuming is starting at step k, workers are only hands, and the batches of several processes are slices of the batch that
-one process would have. Pictures are passed through without end, shuffled anew in each pass, so there is no short last batch
-(a batch of one breaks batch norm: asks.md theme C), and a data set smaller than a batch simply comes round more often.
+So resuming means starting at step k, results do not depend on the number of workers, and the batches of several processes are
+slices of the batch that one process would have. The dataset is repeated without end, shuffled again in each epoch, so there is
+no short last batch (a batch of one breaks batch norm), and a dataset smaller than a batch occurs in it more than once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,49 +40,59 @@ from deeplabzoo.training.recipe import Recipe
 
 
 class Batch(NamedTuple):
-    """One process's part of a global batch, before normalisation."""
+    """One process's part of a global batch, before normalization."""
 
     image_BCHW: torch.Tensor
-    """uint8 RGB."""
+    """uint8 RGB, B x 3 x height x width of the crop."""
     labels_BHW: torch.Tensor
-    """uint8, or int64 where the numbers need more: what is small travels faster from worker to device."""
+    """uint8, or int64 above 255: small types are faster to send from worker to device."""
     skipped: torch.Tensor
-    """Indices of the training pictures that could not be read, whose places others took."""
+    """Indices of the training images that could not be read and were replaced by others."""
 
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the order in which pass number `epoch` visits `count` pictures."""
+    """Return the order in which epoch number `epoch` visits `count` images."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
 
 
 def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Return the random numbers of the sample at `position` of pass `epoch`."""
+    """Return the random generator of the sample at `position` of an epoch."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, position])))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return what torch's generator is seeded with before update number `step` (dropout): nothing to save, nothing to drift."""
+    """Return the seed of torch's generator before `step` (dropout); a function of the step, so no generator state is saved."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class BatchDataset(Dataset[Batch | DeepLabZooError]):
-    """`stream[k]` is this process's slice of global batch k; an error raised on purpose is returned, not raised.
+    """`dataset[k]` is this process's slice of global batch k; an error raised on purpose is returned, not raised.
 
-    (A worker process can hand over an exception only wrapped in its traceback.) Raises DataError for an empty data set and
-    UsageError for a batch that cannot be shared out evenly.
+    (torch wraps an exception of a worker process into its traceback, which would hide the sentence.)
+
+    Args:
+        data: The training split.
+        recipe: Batch size, augmentation, stages and seed.
+        preprocessing: The model's, whose resize decides at which scale images are cropped.
+        rank: This process's rank.
+        world_size: Number of processes that share the global batch.
+
+    Raises:
+        DataError: The dataset is empty.
+        UsageError: The batch cannot be divided evenly by processes and accumulated pieces.
     """
 
     def __init__(
         self, data: SegmentationDataset, recipe: Recipe, preprocessing: Preprocessing, *, rank: int = 0, world_size: int = 1
     ) -> None:
         if not len(data):
-            raise DataError(f"{data.name} {data.split} has no pictures to train on.")
+            raise DataError(f"{data.name} {data.split} has no images to train on.")
         pieces = world_size * recipe.accumulate
         if recipe.batch % pieces:
             raise UsageError(
-                f"A batch of {recipe.batch} cannot be shared evenly by {world_size} process(es) x {recipe.accumulate} piece(s); "
-                f"make it a multiple of {pieces}."
+                f"A batch of {recipe.batch} cannot be divided evenly by {world_size} process(es) x {recipe.accumulate} "
+                f"piece(s); make it a multiple of {pieces}."
             )
         self._data, self._recipe, self._preprocessing = data, recipe, preprocessing
         share = recipe.batch // world_size
@@ -106,7 +117,7 @@ class BatchDataset(Dataset[Batch | DeepLabZooError]):
         return Batch(image_BCHW, torch.from_numpy(labels_BHW), torch.tensor(skipped, dtype=torch.int64))
 
     def _sample(self, step: int, position: int, out_HWC: Pixels, skipped: list[int]) -> Labels:
-        """Read and augment the sample at a position of the endless run through the data; its image is written to `out_HWC`."""
+        """Read and augment the sample at a position, counted from the start of the run; its image is written to `out_HWC`."""
         seed, count = self._recipe.seed, len(self._data)
         epoch, place = divmod(position, count)
         sample = self._next_readable(epoch_order(seed, epoch, count), place, skipped)
@@ -124,7 +135,7 @@ class BatchDataset(Dataset[Batch | DeepLabZooError]):
         return labels_HW
 
     def _next_readable(self, order: npt.NDArray[np.int64], place: int, skipped: list[int]) -> Sample:
-        """Read the picture at a place of a pass, or the first one after it that can be read, where the recipe says skip."""
+        """Read the image at a place of an epoch, or with `unreadable=skip` the first one after it that can be read."""
         for ahead in range(len(order)):
             index = int(order[(place + ahead) % len(order)])
             try:
@@ -133,19 +144,27 @@ class BatchDataset(Dataset[Batch | DeepLabZooError]):
                 if self._recipe.unreadable == "stop":
                     raise
                 skipped.append(index)
-        raise DataError(f"None of the {len(order)} pictures of {self._data.name} {self._data.split} can be read.")
+        raise DataError(f"None of the {len(order)} images of {self._data.name} {self._data.split} can be read.")
 
 
 def _init_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the run's own ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the main one ends its workers
 
 
 def iterate_batches(dataset: BatchDataset, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
-    """Yield batches `start` ... `stop - 1`, read ahead by at most `workers` processes (0: none); raises what the stream met.
+    """Yield batches `start` ... `stop - 1`, prefetched by worker processes.
 
-    A worker that was killed is noticed when its batch is waited for, within 5 s, and never in the middle of an update: a
-    TrainingError says so.
+    Args:
+        dataset: Batches by step.
+        start: First step.
+        stop: Step after the last one.
+        workers: Number of worker processes, at most one per processor; 0 reads in this process.
+        pin: Whether to place batches in pinned memory, for a GPU.
+
+    Raises:
+        DeepLabZooError: What a worker met while reading.
+        TrainingError: A worker was killed; noticed while its batch is waited for, never in the middle of a train step.
     """
     steps = range(start, stop)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -167,19 +186,19 @@ def iterate_batches(dataset: BatchDataset, start: int, stop: int, *, workers: in
         if not workers or not _is_lost_worker_error(error):
             raise
         raise TrainingError(
-            "A process that reads training pictures was killed, usually because memory ran out; lower workers or cache_gb, or "
+            "A process that reads training images was killed, usually because memory ran out; lower workers or cache_gb, or "
             "give the machine more memory (in a container, /dev/shm too), and go on with --resume."
         ) from None
 
 
 def _is_lost_worker_error(error: Exception) -> bool:
-    """Whether torch says so, or the pipe to a worker broke before torch looked; what a worker raised itself says `Caught`."""
-    told = str(error)
-    return "exited unexpectedly" in told if isinstance(error, RuntimeError) else "Caught " not in told
+    """Whether torch reports it, or the pipe to a worker broke before; what a worker raised itself contains `Caught`."""
+    message = str(error)
+    return "exited unexpectedly" in message if isinstance(error, RuntimeError) else "Caught " not in message
 
 
 def _start_workers(loader: "DataLoader[Batch | DeepLabZooError]") -> Iterator[Batch | DeepLabZooError]:
-    """Start the workers, without torch's handler of SIGCHLD: it would raise wherever the run is, in half an update too."""
+    """Start the workers, without torch's SIGCHLD handler: it would raise anywhere, in the middle of a train step, too."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
@@ -188,8 +207,7 @@ def _start_workers(loader: "DataLoader[Batch | DeepLabZooError]") -> Iterator[Ba
     return begun
 
 
-# Class weights from pixel counts: what rare classes are worth in the loss.
-
+# Class weights of the loss from pixel counts.
 
 ClassWeights = Literal["none", "median_frequency", "enet", "inverse_sqrt"]
 CLASS_WEIGHTS: tuple[ClassWeights, ...] = ("none", "median_frequency", "enet", "inverse_sqrt")
@@ -198,17 +216,20 @@ CLASS_WEIGHTS: tuple[ClassWeights, ...] = ("none", "median_frequency", "enet", "
 def class_weights(
     kind: str, pixels_C: NDArray[np.int64], present_pixels_C: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """Return one weight a class from the training set's pixel counts; a class that never occurs gets 1.
+    """Return one weight per class from the training set's pixel counts; a class that never occurs gets 1.
 
-    `pixels_C` counts the pixels of each class; `present_pixels_C` the valid pixels of the images that hold the class
-    (None: of all images). Raises UsageError for an unknown kind.
+    Args:
+        kind: `none`; `median_frequency`, median(f) / f with f = pixels / present_pixels (Eigen and Fergus, arXiv:1411.4734,
+            section 6.3.2); `enet`, 1 / ln(1.02 + share) (ENet, arXiv:1606.02147, section 5.2), between 1.42 and 50.5;
+            `inverse_sqrt`, share^-0.5, scaled so that the mean over pixels is 1.
+        pixels_C: Pixels of each class.
+        present_pixels_C: Labelled pixels of the images that contain the class (None: of all images).
 
-    - `median_frequency`: median(f) / f with f = pixels / present_pixels (Eigen and Fergus, arXiv:1411.4734, section 6.3.2);
-    - `enet`: 1 / ln(1.02 + share) (ENet, arXiv:1606.02147, section 5.2), between 1.42 and 50.5;
-    - `inverse_sqrt`: share^-0.5, scaled so that the mean over pixels is 1.
+    Raises:
+        UsageError: The kind is unknown.
     """
     if kind not in CLASS_WEIGHTS:
-        raise UsageError(f"There are no class weights {kind!r}; there are {', '.join(CLASS_WEIGHTS)}, or numbers of your own.")
+        raise UsageError(f"There are no class weights {kind!r}; there are {', '.join(CLASS_WEIGHTS)}, or one number per class.")
     weights = np.ones(len(pixels_C))
     seen = pixels_C > 0
     if kind == "none" or not seen.any():
@@ -225,16 +246,19 @@ def class_weights(
     return weights
 
 
-# The data of a run: its splits, opened and looked at before the first step.
+# The splits of a run, opened and checked before the first step.
 
-
+_FINGERPRINT_FILES = 2048
+"""At most so many images, evenly spaced, are looked at for the fingerprint of the data."""
+_FINGERPRINT_BYTES = 16384
+"""Read at the start of each file, and as many at its end."""
 _SHAPES = (64, 80)
 _SHAPES_COUNT = {"train": 512, "val": 64}
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What is trained on, what is measured while training, and what is measured once at the end."""
+    """The datasets of a run: `train`; `val`, evaluated during training; `test`, evaluated once at the end."""
 
     train: SegmentationDataset
     val: SegmentationDataset
@@ -243,16 +267,56 @@ class Splits:
 
     @property
     def sha256(self) -> str:
-        """Hash of the training pictures' names in order: which run a state belongs to."""
+        """SHA-256 of the training images' names, in order."""
         return hashlib.sha256("\n".join([self.train.name, *self.train.names]).encode()).hexdigest()
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """Fingerprint of the data that a resumed run must find again: names, classes, and contents of the files."""
+        digest = hashlib.sha256()
+        for data in (self.train, self.val):
+            _update_with_files(digest, data)
+        return {
+            "data_sha256": self.sha256,
+            "data_contents_sha256": digest.hexdigest(),
+            "classes": list(self.train.classes),
+        }
+
+
+def _update_with_files(digest: "hashlib._Hash", data: SegmentationDataset) -> None:
+    """Add size, start and end of a split's files, up to _FINGERPRINT_FILES images; quick even for a large dataset."""
+    source: Any = data
+    while not hasattr(source, "files") and (inner := getattr(source, "data", None) or getattr(source, "_data", None)):
+        source = inner  # a cache or a subset of another dataset
+    files: Mapping[str, tuple[Path, Path]] = getattr(source, "files", {})
+    digest.update(repr(sorted(getattr(source, "label_map", {}).items())).encode())
+    count = min(len(data.names), _FINGERPRINT_FILES)
+    for place in range(count):
+        name = data.names[place * len(data.names) // count]
+        for path in files.get(name, ()):
+            digest.update(f"{name} ".encode(errors="surrogateescape"))
+            with contextlib.suppress(OSError), path.open("rb") as file:  # an unreadable file is reported when it is its turn
+                size = os.fstat(file.fileno()).st_size
+                digest.update(f"{size} ".encode() + file.read(_FINGERPRINT_BYTES))
+                file.seek(max(0, size - _FINGERPRINT_BYTES))
+                digest.update(file.read(_FINGERPRINT_BYTES))
 
 
 def open_splits(recipe: Recipe, root: Path | None) -> Splits:
-    """Open the recipe's splits; a test split that is not there is said and left out. Raises UsageError and DataError."""
+    """Open the recipe's splits; a missing test split is skipped with a log line.
+
+    Args:
+        recipe: Names the dataset and its splits.
+        root: Folder of the dataset; None for `shapes`.
+
+    Raises:
+        UsageError: The folder is not given, or the dataset has a single class.
+        DataError: A split is missing or incomplete, or an image is in two splits.
+    """
     if recipe.data == "shapes":
         size = _SHAPES
-        drawn = (SyntheticShapes(split, size, _SHAPES_COUNT[split]) for split in ("train", "val"))
-        train, val = _with_cache(recipe, *drawn)
+        generated = (SyntheticShapes(split, size, _SHAPES_COUNT[split]) for split in ("train", "val"))
+        train, val = _with_cache(recipe, *generated)
         return Splits(train, val, None, None)
     if root is None:
         raise UsageError(f"Recipe '{recipe.name}' needs --data, the folder that holds '{recipe.data}'.")
@@ -263,20 +327,25 @@ def open_splits(recipe: Recipe, root: Path | None) -> Splits:
         try:
             test = build_dataset(recipe.data, root, recipe.test_split, classes=names)
         except DataError as error:
-            logger.info(f"test: left out ({error})")
+            logger.info(f"no test split; skipping the final test evaluation ({error})")
+    if len(first.classes) == 1:
+        raise UsageError(
+            f"{first.name} has one class, '{first.classes[0]}', so there is nothing to tell it apart from; name the background "
+            "as the first class, too."
+        )
     both = set(first.names) & set(second.names)
     if both and recipe.train_split != recipe.val_split:
-        raise DataError(f"{len(both)} pictures are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
+        raise DataError(f"{len(both)} images are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
     train, val = _with_cache(recipe, first, second)
     return Splits(train, val, test, root)
 
 
 def _with_cache(recipe: Recipe, *splits: SegmentationDataset) -> list[SegmentationDataset]:
-    """Wrap splits into the recipe's cache of decoded pictures, sharing its bytes out by their numbers of pictures."""
+    """Wrap splits into the recipe's cache of decoded images, dividing its bytes by their numbers of images."""
     if recipe.cache == "none":
         return list(splits)
-    pictures = sum(map(len, splits))
-    limits = [max(1, int(recipe.cache_gb * 1e9 * len(data) / max(1, pictures))) for data in splits]
+    images = sum(map(len, splits))
+    limits = [max(1, int(recipe.cache_gb * 1e9 * len(data) / max(1, images))) for data in splits]
     if recipe.cache == "memory":
         return [MemoryCache(data, limit) for data, limit in zip(splits, limits, strict=True)]
     folder = cache_folder() / "decoded"
@@ -285,10 +354,14 @@ def _with_cache(recipe: Recipe, *splits: SegmentationDataset) -> list[Segmentati
 
 
 def class_weights_from_data(recipe: Recipe, data: Splits, distributed: DistributedContext) -> list[float] | None:
-    """Look at every label, say how classes are spread, and return the recipe's class weights (None: all equal).
+    """Check every mask, log the class distribution, and return the recipe's class weights (None: all equal).
 
-    One process looks; the others get what it found. Raises DataError for labels outside the classes, ImageError for a mask that
-    cannot be read (where the recipe does not skip it), UsageError for weights that do not fit the classes.
+    Rank 0 reads the masks; the others get its weights.
+
+    Raises:
+        DataError: A mask has labels outside the classes.
+        ImageError: A mask cannot be read, and the recipe does not skip it.
+        UsageError: The recipe has another number of weights than there are classes.
     """
     num_classes = len(data.train.classes)
     if not isinstance(recipe.class_weights, str) and len(recipe.class_weights) != num_classes:
@@ -306,8 +379,8 @@ def class_weights_from_data(recipe: Recipe, data: Splits, distributed: Distribut
 
 def _count_labels(data: Splits, *, skip: bool) -> LabelCounts:
     counts = count_labels(
-        data.train, skipped=(lambda error: logger.info(f"data: left out (unreadable=skip): {error}")) if skip else None
+        data.train, skipped=(lambda error: logger.warning(f"data: skipped (unreadable=skip): {error}")) if skip else None
     )
     count_labels(data.val)
-    logger.info(f"data: {len(data.train)} pictures to train on, {len(data.val)} to measure on\n{counts.table()}")
+    logger.info(f"data: {len(data.train)} training images, {len(data.val)} validation images\n{counts.table()}")
     return counts

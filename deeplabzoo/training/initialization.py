@@ -1,22 +1,28 @@
-"""Starting weights: what an earlier network knows, carried into a new one, and batch norms that know their own statistics."""
+"""Initial weights of a run: building the model of a recipe, transfer from other weights, batch norm recalibration."""
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from deeplabzoo.data.dataset import SegmentationDataset
 from deeplabzoo.data.transforms import normalize_images
-from deeplabzoo.errors import DeepLabZooError, TrainingError, WeightsError
+from deeplabzoo.device import eval_mode
+from deeplabzoo.errors import DataError, DeepLabZooError, ImageError, TrainingError, WeightsError
 from deeplabzoo.hub.factory import load, load_encoder
 from deeplabzoo.log import logger
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.models.heads import ASPP, V3Head, V3PlusHead
-from deeplabzoo.models.layers import ConvNormAct, SeparableConvNormAct, scale_atrous_rates
+from deeplabzoo.models.layers import Classifier, ConvNormAct, SeparableConvNormAct, scale_atrous_rates
 from deeplabzoo.models.names import ModelName, parse_name
+from deeplabzoo.processing.preprocessing import resized_hw
 from deeplabzoo.training.dataloader import Batch, BatchDataset
 from deeplabzoo.training.optim import BATCH_NORM_TYPES
 from deeplabzoo.training.recipe import Recipe
@@ -25,14 +31,23 @@ from deeplabzoo.training.run_dir import TrainingState
 
 @torch.no_grad()
 def transfer_weights(source: DeepLab, net: DeepLab) -> str:
-    """Put everything that `source` knows and `net` has room for into `net`; returns what was done, as one phrase.
+    """Copy the weights of `source` into `net` as far as they fit, in place.
 
-    Same architecture: every tensor; a classifier row for every class of the same name. V3 into V3+: the new parts are set so
-    that the network starts with the old one's answer. The ASPP's new atrous branches get no say in its projection at first,
-    the decoder passes the ASPP's output through (a ReLU leaves what is not negative) and ignores the low level; and since
-    bilinear upsampling commutes with a linear classifier, logits agree, exactly where the grids are nested (align_corners and
-    sides of the form stride x n + 1). All of it learns from the first step on, the new branches from the second.
-    Raises WeightsError where the two have different encoders or widths.
+    Same architecture: every tensor, and a classifier row for every class of the same name. V3 into V3+: the new parts are set
+    so that the outputs of both agree. The ASPP's new atrous branches start with weight 0 in its projection, the decoder passes
+    the ASPP's output through (a ReLU leaves non-negative values) and ignores the low-level feature; and since bilinear
+    upsampling commutes with a linear classifier, logits agree, exactly where the grids are nested (align_corners and sides of
+    the form stride x n + 1). All of it trains from the first step on, the new branches from the second.
+
+    Args:
+        source: The model whose weights are taken.
+        net: The model that receives them.
+
+    Returns:
+        What was done, as one phrase for the log.
+
+    Raises:
+        WeightsError: The two have different encoders or widths.
     """
     if source.config.encoder != net.config.encoder:
         ours, theirs = short_name(net.config.encoder), short_name(source.config.encoder)
@@ -44,12 +59,12 @@ def transfer_weights(source: DeepLab, net: DeepLab) -> str:
         parts = [name for name in ("refine", "low_level", "decoder") if hasattr(net.head, name)]
         for name in parts:
             _copy(getattr(source.head, name), getattr(net.head, name), f"head.{name}")
-        done = "every layer taken over"
+        done = "every layer transferred"
     elif isinstance(source.head, V3Head) and isinstance(net.head, V3PlusHead) and isinstance(source.head.refine, nn.Identity):
         _init_pass_through(net.head, source.config.head_channels)
-        done = "decoder and new branches added without changing the answer"
+        done = "decoder and new branches added without changing the output"
     else:
-        return "encoder and ASPP taken over, the rest untrained"
+        return "encoder and ASPP transferred, the rest randomly initialized"
     rows = _transfer_classifier(source.head.classifier, source.classes, net.head.classifier, net.classes)
     if source.aux_head is not None and net.aux_head is not None:
         _copy(source.aux_head.block, net.aux_head.block, "aux_head.block")
@@ -63,13 +78,13 @@ def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
     if wrong:
         raise WeightsError(
             f"The initial weights do not fit: {len(wrong)} tensors of {name} are missing or of another shape ({wrong[0]}); "
-            "leave the recipe's network fields as the weights have them."
+            "leave the recipe's network fields at their defaults."
         )
     target.load_state_dict({key: theirs[key] for key in ours})
 
 
 def _transfer_aspp(source: ASPP, target: ASPP) -> None:
-    """Copy the branches that both have; what else the target has starts with no weight in the projection."""
+    """Copy the branches that both have; further branches of the target start with weight 0 in the projection."""
     shared = min(len(source.branches), len(target.branches))
     if len(source.branches) > shared:
         theirs, ours = len(source.branches) - 1, len(target.branches) - 1
@@ -89,7 +104,7 @@ def _transfer_aspp(source: ASPP, target: ASPP) -> None:
 
 
 def _slices(aspp: ASPP) -> dict[str, slice]:
-    """Return where each branch's channels lie in the projection's input."""
+    """Return the channels of each branch in the projection's input."""
     names = [str(index) for index in range(len(aspp.branches))]
     names.insert(0 if aspp.pooling_first else len(names), "pool")
     width = aspp.pool.conv.out_channels
@@ -97,7 +112,7 @@ def _slices(aspp: ASPP) -> dict[str, slice]:
 
 
 def _init_pass_through(head: V3PlusHead, width: int) -> None:
-    """Let the decoder hand on the first `width` channels, which are not negative, and ignore the low-level feature."""
+    """Let the decoder pass the first `width` channels, which are non-negative, and ignore the low-level feature."""
     low = head.low_level.conv.out_channels
     start = low if head.low_level_first else 0
     for block in head.decoder:
@@ -111,14 +126,14 @@ def _init_pass_through(head: V3PlusHead, width: int) -> None:
 
 
 def _identity(block: ConvNormAct, start: int, width: int) -> None:
-    """Make a block's first `width` outputs its inputs from `start` on; a depthwise one hands on every channel."""
+    """Make a block's first `width` outputs its inputs from `start` on; a depthwise one passes every channel."""
     weight = block.conv.weight
     middle = weight.shape[-1] // 2
     if block.conv.groups > 1:
         weight.zero_()
         weight[:, :, middle, middle] = 1
     elif weight.shape[0] < width:
-        raise WeightsError(f"The decoder has {weight.shape[0]} channels, fewer than the {width} that it is to hand on.")
+        raise WeightsError(f"The decoder has {weight.shape[0]} channels, fewer than the {width} that it has to pass.")
     else:
         weight[:width] = 0
         weight[torch.arange(width), torch.arange(start, start + width), middle, middle] = 1
@@ -134,7 +149,7 @@ def _identity(block: ConvNormAct, start: int, width: int) -> None:
 def _transfer_classifier(
     source: nn.Conv2d, source_classes: Sequence[str], target: nn.Conv2d, target_classes: Sequence[str]
 ) -> int:
-    """Copy the rows of classes that both know; in a wider target the further inputs start at 0. Returns how many."""
+    """Copy the rows of classes that both have; in a wider target the further inputs start at 0. Returns how many."""
     assert source.bias is not None
     assert target.bias is not None
     known = source.weight.shape[1]
@@ -153,12 +168,18 @@ def _transfer_classifier(
 
 @torch.no_grad()
 def recalibrate_batch_norm(net: nn.Module, images: Iterable[torch.Tensor]) -> int:
-    """Make batch norms' running statistics those of `images`, without changing what the network computes in eval mode.
+    """Set running statistics of batch norms to those of `images`, without changing the outputs in eval mode.
 
-    Encoders that come with norms folded into their convolutions have no statistics: identity norms are exact in eval mode but
-    distort everything in training mode (rms 160-450 % off). Here the mean and variance of each norm's input are measured, and
-    scale and shift make up for the change; training mode then equals eval mode on such images. `images` are normalize_images
-    batches B x C x H x W, on the network's device. Returns the number of norms that were set.
+    Weights whose batch norms were folded into the convolutions have no statistics: identity batch norms are exact in eval mode
+    but distort everything in training mode (rms 160-450 %). Here the mean and variance of each batch norm's input are measured,
+    and its scale and shift compensate for the change; training mode then equals eval mode on such images.
+
+    Args:
+        net: The model, changed in place.
+        images: Normalized float batches, B x C x H x W, on the model's device.
+
+    Returns:
+        The number of batch norms that were set.
     """
     sums: dict[nn.Module, list[torch.Tensor]] = {}
 
@@ -169,7 +190,7 @@ def recalibrate_batch_norm(net: nn.Module, images: Iterable[torch.Tensor]) -> in
         found = [x.sum(axes), x.square().sum(axes), count]
         sums[module] = [a + b for a, b in zip(sums[module], found, strict=True)] if module in sums else found
 
-    norms = [module for module in net.modules() if isinstance(module, BATCH_NORM_TYPES) and module.running_mean is not None]
+    norms = _batch_norms(net)
     hooks = [module.register_forward_pre_hook(measure) for module in norms]
     training = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -189,7 +210,7 @@ def recalibrate_batch_norm(net: nn.Module, images: Iterable[torch.Tensor]) -> in
 
 
 def _set_running_stats(norm: nn.modules.batchnorm._BatchNorm, mean: torch.Tensor, variance: torch.Tensor) -> None:
-    """Set running statistics and change scale and shift so that the same function is computed; all in float64."""
+    """Set running statistics and compensate in scale and shift, so that the function stays the same; all in float64."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     before = (norm.running_var.double() + norm.eps).sqrt()
@@ -201,48 +222,134 @@ def _set_running_stats(norm: nn.modules.batchnorm._BatchNorm, mean: torch.Tensor
     norm.running_var.copy_(variance)
 
 
-# The network that a recipe trains: its configuration, its classes, and its first weights.
+def _batch_norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in net.modules() if isinstance(module, BATCH_NORM_TYPES) and module.running_mean is not None]
 
 
-_BAND_PIXELS = 4
+def has_folded_batch_norms(net: nn.Module) -> bool:
+    """Whether most batch norms have the statistics of no image: mean 0 and one variance for all channels."""
+    norms = _batch_norms(net)
+    folded = [one for one in norms if not one.running_mean.any() and one.running_var.min() == one.running_var.max()]  # type: ignore[union-attr]
+    return 2 * len(folded) > len(norms)
+
+
+# The model that a recipe trains: its configuration, its classes, and its initial weights.
+
+_SAMPLES_PER_PASS = 4
+_FOLDED_NORMS_SAMPLES = 64
+"""Training samples that folded batch norms of initial weights are recalibrated on where the recipe names no number."""
+_SIZES_SAMPLED = 16
 
 
 def build_model(recipe: Recipe, data: SegmentationDataset) -> DeepLab:
-    """Return the recipe's network with its initial weights, for the classes of `data`; the random part depends on the seed.
+    """Return the recipe's model with its initial weights; random initialization depends on the seed alone.
 
-    Raises UnknownNameError, UsageError, WeightsError and DownloadError, each in one sentence.
+    Args:
+        recipe: Names the model, its options and its initial weights.
+        data: The training split, whose classes the model gets.
+
+    Raises:
+        UnknownNameError: There is no such model or weights tag.
+        UsageError: Options do not fit each other.
+        WeightsError: The initial weights do not fit the model.
+        DownloadError: Weights cannot be fetched.
     """
     name = parse_name(recipe.model)
     start = load_weights(recipe.init) if recipe.init else None
     config = _config(recipe, name, start, len(data.classes))
     torch.manual_seed(recipe.seed)
-    net, told = _new_model(recipe, config, data) if start is None else (_build_random_init(config, data), "")
+    net, origin = _new_model(recipe, config, data) if start is None else (_build_random_init(config, data), "")
+    fresh = copy.deepcopy(_classifiers(net))
     if start is not None:
-        told = f"from {recipe.init}: {transfer_weights(start, net)}"
+        origin = f"from {recipe.init}: {transfer_weights(start, net)}"
         net.preprocessing = start.preprocessing
     elif isinstance(recipe.encoder_init, str) and recipe.encoder_init != "auto":
-        told = load_encoder(net, recipe.encoder_init)
+        origin = load_encoder(net, recipe.encoder_init)
     own = {"size": recipe.input_size, "resize": recipe.input_resize, "pad": recipe.input_pad}
     for field, value in own.items():
         if value is not None:
             net.preprocessing = Preprocessing.from_dict({**net.preprocessing.to_dict(), field: value})
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     shape = f"{millions:.2f} M parameters, {len(data.classes)} classes, output stride {net.output_stride}"
-    logger.info(f"model: {recipe.model}, {shape}; {told}")
+    logger.info(f"model: {recipe.model}, {shape}; {origin}")
+    _log_input_size(net, recipe, data)
+    if start is not None and 0 < len({*start.classes} & {*net.classes}) < net.num_classes:
+        _keep_better_classifier(net, fresh, recipe, data)
     return net
 
 
+def _log_input_size(net: DeepLab, recipe: Recipe, data: SegmentationDataset) -> None:
+    """Log at which size the model sees the images: objects of large photos may be much smaller there than in the file."""
+    step = -(-len(data) // _SIZES_SAMPLED)
+    sizes: set[tuple[int, int]] = set()
+    for index in range(0, len(data), step):
+        with contextlib.suppress(ImageError, DataError):  # reported when all masks are checked, or skipped
+            height, width = data.read_labels(index).shape
+            sizes.add((height, width))
+    if not sizes:
+        return
+    largest = max(sizes, key=math.prod)
+    seen = resized_hw(largest, net.preprocessing)
+    crop = recipe.augmentation.crop
+    if seen == largest:
+        size = f"images of up to {largest[1]} x {largest[0]} pixels (width x height) are seen at their own size"
+    else:
+        prep = net.preprocessing
+        size = (
+            f"images of up to {largest[1]} x {largest[0]} pixels (width x height) are resized to {seen[1]} x {seen[0]} "
+            f"(input_resize={prep.resize}, input_size={prep.size[0]},{prep.size[1]}; input_resize=none keeps their own size)"
+        )
+    logger.info(f"input: {size}; training crops have {crop[1]} x {crop[0]} pixels")
+
+
+@torch.no_grad()
+def _keep_better_classifier(
+    net: DeepLab, fresh: Sequence[Classifier | None], recipe: Recipe, data: SegmentationDataset
+) -> None:
+    """Keep the transferred classifier rows only where the run starts with a lower loss than from a new classifier.
+
+    Rows trained against other classes can dominate the new, untrained ones: a row of `background` answers everywhere.
+    """
+    dataset = BatchDataset(data, dataclasses.replace(recipe, batch=_SAMPLES_PER_PASS, accumulate=1), net.preprocessing)
+    batch = _read(dataset[0])
+    transferred = _classifiers(net)
+    losses = []
+    with eval_mode(net):
+        for classifiers in (transferred, fresh):
+            _set_classifiers(net, classifiers)
+            logits_BCHW = net(normalize_images(batch.image_BCHW, net.preprocessing))
+            losses.append(float(F.cross_entropy(logits_BCHW, batch.labels_BHW.long(), ignore_index=data.ignore_index)))
+    if not losses[0] > losses[1]:  # also where both are NaN: a batch without a labelled pixel
+        _set_classifiers(net, transferred)
+    else:
+        logger.warning(
+            f"model: the classifier starts anew, since the rows of the shared classes alone would begin at a loss of "
+            f"{losses[0]:.2f}, and new rows begin at {losses[1]:.2f}"
+        )
+
+
+def _classifiers(net: DeepLab) -> list[Classifier | None]:
+    return [head.classifier if head is not None else None for head in (net.head, net.aux_head)]
+
+
+def _set_classifiers(net: DeepLab, classifiers: Sequence[Classifier | None]) -> None:
+    for head, classifier in zip((net.head, net.aux_head), classifiers, strict=True):
+        if head is not None and classifier is not None:
+            head.classifier = classifier
+
+
 def _new_model(recipe: Recipe, config: DeepLabConfig, data: SegmentationDataset) -> tuple[DeepLab, str]:
-    """Return a network with ImageNet weights in the encoder, where the recipe wants them, and what it starts from."""
+    """Return a model with ImageNet weights in the encoder where the recipe asks for them, and what it starts from."""
     if recipe.encoder_init not in (True, "auto"):
-        return _build_random_init(config, data), "untrained"
+        return _build_random_init(config, data), "randomly initialized"
     try:
         net = DeepLab(config, classes=data.classes, palette=data.palette, encoder_pretrained=True)
     except DeepLabZooError as error:
         if recipe.encoder_init is True:
             raise
         torch.manual_seed(recipe.seed)
-        return _build_random_init(config, data), f"untrained, as no ImageNet weights could be had ({error})"
+        logger.warning(f"model: the encoder is randomly initialized, since its ImageNet weights are not available ({error})")
+        return _build_random_init(config, data), "randomly initialized"
     return net, "encoder with ImageNet weights"
 
 
@@ -250,20 +357,26 @@ def _build_random_init(config: DeepLabConfig, data: SegmentationDataset) -> Deep
     return DeepLab(config, classes=data.classes, palette=data.palette)
 
 
-def model_from_state(state: TrainingState, data: SegmentationDataset) -> DeepLab:
-    """Return the network of a state, which needs no other file; raises TrainingError where it describes none."""
+def model_from_state(
+    state: TrainingState, data: SegmentationDataset, tensors: Mapping[str, torch.Tensor] | None = None
+) -> DeepLab:
+    """Return the model of a state with the weights of its `net`, or else with `tensors`; it needs no other file.
+
+    Raises:
+        TrainingError: The state does not describe a model.
+    """
     try:
         described = state.facts["network"]
         config, preprocessing = DeepLabConfig.from_dict(described["config"]), described["preprocessing"]
         return DeepLab.from_weights(
             config,
-            state.tensors["net"],
+            dict(state.tensors["net"] if tensors is None else tensors),
             classes=data.classes,
             palette=data.palette,
             preprocessing=Preprocessing.from_dict(preprocessing),
         )
     except (KeyError, TypeError, DeepLabZooError) as error:
-        raise TrainingError(f"The state of step {state.step} describes no network that can be resumed: {error}") from error
+        raise TrainingError(f"The state of step {state.step} describes no model that can be resumed: {error}") from error
 
 
 def load_weights(source: str) -> DeepLab:
@@ -272,14 +385,25 @@ def load_weights(source: str) -> DeepLab:
 
 
 def estimate_batch_norm_stats(net: DeepLab, recipe: Recipe, data: SegmentationDataset) -> None:
-    """Give batch norms the statistics of the recipe's first training samples: the same in every process."""
-    pieces = -(-recipe.recalibrate_norms // _BAND_PIXELS)
-    dataset = BatchDataset(data, dataclasses.replace(recipe, batch=_BAND_PIXELS, accumulate=1), net.preprocessing)
+    """Recalibrate batch norms on the first training samples where the recipe says so, or its initial weights need it.
+
+    Needed are statistics where the initial weights' batch norms were folded into convolutions, as in TFLite files, unless all
+    batch norms are frozen. Every process computes the same ones.
+    """
+    samples = recipe.recalibrate_norms
+    from_file = recipe.init is not None or (isinstance(recipe.encoder_init, str) and recipe.encoder_init != "auto")
+    if not samples and from_file and recipe.freeze_norms != "all" and has_folded_batch_norms(net.encoder):
+        samples = _FOLDED_NORMS_SAMPLES
+        logger.warning("batch norm: the initial weights have no statistics (folded batch norms), so they are measured now")
+    if not samples:
+        return
+    pieces = -(-samples // _SAMPLES_PER_PASS)
+    dataset = BatchDataset(data, dataclasses.replace(recipe, batch=_SAMPLES_PER_PASS, accumulate=1), net.preprocessing)
     device = next(net.parameters()).device
     batches = (dataset[piece] for piece in range(pieces))
     images = (normalize_images(_read(one).image_BCHW.to(device), net.preprocessing) for one in batches)
     count = recalibrate_batch_norm(net, images)
-    logger.info(f"batch norm: statistics of {count} layers measured on {pieces * _BAND_PIXELS} training samples")
+    logger.info(f"batch norm: statistics of {count} layers measured on {pieces * _SAMPLES_PER_PASS} training samples")
 
 
 def _read(batch: Batch | DeepLabZooError) -> Batch:
@@ -289,13 +413,13 @@ def _read(batch: Batch | DeepLabZooError) -> Batch:
 
 
 def _config(recipe: Recipe, name: ModelName, start: DeepLab | None, num_classes: int) -> DeepLabConfig:
-    """Take the initial weights' configuration where there are any, then the recipe's own wishes."""
+    """Return the initial weights' configuration, or the default one, with the recipe's overrides."""
     base = start.config if start else DeepLabConfig(architecture=name.architecture, encoder=name.encoder)
-    wishes = {key: value for key, value in dataclasses.asdict(recipe.network).items() if value is not None}
+    overrides = {key: value for key, value in dataclasses.asdict(recipe.network).items() if value is not None}
     if base.architecture != name.architecture:
         base = dataclasses.replace(base, atrous_rates=base.atrous_rates or None, aspp_separable=None)
-    stride = wishes.get("output_stride", base.output_stride)
+    stride = overrides.get("output_stride", base.output_stride)
     if base.atrous_rates:
-        wishes.setdefault("atrous_rates", scale_atrous_rates(base.atrous_rates, base.output_stride, stride))
+        overrides.setdefault("atrous_rates", scale_atrous_rates(base.atrous_rates, base.output_stride, stride))
     named = {"architecture": name.architecture, "encoder": name.encoder, "num_classes": num_classes}
-    return DeepLabConfig.from_dict({**base.to_dict(), **wishes, **named})
+    return DeepLabConfig.from_dict({**base.to_dict(), **overrides, **named})

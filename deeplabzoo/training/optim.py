@@ -102,8 +102,8 @@ BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
 def freeze(net: DeepLab, *, stages: int = 0, batch_norms: str = "none") -> None:
     """Mark what does not learn with `requires_grad = False`: the first `stages` features of the encoder, and batch norms.
 
-    What belongs to a stage is found by asking which parameters its features depend on, so it holds for any encoder. `batch_norms`
-    is none, encoder or all. Raises UsageError for more stages than the encoder has.
+    What belongs to a stage is found by asking which parameters its features depend on, so it holds for any encoder.
+    `batch_norms` is none, encoder or all. Raises UsageError for more stages than the encoder has.
     """
     if stages:
         for parameter in _upstream_parameters(net, stages):

@@ -17,9 +17,9 @@ class ImmediateStop(KeyboardInterrupt):
 class StopRequest:
     """While this holds, the first SIGTERM or SIGINT asks the run to stop, and a second one ends the process.
 
-    Inside `deferred` the first one only sets `signal`, which the loop answers between two steps, with its state saved. Elsewhere,
-    and inside `immediate`, what goes on (reading, measuring) changes nothing, so it is left on the spot by ImmediateStop; the block
-    ends in StoppedError.
+    Inside `deferred` the first one only sets `signal`, which the loop answers between two steps, with its state saved.
+    Elsewhere, and inside `immediate`, what goes on (reading, measuring) changes nothing, so it is left on the spot by
+    ImmediateStop; the block ends in StoppedError.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)

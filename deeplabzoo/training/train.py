@@ -1,20 +1,19 @@
-"""The training loop, read from top to bottom: recipe and data in, a folder with weights and report out."""
+"""The training loop: from a recipe and data to a folder with weights, log, curves and report."""
 
 import itertools
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deeplabzoo.data.dataset import SegmentationDataset
 from deeplabzoo.errors import DeepLabZooError, ImageError, TrainingError
 from deeplabzoo.evaluation.evaluate import evaluate
-from deeplabzoo.files import write_atomically
 from deeplabzoo.git import current_commit
 from deeplabzoo.hub.factory import load
 from deeplabzoo.log import logger
@@ -22,79 +21,29 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.training.dataloader import Batch, Splits, open_splits
 from deeplabzoo.training.distributed import DistributedContext, init_distributed
 from deeplabzoo.training.initialization import build_model, model_from_state
-from deeplabzoo.training.logger import RunLog, read_log
+from deeplabzoo.training.logger import RunLog, draw_curves, read_log
 from deeplabzoo.training.recipe import Recipe
 from deeplabzoo.training.run_dir import RunDir, TrainingState
 from deeplabzoo.training.signals import ImmediateStop, StopRequest
 from deeplabzoo.training.trainer import StepResult, Trainer
 from deeplabzoo.training.validate import validate
 
-# curves.png: loss, learning rate and val mIoU of a run, drawn from its log.jsonl.
-
-
-_SMOOTHING_WINDOW = 50
-"""Pieces that the loss is averaged over for the line that is easy to read."""
-
-
-def draw_curves(folder: Path, title: str) -> bool:
-    """Write `curves.png` beside `log.jsonl`; where matplotlib is absent, say so and return False."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.info("curves.png is not drawn: matplotlib is absent (pip install 'deeplabzoo[train]')")
-        return False
-    records = read_log(folder / "log.jsonl")
-    steps = [record for record in records if record["kind"] == "step"]
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, miou, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
-    if steps:
-        at, values = np.array([one["step"] for one in steps]), np.array([one["loss"] for one in steps])
-        loss.plot(at, values, color="tab:blue", alpha=0.25, linewidth=0.8, label="train, each step")
-        parts = max(1, min(_SMOOTHING_WINDOW, len(values)))
-        means = [
-            (chunk_at.mean(), chunk.mean())
-            for chunk_at, chunk in zip(*(np.array_split(a, parts) for a in (at, values)), strict=True)
-        ]
-        loss.plot(*zip(*means, strict=True), color="tab:blue", label="train, mean")
-        rate.plot(at, [one["lr"] for one in steps], color="tab:grey")
-        bottom, top = 0.0, float(np.quantile(values, 0.99)) * 1.1
-        loss.set_ylim(min(bottom, float(values.min())), top if top > 0 else None)
-    if evaluations:
-        scored = [one for one in evaluations if one["miou"] is not None]
-        loss.plot(
-            [one["step"] for one in evaluations], [one["loss"] for one in evaluations], "o-", color="tab:orange", label="val"
-        )
-        miou.plot([one["step"] for one in scored], [100 * one["miou"] for one in scored], "o-", color="tab:green")
-        if scored:
-            best = max(scored, key=lambda one: one["miou"])
-            miou.annotate(
-                f"{100 * best['miou']:.2f}", (best["step"], 100 * best["miou"]), textcoords="offset points", xytext=(0, 6)
-            )
-    loss.set_ylabel("loss")
-    if loss.get_legend_handles_labels()[0]:
-        loss.legend(frameon=False)
-    miou.set_ylabel("val mIoU (%)")
-    rate.set_ylabel("lr")
-    rate.set_xlabel("step")
-    loss.set_title(title)
-    for axes in (loss, miou, rate):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
-    write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=120, format="png"))
-    return True
-
-
-# The end of a run: the best weights measured on all of val (and test), report.json and curves.png.
-
-
 _MAX_LISTED = 5
 
 
 def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunDir, facts: dict[str, Any]) -> dict[str, Any]:
-    """Measure best.safetensors on all of val, and once on test; write report.json and curves.png; return the report."""
+    """Evaluate best.safetensors on all of val, and once on test; write report.json and curves.png.
+
+    Args:
+        net: Any model of the run, on the device to evaluate on.
+        recipe: The recipe.
+        data: The splits.
+        folder: The run's folder.
+        facts: How the run was computed (`Trainer.facts`).
+
+    Returns:
+        What report.json holds.
+    """
     device = next(net.parameters()).device
     best = load(folder.best).to(device)
     val = _evaluate_split(best, recipe, data.val, device)
@@ -122,17 +71,17 @@ def write_report(net: DeepLab, recipe: Recipe, data: Splits, folder: RunDir, fac
 
 
 def _recipe_changes(folder: RunDir) -> list[int]:
-    """Return after which steps the run was resumed with another recipe: such a run cannot be repeated by one command."""
+    """Return after which steps the run was resumed with another recipe: one command cannot reproduce such a run."""
     starts = [(record["step"], record["recipe_sha256"]) for record in read_log(folder.log) if record["kind"] == "start"]
     return [step for (_, before), (step, after) in itertools.pairwise(starts) if before != after]
 
 
 def _skipped(folder: RunDir) -> dict[str, int]:
-    """Return how often each training picture was left out because it could not be read, and say so where any was."""
+    """Return how often each training image was skipped because it could not be read, and log it."""
     times = Counter(name for record in read_log(folder.log) for name in record.get("skipped", ()))
     if times:
         shown = f"{', '.join(sorted(times)[:_MAX_LISTED])}{' …' if len(times) > _MAX_LISTED else ''}"
-        logger.info(f"{len(times)} training pictures could not be read and were left out {times.total()} times: {shown}")
+        logger.warning(f"{len(times)} training images could not be read and were skipped {times.total()} times: {shown}")
     return dict(sorted(times.items()))
 
 
@@ -142,7 +91,7 @@ def _evaluate_split(net: DeepLab, recipe: Recipe, data: SegmentationDataset, dev
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Most memory held at once, in bytes: of the GPU, or of this process."""
+    """Return the peak memory in bytes: of the GPU, or of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
@@ -154,20 +103,38 @@ def _peak_memory(device: torch.device) -> int | None:
 
 
 def train(recipe: Recipe, root: Path | None, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Train `recipe` on the data at `root` and return the report that `out/report.json` holds.
+    """Train `recipe` and write a run's folder; the host program's random state and deterministic mode are restored.
 
-    Under torchrun every process calls this; the first one writes. `resume` goes on from the last state in `out`, and ends with
-    the weights, bit for bit on a CPU, of a run that was never stopped. Raises UsageError for a call that cannot be meant,
-    DataError for data that cannot be used, TrainingError for a run that cannot go on (StoppedError where SIGTERM or Ctrl-C
-    asked for it), OutputError.
+    Under torchrun every process calls this; rank 0 writes.
+
+    Args:
+        recipe: What to train (`get_recipe`, `apply_overrides`).
+        root: Folder of the recipe's dataset; None for `shapes`.
+        out: Folder of the run; it is created, and locked while the run lasts.
+        resume: Continue from the last state in `out`; on a CPU the weights then equal, bit for bit, those of a run that was
+            never stopped.
+
+    Returns:
+        The report, as `out/report.json` holds it; empty on other ranks.
+
+    Raises:
+        UsageError: Settings do not fit each other, or `out` holds another run or is in use.
+        DataError: The dataset cannot be used.
+        TrainingError: The run cannot continue, e.g. because the loss is not finite; StoppedError after SIGTERM or Ctrl-C.
+        OutputError: A file cannot be written.
     """
-    with init_distributed(recipe.device) as distributed, StopRequest() as stop:
+    with _host_state_restored(), init_distributed(recipe.device) as distributed, StopRequest() as stop, ExitStack() as locked:
+        torch.use_deterministic_algorithms(recipe.deterministic)
         data = open_splits(recipe, root)
         recipe = recipe.with_total_steps(len(data.train))
         folder = RunDir(out)
+        if distributed.is_main_process:
+            locked.enter_context(folder.lock())
         state = _begin_or_resume(folder, recipe, data, distributed, resume)
         net = model_from_state(state, data.train) if state else build_model(recipe, data.train)
         trainer = Trainer(recipe, data, net, distributed, state)
+        if state and distributed.is_main_process:
+            _restore_damaged_weights(trainer, folder)
         if distributed.is_main_process:
             with RunLog(out, recipe, trainer.step, data.train.palette, evaluation_done=trainer.evaluation_done) as log:
                 log.start(trainer.step, trainer.facts())
@@ -184,15 +151,39 @@ def train(recipe: Recipe, root: Path | None, out: Path, *, resume: bool = False)
 def _begin_or_resume(
     folder: RunDir, recipe: Recipe, data: Splits, distributed: DistributedContext, resume: bool
 ) -> TrainingState | None:
-    """Let the first process make the folder (and judge a resume), then the others read what it left."""
-    state = folder.start(recipe, data.sha256, resume=resume) if distributed.is_main_process else None
+    """Let rank 0 prepare the folder and check a resume, then the other ranks read the state."""
+    state = folder.start(recipe, data.facts, resume=resume) if distributed.is_main_process else None
     distributed.barrier()
     return state if distributed.is_main_process else folder.state() if resume else None
 
 
+@contextmanager
+def _host_state_restored() -> Iterator[None]:
+    """Give torch's random generators and deterministic mode back to the program that calls `train`."""
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=gpus):
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _restore_damaged_weights(trainer: Trainer, folder: RunDir) -> None:
+    """Write last and best weights again where a power cut damaged them: the states hold the same tensors."""
+    for path, step in ((folder.last, trainer.step), (folder.best, int(trainer.best["step"]))):
+        state = folder.state(step) if step else None
+        if state is not None and not folder.holds_weights(path, step, state.eval_tensors):
+            logger.warning(f"resume: {path.name} is missing or damaged; it is written again from the state of step {step}")
+            trainer.restore_weights(path, state)
+
+
 def _run(trainer: Trainer, folder: RunDir, log: RunLog | None, stop: StopRequest) -> None:
     recipe, steps = trainer.recipe, trainer.steps
-    if not trainer.evaluation_done:  # the run was stopped in the middle of this evaluation
+    if not trainer.evaluation_done:  # the run was stopped during this evaluation
         _evaluate(trainer, folder, log, stop)
         _save(trainer, folder, log)
     for batch in _batches(trainer, folder, log, stop):
@@ -218,23 +209,23 @@ def _run(trainer: Trainer, folder: RunDir, log: RunLog | None, stop: StopRequest
 
 
 def _batches(trainer: Trainer, folder: RunDir, log: RunLog | None, stop: StopRequest) -> Iterator[Batch]:
-    """Yield the batches; where one cannot be read, nothing before it is lost: the state is saved first."""
+    """Yield the batches; where one cannot be read, the state is saved first, so that no step is lost."""
     try:
         yield from trainer.batches()
     except DeepLabZooError as error:
         _save(trainer, folder, log)
-        if stop.signal:  # sent to the workers, too, as systemd and Slurm do
+        if stop.signal:  # systemd and Slurm send the signal to the workers, too, which then fail
             raise stop.stop_error(_resume_note(trainer)) from None
         if isinstance(error, ImageError):
             raise TrainingError(
-                f"{error} Training stopped before step {trainer.step + 1}; put the picture right and go on with --resume, or "
-                "with --resume --set unreadable=skip to let others take the place of such pictures."
+                f"{error} Training stopped before step {trainer.step + 1}; repair the image and go on with --resume, or "
+                "with --resume --set unreadable=skip to replace such images by others."
             ) from None
         raise
 
 
 def _evaluate(trainer: Trainer, folder: RunDir, log: RunLog | None, stop: StopRequest) -> None:
-    """Measure on val; where that is stopped or fails, a state is saved from which it is done again."""
+    """Evaluate on val; where that is stopped or fails, a state is saved from which it is repeated."""
     _require_finite(trainer, folder)
     for net in (trainer.net, trainer.eval_model):
         trainer.distributed.sync_buffers(net)
@@ -265,7 +256,7 @@ def _evaluate(trainer: Trainer, folder: RunDir, log: RunLog | None, stop: StopRe
 
 
 def _save(trainer: Trainer, folder: RunDir, log: RunLog | None) -> None:
-    """Save what a resumed run needs, in the first process; before the first step there is nothing to save."""
+    """Save what a resumed run needs, on rank 0; before the first step there is nothing to save."""
     if log is None or trainer.step == 0:
         return
     _require_finite(trainer, folder)
@@ -279,10 +270,10 @@ def _resume_note(trainer: Trainer) -> str:
 
 
 def _require_finite(trainer: Trainer, folder: RunDir) -> None:
-    """Raise TrainingError where the last step made weights that are no numbers: saved, they would take a good state's place."""
+    """Raise TrainingError where the last step made weights non-finite: they must not replace a good state."""
     broken = trainer.first_nonfinite_tensor()
     if broken is not None:
-        raise TrainingError(_nonfinite_state_message(f"'{broken}' holds values that are no finite numbers", trainer, folder))
+        raise TrainingError(_nonfinite_state_message(f"'{broken}' has non-finite values", trainer, folder))
 
 
 def _nonfinite_state_message(what: str, trainer: Trainer, folder: RunDir) -> str:
@@ -296,9 +287,9 @@ def _nonfinite_step_message(step_result: StepResult, folder: RunDir) -> str:
     what = (
         f"The loss is {step_result.loss}"
         if not math.isfinite(step_result.loss)
-        else f"The gradient's norm is {step_result.gradient_norm}"
+        else f"The gradient norm is {step_result.gradient_norm}"
     )
     return (
-        f"{what} at step {step_result.step} (lr {step_result.lr:.2e}), so training stopped before the weights were touched; lower lr, "
-        f"add warmup_steps or clip_norm, or amp=off. {folder.resume_advice(step_result.step)}"
+        f"{what} at step {step_result.step} (lr {step_result.lr:.2e}), so training stopped before the weights were changed; "
+        f"lower lr, add warmup_steps or clip_norm, or amp=off. {folder.resume_advice(step_result.step)}"
     )

@@ -1,4 +1,4 @@
-"""Everything that changes while a run goes on, and the one way in which it changes: an update."""
+"""The trainer: model, optimizer, EMA and counters of a run, and the train step that changes them."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deeplabzoo.checkpoints.native import save_checkpoint
 from deeplabzoo.data.transforms import normalize_images
 from deeplabzoo.errors import UsageError
 from deeplabzoo.log import logger
@@ -17,7 +18,7 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.cpu_runtime import keep_freed_memory
 from deeplabzoo.training.dataloader import Batch, BatchDataset, Splits, class_weights_from_data, iterate_batches, step_seed
 from deeplabzoo.training.distributed import DistributedContext, no_grad_sync
-from deeplabzoo.training.initialization import estimate_batch_norm_stats
+from deeplabzoo.training.initialization import estimate_batch_norm_stats, model_from_state
 from deeplabzoo.training.losses import TrainingLoss
 from deeplabzoo.training.optim import (
     flat_state,
@@ -32,13 +33,15 @@ from deeplabzoo.training.recipe import Recipe
 from deeplabzoo.training.run_dir import TrainingState
 from deeplabzoo.training.signals import StopRequest
 
-# The running average of the weights (EMA): smoother than the last step, and what is evaluated and published.
-
 
 class ModelEma:
-    """A copy of the network that follows it: average = d x average + (1 - d) x weights, statistics of norms included.
+    """Exponential moving average of the weights, batch norm statistics included: ema = d x ema + (1 - d) x weights.
 
-    d rises as (1 + step) / (10 + step) up to `decay`, so that the first steps do not linger: a function of the step alone.
+    d rises as (1 + step) / (10 + step) up to `decay`, so that the first weights are forgotten; a function of the step alone.
+
+    Args:
+        net: The model, which is copied.
+        decay: Upper limit of d, in [0, 1).
     """
 
     def __init__(self, net: DeepLab, decay: float) -> None:
@@ -47,7 +50,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, net: DeepLab, step: int) -> None:
-        """Take in the weights after update number `step`, counted from 0."""
+        """Update the average with the weights after `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for mine, its in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
             if mine.is_floating_point():
@@ -56,14 +59,16 @@ class ModelEma:
                 mine.copy_(its)
 
 
-# Mixed precision where the device gains from it, and nowhere else without being asked.
-
-
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """Return the type of the forward pass's products on this device, or None for plain float32.
+    """Return the autocast type of the forward pass on this device, or None for plain float32.
 
-    `auto` is bf16 on GPUs that compute it natively, fp16 on older ones, and off on CPUs and Apple GPUs. bf16 on a CPU is done
-    when asked for, and said: without special instructions it is several times slower. Raises UsageError for fp16 on a CPU.
+    Args:
+        amp: `off`, `bf16`, `fp16`, or `auto`: bf16 on GPUs that compute it natively, fp16 on older ones, off on CPUs and Apple
+            GPUs. bf16 on a CPU is several times slower than float32 without special instructions, and logged.
+        device: Where the run computes.
+
+    Raises:
+        UsageError: fp16 on a CPU.
     """
     if amp == "off" or (amp == "auto" and device.type != "cuda"):
         return None
@@ -72,36 +77,48 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and amp == "fp16":
         raise UsageError("fp16 trains on GPUs only; on this CPU use amp=off.")
     if device.type == "cpu":
-        logger.info("amp: bf16 on a CPU, as asked; without AMX or AVX512-BF16 it is slower than amp=off")
+        logger.warning("amp: bf16 on a CPU; without AMX or AVX512-BF16 it is slower than amp=off")
     return torch.bfloat16 if amp == "bf16" else torch.float16
 
 
 def gradient_scaler(dtype: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler:
-    """Return the scaler that keeps small fp16 gradients from vanishing; it does nothing in other types."""
+    """Return the loss scaler that keeps small fp16 gradients from underflow; disabled for other types."""
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did; equal in all processes."""
+    """The outcome of one train step; equal in all processes."""
 
     step: int
     loss: float
     lr: float
     gradient_norm: float
     stopping: bool
-    """Whether any process of the run was asked to stop before this step ended."""
+    """Whether any process of the run received a stop signal before this step ended."""
     skipped: tuple[str, ...] = ()
-    """Names of training pictures that could not be read for it, in all processes."""
+    """Names of training images that could not be read for it, in all processes."""
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
+        """Whether loss and gradient norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class Trainer:
-    """Network, optimizer, average and counters of one process of a run."""
+    """Model, optimizer, EMA and counters of one process of a run.
+
+    Args:
+        recipe: The recipe, with its length in steps.
+        data: The opened splits.
+        net: The model; it is moved to the process's device.
+        distributed: This process among those of the run.
+        state: What to continue from; None starts at step 0.
+
+    Raises:
+        UsageError: Settings of the recipe do not fit each other, the device or the data.
+        DataError: A mask has labels outside the classes.
+    """
 
     def __init__(
         self, recipe: Recipe, data: Splits, net: DeepLab, distributed: DistributedContext, state: TrainingState | None
@@ -109,12 +126,11 @@ class Trainer:
         assert recipe.steps is not None
         self.recipe, self.data, self.distributed, self.steps = recipe, data, distributed, recipe.steps
         device = distributed.device
-        torch.use_deterministic_algorithms(recipe.deterministic)
         keep_freed_memory()
         self.net = net.to(device)
         if recipe.channels_last:
             to_channels_last(self.net)
-        if recipe.recalibrate_norms and state is None:
+        if state is None:
             estimate_batch_norm_stats(self.net, recipe, data.train)
         freeze(self.net, stages=recipe.freeze_stages, batch_norms=recipe.freeze_norms)
         groups = parameter_groups(
@@ -139,11 +155,11 @@ class Trainer:
 
     @property
     def eval_model(self) -> DeepLab:
-        """The network that is measured and published: the average where there is one."""
+        """The model that is evaluated and saved: the EMA where there is one."""
         return self.ema.net if self.ema else self.net
 
     def batches(self) -> Iterator[Batch]:
-        """Yield this process's batches from the present step to the end."""
+        """Yield this process's batches from the current step to the end."""
         ranks = self.distributed
         dataset = BatchDataset(
             self.data.train, self.recipe, self.net.preprocessing, rank=ranks.rank, world_size=ranks.world_size
@@ -151,10 +167,14 @@ class Trainer:
         return iterate_batches(dataset, self.step, self.steps, workers=self.recipe.workers, pin=ranks.device.type == "cuda")
 
     def train_step(self, batch: Batch, *, stop: StopRequest | None = None) -> StepResult:
-        """Learn from one batch: gradients of all pieces and processes added up, one step of the optimizer.
+        """Take one optimizer step on the gradients of one global batch, summed over accumulated pieces and processes.
 
-        A loss or gradient that is no number changes nothing: the update says so, and the weights are those before it. With
-        fp16 the scaler skips such gradients, which is its way of finding the scale.
+        A non-finite loss or gradient changes nothing: the result is not `finite`, and the weights are those before it. With
+        fp16 the scaler skips such gradients while it searches for its scale.
+
+        Args:
+            batch: This process's slice of the batch.
+            stop: Stop signals received so far, shared with all processes at the end of the step.
         """
         started, recipe, ranks, device = time.perf_counter(), self.recipe, self.distributed, self.distributed.device
         lr = self.lr_schedule(self.step)
@@ -182,7 +202,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
-        stopping = stop is not None and stop.signal is not None  # asked at the end: a signal costs this step and no other
+        stopping = stop is not None and stop.signal is not None  # read at the end, so that a signal waits for this step only
         shared = ranks.all_reduce_sum(torch.tensor([float(total), float(stopping), len(batch.skipped)], dtype=torch.float64))
         if self.scaler.is_enabled() and math.isfinite(float(shared[0])) and not math.isfinite(norm):
             norm = 0.0  # the scaler skips this step and lowers its scale
@@ -199,17 +219,17 @@ class Trainer:
         return step_result
 
     def _skipped_names(self, skipped: torch.Tensor) -> tuple[str, ...]:
-        """Return the names of the pictures with these indices, here and in all other processes."""
+        """Return the names of the images with these indices, here and in all other processes."""
         times = self.distributed.all_reduce_sum(torch.bincount(skipped, minlength=len(self.data.train)))
         return tuple(name for name, count in zip(self.data.train.names, times.tolist(), strict=True) for _ in range(count))
 
     def first_nonfinite_tensor(self) -> str | None:
-        """Return the name of a tensor that holds values that are no finite numbers, or None."""
+        """Return the name of a tensor of model or optimizer with non-finite values, or None."""
         state = {**self.net.state_dict(), **flat_state(self.optimizer)}
         return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
 
     def update_best(self, miou: float) -> bool:
-        """Note a score of the present step; returns whether it is the best so far."""
+        """Record a score of the current step, 0...1; returns whether it is the best so far."""
         score = miou if math.isfinite(miou) else 0.0
         if score <= self.best["miou"]:
             return False
@@ -217,23 +237,27 @@ class Trainer:
         return True
 
     def save_weights(self, path: Path) -> None:
-        """Write the network that is evaluated, with the recipe's name and digest in its source."""
-        source = {
-            "recipe": self.recipe.name,
-            "recipe_sha256": self.recipe.digest(),
-            "step": self.step,
-            "seed": self.recipe.seed,
-        }
-        self.eval_model.save(path, extra=source)
+        """Write the model that is evaluated, with the recipe's name and digest in its source, flushed to the disk."""
+        save_checkpoint(self.eval_model, path, extra=self._source(self.step, self.recipe.digest()), durable=True)
+
+    def restore_weights(self, path: Path, state: TrainingState) -> None:
+        """Write the weights file of a state again, equal to the bit to the one that was written with it."""
+        net = model_from_state(state, self.data.train, state.eval_tensors)
+        source = self._source(state.step, str(state.facts["recipe_sha256"]))
+        save_checkpoint(net, path, extra=source, durable=True)
+
+    def _source(self, step: int, recipe_sha256: str) -> dict[str, Any]:
+        return {"recipe": self.recipe.name, "recipe_sha256": recipe_sha256, "step": step, "seed": self.recipe.seed}
 
     def state(self) -> TrainingState:
-        """Return all that a resumed run needs."""
-        tensors = {"net": self.net.state_dict(), "optimizer": flat_state(self.optimizer)}
+        """Return everything that a resumed run needs."""
+        tensors: dict[str, Any] = {"net": self.net.state_dict(), "optimizer": flat_state(self.optimizer)}
         if self.ema:
             tensors["average"] = self.ema.net.state_dict()
         facts = {
             "recipe_sha256": self.recipe.digest(),
-            "data_sha256": self.data.sha256,
+            "recipe": self.recipe.to_dict(),
+            **self.data.facts,
             "network": {"config": self.net.config.to_dict(), "preprocessing": self.net.preprocessing.to_dict()},
             "best": self.best,
             "measured": self.evaluation_done,
@@ -246,14 +270,14 @@ class Trainer:
     def _restore(self, state: TrainingState) -> None:
         load_flat_state(self.optimizer, dict(state.tensors["optimizer"]))
         if self.ema:
-            self.ema.net.load_state_dict(state.tensors.get("average", state.tensors["net"]))
+            self.ema.net.load_state_dict(dict(state.eval_tensors))
         if self.scaler.is_enabled() and state.facts["scaler"]:
             self.scaler.load_state_dict(state.facts["scaler"])
         self.step, self.best, self.seconds = state.step, dict(state.facts["best"]), float(state.facts["seconds"])
         self.evaluation_done = bool(state.facts["measured"])
 
     def facts(self) -> dict[str, Any]:
-        """Return how this run is made, for log and report."""
+        """Return how this run is computed, for log and report."""
         return {
             "best": self.best,
             "seconds": round(self.seconds, 1),
@@ -277,10 +301,10 @@ def _compiled(module: torch.nn.Module, recipe: Recipe, distributed: DistributedC
 
 
 def to_channels_last(net: torch.nn.Module) -> None:
-    """Give the kernels of a network the memory layout B x H x W x C; those of five dimensions, which have none, stay.
+    """Convert four-dimensional weights to the channels_last memory layout.
 
-    torch's own `net.to(memory_format=…)` raises where a network has such a kernel, as timm's lambda layers do.
+    torch's own `net.to(memory_format=…)` raises where a model also has five-dimensional weights, as timm's lambda layers do.
     """
     for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.ndim == 4:
+        if tensor.ndim == 4:  # `.data`: the Parameter objects stay the same, and optimizers keep working
             tensor.data = tensor.data.to(memory_format=torch.channels_last)

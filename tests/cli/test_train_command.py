@@ -80,7 +80,7 @@ def test_ones_own_masks_can_be_trained_on(tmp_path: Path, caplog: pytest.LogCapt
     report = json.loads((out / "report.json").read_text())
     assert report["val"]["images"] == report["test"]["images"] == 2
     assert set(report["test"]["per_class"]) == {"background", "disc"}
-    assert "6 pictures to train on" in caplog.text
+    assert "6 training images" in caplog.text
     assert "disc" in caplog.text  # the histogram of classes
 
 

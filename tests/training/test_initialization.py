@@ -1,16 +1,27 @@
-"""Starting weights: nothing known is lost on the way into a new network, and nothing changes that should not."""
+"""Initial weights: transfer loses nothing that both models have, and changes nothing that should stay."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
+from deeplabzoo.data.transforms import Augmentation, normalize_images
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.training.initialization import recalibrate_batch_norm, transfer_weights
+from deeplabzoo.training.dataloader import Batch, BatchDataset
+from deeplabzoo.training.initialization import (
+    build_model,
+    estimate_batch_norm_stats,
+    has_folded_batch_norms,
+    recalibrate_batch_norm,
+    transfer_weights,
+)
 from deeplabzoo.training.optim import BATCH_NORM_TYPES, freeze, train_mode
+from deeplabzoo.training.recipe import Recipe
 
 POOLED = DeepLabConfig(
     architecture="deeplabv3",
@@ -26,7 +37,7 @@ PLUS = dataclasses.replace(POOLED, architecture="deeplabv3plus", atrous_rates=(3
 
 
 def _randomized_model(config: DeepLabConfig, seed: int = 0) -> DeepLab:
-    """A network whose norms have seen something: random statistics, scales and shifts."""
+    """A model whose batch norms have random statistics, scales and shifts."""
     torch.manual_seed(seed)
     net = DeepLab(config, classes=tuple(f"c{index}" for index in range(config.num_classes))).eval()
     for module in net.modules():
@@ -42,7 +53,7 @@ def _randomized_model(config: DeepLabConfig, seed: int = 0) -> DeepLab:
 
 @pytest.mark.parametrize("separable", [True, False])
 @pytest.mark.parametrize("low_level_first", [True, False])
-def test_a_v3plus_starts_with_the_answer_of_its_v3(separable: bool, low_level_first: bool) -> None:
+def test_a_v3plus_starts_with_the_output_of_its_v3(separable: bool, low_level_first: bool) -> None:
     """The mobile V3 (1x1 and pooling only) becomes a V3+ with atrous branches and decoder without moving a logit."""
     source = _randomized_model(POOLED)
     target = _randomized_model(
@@ -50,7 +61,7 @@ def test_a_v3plus_starts_with_the_answer_of_its_v3(separable: bool, low_level_fi
     )
     image = torch.randn(2, 3, 129, 97)
     before = target(image)
-    assert "without changing the answer" in transfer_weights(source, target)
+    assert "without changing the output" in transfer_weights(source, target)
     torch.testing.assert_close(target(image), source(image), atol=2e-4, rtol=1e-4)
     assert (before - source(image)).abs().max() > 0.1
 
@@ -131,3 +142,76 @@ def test_frozen_batchnorms_keep_their_statistics(where: str) -> None:
     net(torch.randn(2, 3, 65, 65))
     moved = {name for name, buffer in net.named_buffers() if "running" in name and not torch.equal(buffer, before[name])}
     assert moved == (set() if where == "all" else {name for name in before if name.startswith("head.")})
+
+
+def _start_file(path: Path, classes: tuple[str, ...], *, bias: float) -> Path:
+    """Weights of a model whose row for the first class answers everywhere, with this bias."""
+    net = _randomized_model(dataclasses.replace(POOLED, num_classes=len(classes)))
+    net.reset_classifier(len(classes), classes)
+    nn.init.constant_(net.head.classifier.bias, 0.0)
+    net.head.classifier.bias.data[0] = bias
+    net.save(path)
+    return path
+
+
+def _recipe(init: Path, **settings: object) -> Recipe:
+    augmentation = Augmentation(crop=(65, 65))
+    recipe = Recipe(
+        name="r", model="deeplabv3_mobilenetv2_050", data="shapes", steps=2, batch=4, workers=0, augmentation=augmentation
+    )
+    return dataclasses.replace(recipe, init=str(init), **settings)  # type: ignore[arg-type]
+
+
+def _first_loss(net: DeepLab, recipe: Recipe, data: SyntheticShapes) -> float:
+    batch = BatchDataset(data, recipe, net.preprocessing)[0]
+    assert isinstance(batch, Batch)
+    with torch.no_grad():
+        logits = net.eval()(normalize_images(batch.image_BCHW, net.preprocessing))
+    return float(nn.functional.cross_entropy(logits, batch.labels_BHW.long(), ignore_index=255))
+
+
+@pytest.mark.parametrize("bias", [-20.0, 0.0, 20.0])
+def test_a_run_starts_no_worse_than_from_a_new_classifier(
+    tmp_path: Path, bias: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where few classes are shared, their trained rows can dominate the new ones, in either direction."""
+    data = SyntheticShapes("train", (65, 65), 8)
+    shared = _recipe(_start_file(tmp_path / "shared.safetensors", ("background", "cat", "dog"), bias=bias))
+    other = _recipe(_start_file(tmp_path / "other.safetensors", ("soil", "cat", "dog"), bias=bias))
+    first, new = (_first_loss(build_model(one, data), one, data) for one in (shared, other))
+    assert first <= new + 1e-5
+    assert ("the classifier starts anew" in caplog.text) == (bias != 0.0 and first == pytest.approx(new))
+
+
+def test_all_shared_rows_are_kept_whatever_they_answer(tmp_path: Path) -> None:
+    """A classifier of the same classes is what one asked for."""
+    data = SyntheticShapes("train", (65, 65), 8)
+    start = _start_file(tmp_path / "start.safetensors", data.classes, bias=20.0)
+    assert build_model(_recipe(start), data).head.classifier.bias[0] == 20.0
+
+
+@pytest.mark.parametrize(("freeze_norms", "measured"), [("none", True), ("all", False)])
+def test_folded_batch_norms_of_initial_weights_are_recalibrated(
+    tmp_path: Path, freeze_norms: str, measured: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights without statistics (TFLite files) would train on other activations than they are evaluated with."""
+    data = SyntheticShapes("train", (65, 65), 8)
+    start = DeepLab(POOLED, classes=("background", "cat", "dog", "cow"))  # new batch norms: mean 0, variance 1, as folded ones
+    start.save(tmp_path / "folded.safetensors")
+    assert has_folded_batch_norms(start)
+    assert not has_folded_batch_norms(_randomized_model(POOLED))
+    recipe = _recipe(tmp_path / "folded.safetensors", freeze_norms=freeze_norms)
+    net = build_model(recipe, data)
+    before = net.eval()(torch.zeros(1, 3, 65, 65))
+    estimate_batch_norm_stats(net, recipe, data)
+    assert ("folded batch norms" in caplog.text) == measured
+    assert has_folded_batch_norms(net) != measured
+    torch.testing.assert_close(net.eval()(torch.zeros(1, 3, 65, 65)), before, atol=1e-3, rtol=1e-3)
+
+
+def test_random_initialization_is_not_taken_for_folded_weights(caplog: pytest.LogCaptureFixture) -> None:
+    """Batch norms of a new model have no statistics either, and need none."""
+    data = SyntheticShapes("train", (65, 65), 8)
+    recipe = dataclasses.replace(_recipe(Path("unused")), init=None)
+    estimate_batch_norm_stats(build_model(recipe, data), recipe, data)
+    assert "batch norm" not in caplog.text

@@ -210,7 +210,7 @@ def test_unreadable(bench: Bench, tmp_path: Path) -> None:
     skipped = {name for one in metrics_of(whole) for name in one.get("skipped", ())}
     assert skipped == {"train_00003", "train_00005"}
     assert all(logged.count(f"'{name}' cannot be read; another") == 1 for name in skipped)
-    assert "2 training pictures could not be read and were left out" in logged
+    assert "2 training images could not be read and were skipped" in logged
     aim = ("deeplabzoo.training.logger:RunLog.step", 7, "after", "SIGKILL", "")
     assert bench.runs.train(cut, data, "workers=1", "unreadable=skip", aim=aim).wait() == -signal.SIGKILL
     finished(bench.runs.train(cut, data, "workers=2", "unreadable=skip", resume=True))
@@ -237,7 +237,7 @@ def test_lost_workers(bench: Bench) -> None:
         os.kill(draw.choice(run.helpers), signal.SIGKILL)
         seconds.append(run.gone_after())
         sentence = failed(run)
-        assert "A process that reads training pictures was killed" in sentence
+        assert "A process that reads training images was killed" in sentence
         assert "--resume" in sentence
         done = [one["step"] for one in metrics_of(out)]
         assert names_in(out / "state") == {f"step_{done[-1]:08d}"}, "what was trained until then is saved"

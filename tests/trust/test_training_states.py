@@ -1,25 +1,35 @@
 """What a resumed run believes: states that are whole, of this very run, and the newest by step; and what it clears away."""
 
 import dataclasses
+import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageOps
+from training_runs import write_images
 
+from deeplabzoo.data.transforms import Augmentation
 from deeplabzoo.errors import DeepLabZooError, OutputError, TrainingError, UsageError
 from deeplabzoo.files import remove_partial_files, write_atomically
 from deeplabzoo.publish.release import staged_folder
 from deeplabzoo.training.logger import RunLog, read_log
-from deeplabzoo.training.recipe import Recipe
+from deeplabzoo.training.recipe import ModelOptions, Recipe
 from deeplabzoo.training.run_dir import RunDir, TrainingState, load_state, save_state
+from deeplabzoo.training.train import train
 
 RECIPE = Recipe(name="tiny", model="deeplabv3_resnet18", data="shapes", steps=9)
 OTHER = dataclasses.replace(RECIPE, lr=0.5)
+DATA = {"data_sha256": "d"}
 
 
 def a_state(step: int, recipe: Recipe = RECIPE, size: int = 4) -> TrainingState:
@@ -32,7 +42,7 @@ def a_state(step: int, recipe: Recipe = RECIPE, size: int = 4) -> TrainingState:
 def a_run(out: Path, *steps: int, recipe: Recipe = RECIPE) -> RunDir:
     """Return a folder as a run leaves it that was stopped after the last of `steps`."""
     folder = RunDir(out)
-    folder.start(recipe, "d", resume=False)
+    folder.start(recipe, DATA, resume=False)
     folder.log.touch()
     for step in steps:
         save_state(folder.states, a_state(step, recipe))
@@ -77,7 +87,7 @@ def test_nothing_whole_is_never_a_fresh_start(tmp_path: Path) -> None:
         os.truncate(state / "net.safetensors", 10)
     folder.log.write_text('{"kind": "step", "step": 1}\n')
     with pytest.raises(TrainingError, match=r"None of the states in .* is whole; restore one, or remove that folder"):
-        folder.start(RECIPE, "d", resume=True)
+        folder.start(RECIPE, DATA, resume=True)
     assert folder.log.read_text() == '{"kind": "step", "step": 1}\n'
 
 
@@ -90,10 +100,10 @@ def test_states_of_another_run_are_refused(tmp_path: Path, recipe_file: bool) ->
     if not recipe_file:
         folder.recipe_file.unlink()
     with pytest.raises(UsageError, match="the state of step 4 is that of another recipe"):
-        folder.start(RECIPE, "d", resume=True)
-    with pytest.raises(UsageError, match="the training pictures"):
-        folder.start(RECIPE, "e", resume=True)
-    assert folder.start(dataclasses.replace(RECIPE, allow_change=True), "d", resume=True) is not None
+        folder.start(RECIPE, DATA, resume=True)
+    with pytest.raises(UsageError, match="the list of training images"):
+        folder.start(RECIPE, {"data_sha256": "e"}, resume=True)
+    assert folder.start(dataclasses.replace(RECIPE, allow_change=True), DATA, resume=True) is not None
 
 
 def test_the_newest_state_is_that_of_the_highest_step(tmp_path: Path) -> None:
@@ -161,7 +171,7 @@ def test_what_killed_runs_left_half_written_is_removed(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in ("last.safetensors", ".mine.part", ".mine.0123456789ab.part")]
     for path in (*halves, *kept):
         path.touch()
-    folder.start(RECIPE, "d", resume=True)
+    folder.start(RECIPE, DATA, resume=True)
     assert not any(path.exists() for path in halves)
     assert all(path.exists() for path in kept)
 
@@ -200,8 +210,179 @@ def test_the_last_good_state_is_named(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     assert folder.resume_advice(3) == "No state was saved before."
     save_state(folder.states, a_state(3))
-    assert "there is none before it, so begin anew" in folder.resume_advice(3)
+    assert "there is none before it, so start again" in folder.resume_advice(3)
     save_state(folder.states, a_state(5))
     assert "The last good state is that of step 5," in folder.resume_advice(7)
     assert "The state of step 5," in folder.resume_advice(5)
     assert "remove it to go on from that of step 3" in folder.resume_advice(5)
+
+
+def test_a_second_run_into_one_folder_is_refused(tmp_path: Path) -> None:
+    """Two runs would mix logs, states and weights; the lock ends with the process that holds it, even when it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from deeplabzoo.training.run_dir import RunDir\n"
+        "with RunDir(Path(sys.argv[1])).lock(): print('locked', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder, holder.stdout as said:
+        assert said.readline() == "locked\n"
+        with pytest.raises(UsageError, match=rf"process {holder.pid} on .* or choose another --out"), RunDir(tmp_path).lock():
+            pass
+        holder.kill()
+    with RunDir(tmp_path).lock():
+        with pytest.raises(UsageError, match="by this process"), RunDir(tmp_path).lock():
+            pass
+        assert (tmp_path / ".lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.posix
+def test_workers_that_outlive_a_killed_run_do_not_keep_its_folder_locked(tmp_path: Path) -> None:
+    """Forked processes inherit open files, but not the lock: `--resume` directly after `kill -9` is not refused."""
+    folder = RunDir(tmp_path)
+    with folder.lock():
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:  # holds a copy of the lock's file handle
+            os.close(os.dup(0))
+            signal.pause()
+            os._exit(0)
+    try:
+        assert os.getpid() == parent
+        with folder.lock():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_damaged_recipe_file_is_taken_from_the_state(tmp_path: Path) -> None:
+    """A power cut may leave recipe.json empty; states hold the recipe, too. Without them a sentence says what to do."""
+    folder = a_run(tmp_path, 2)
+    folder.recipe_file.write_text("")
+    with pytest.raises(TrainingError, match="repeat the run's first --set settings together with --resume"):
+        folder.start(RECIPE, DATA, resume=True)
+    save_state(folder.states, dataclasses.replace(a_state(4), facts={**a_state(4).facts, "recipe": RECIPE.to_dict()}))
+    assert folder.recipe_to_resume() == RECIPE
+    assert folder.start(RECIPE, DATA, resume=True) is not None
+    assert folder.recipe() == RECIPE
+    shutil.rmtree(folder.states)
+    folder.log.unlink()
+    folder.recipe_file.write_text("")
+    assert folder.start(RECIPE, DATA, resume=True) is None, "nothing was begun, so nothing is lost"
+
+
+def test_what_a_run_writes_is_flushed_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was renamed but not flushed is cut or empty after a power cut."""
+    flushed: set[int] = set()
+    renamed: dict[str, bool] = {}
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle: int) -> None:
+        flushed.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def watched_replace(old: Path, new: Path) -> None:
+        if new.parent == tmp_path:
+            renamed[new.name] = old.stat().st_ino in flushed
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    train(tiny(), None, tmp_path)
+    del renamed["curves.png"]  # drawn again by `--resume`
+    assert renamed == dict.fromkeys(("recipe.json", "log.jsonl", "last.safetensors", "best.safetensors", "report.json"), True)
+
+
+def tiny(**settings: Any) -> Recipe:
+    small = ModelOptions(head_channels=8, decoder_channels=8, decoder_low_level_channels=8)
+    fields: dict[str, Any] = {"steps": 2, "batch": 2, "evaluations": 2, "evaluation_images": 1, "workers": 0, "ema": 0.9}
+    augmentation = Augmentation(crop=(33, 33))
+    model = "deeplabv3plus_lcnet_050"
+    return Recipe(name="tiny", model=model, data="shapes", network=small, augmentation=augmentation, **{**fields, **settings})
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "gone"])
+def test_damaged_weights_are_written_again_from_the_states(tmp_path: Path, damage: str) -> None:
+    """A power cut that damages best and last weights costs nothing while the states hold the same tensors."""
+    train(tiny(), None, tmp_path)
+    folder = RunDir(tmp_path)
+    whole = {path: path.read_bytes() for path in (folder.best, folder.last)}
+    for path, content in whole.items():
+        half = len(content) // 2
+        new = {"cut": content[:half], "empty": b"", "zeros": content[:half] + bytes(len(content) - half), "gone": None}[damage]
+        path.unlink()
+        if new is not None:
+            path.write_bytes(new)
+    train(tiny(), None, tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_the_host_program_keeps_its_random_state_and_modes(tmp_path: Path) -> None:
+    """`train` seeds torch and sets its deterministic mode for itself alone."""
+    torch.manual_seed(5)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_rng_state()
+    try:
+        train(tiny(), None, tmp_path)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def folder_run(tmp_path: Path) -> tuple[Path, Path]:
+    """Return data and run of a `folder` recipe that has ended."""
+    data, out = write_images(tmp_path / "data", train=3, val=1), tmp_path / "run"
+    train(dataclasses.replace(tiny(), data="folder"), data, out)
+    return data, out
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("reordered classes", "classes: background, person -> person, background"),
+        ("another image", "the files of the training or validation images or masks"),
+        ("another mask", "the files of the training or validation images or masks"),
+        ("another val image", "the files of the training or validation images or masks"),
+        ("a name more", "the list of training images"),
+    ],
+)
+def test_data_that_changed_since_the_state_are_refused(tmp_path: Path, change: str, named: str) -> None:
+    """Equal names do not make equal data; and swapped class names would be saved with weights of the old order."""
+    data, out = folder_run(tmp_path)
+    recipe = dataclasses.replace(tiny(), data="folder")
+    images, masks = (sorted((data / "train" / kind).iterdir()) for kind in ("images", "masks"))
+    if change == "reordered classes":
+        (data / "classes.txt").write_text("person\nbackground\n")
+    elif change == "a name more":
+        shutil.copy(images[0], images[0].with_name("new.png"))
+        shutil.copy(masks[0], masks[0].with_name("new.png"))
+    else:
+        path = {"another image": images[1], "another mask": masks[1]}.get(change)
+        path = path or next((data / "val" / "images").iterdir())
+        ImageOps.mirror(Image.open(path)).save(path)
+    with pytest.raises(UsageError, match=named):
+        train(recipe, data, out, resume=True)
+    train(dataclasses.replace(recipe, allow_change=True), data, out, resume=True)
+    if change == "reordered classes":  # allowed once is not allowed for good
+        (data / "classes.txt").write_text("background\nperson\n")
+    assert RunDir(out).recipe() == recipe
+    assert not json.loads((out / "recipe.json").read_text())["allow_change"]
+
+
+def test_runs_of_older_versions_are_resumed(tmp_path: Path) -> None:
+    """Their states hold neither recipe nor classes nor file contents; class names are then compared with the weights file."""
+    data, out = folder_run(tmp_path)
+    for facts in out.glob("state/*/facts.json"):
+        written = json.loads(facts.read_text())
+        for key in ("recipe", "classes", "data_contents_sha256"):
+            del written["facts"][key]
+        facts.write_text(json.dumps(written))
+    recipe = dataclasses.replace(tiny(), data="folder")
+    train(recipe, data, out, resume=True)
+    (data / "classes.txt").write_text("person\nbackground\n")
+    with pytest.raises(UsageError, match="classes: background, person -> person, background"):
+        train(recipe, data, out, resume=True)
