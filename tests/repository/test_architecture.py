@@ -235,7 +235,7 @@ def layer(module: str) -> int:
 def may_import(importer: str, imported: str) -> bool:
     """Whether the layers let a module import another one."""
     below, own = layer(imported), layer(importer)
-    same_folder = importer.split(".")[1] == imported.split(".")[1]
+    same_folder = importer.split(".")[1:2] == imported.split(".")[1:2]
     plain = imported in PLAIN_DATA and own >= 0
     return below < own or (below == own and (same_folder or own in (-1, len(LAYERS) - 1))) or plain
 
