@@ -44,6 +44,8 @@ def build_parser() -> Parser:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--dynamic", action="store_true", help="any batch, height and width (the default)")
     sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="one fixed image size (executorch: always)")
+    parser.add_argument("--dynamic-batch", action="store_true", help="with --size: keep the batch size dynamic")
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX operator set, 11 to 21 (default 18)")
     parser.add_argument("--int8", action="store_true", help="convolutions in int8, calibrated on the images of --calibrate")
     parser.add_argument(
         "--calibrate", metavar="DIR", help="images for --int8 (folder, pattern or .txt list); not those of --check"
@@ -72,9 +74,18 @@ def export_command(argv: Sequence[str] | None = None) -> int:
         ensure_folder(Path(args.json).parent)
 
     from deeplabzoo.export.formats import ExportConfig  # after the arguments have been checked: torch takes seconds to import
+    from deeplabzoo.optimization.onnx_export import OPSET
 
     size = tuple(args.size) if args.size else None
-    config = ExportConfig(format=args.format, out=Path(args.out), output=args.output, size=size, calibrate=args.calibrate)
+    config = ExportConfig(
+        format=args.format,
+        out=Path(args.out),
+        output=args.output,
+        size=size,
+        opset=args.opset or OPSET,
+        dynamic_batch=args.dynamic_batch,
+        calibrate=args.calibrate,
+    )
     config.check()
     net = load_named_model(args.model, args.weights)
 

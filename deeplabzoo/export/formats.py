@@ -19,7 +19,7 @@ from deeplabzoo.errors import DeepLabZooError, OutputError, UsageError
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.backends.onnxruntime_backend import session_runner
 from deeplabzoo.optimization.backends.openvino_backend import openvino_runner
-from deeplabzoo.optimization.onnx_export import ExportModule, Output, Runner, onnx_bytes, onnx_metadata
+from deeplabzoo.optimization.onnx_export import OPSET, OPSETS, ExportModule, Output, Runner, onnx_bytes, onnx_metadata
 from deeplabzoo.optimization.quantization import Calibration, quantised_bytes
 from deeplabzoo.optional_imports import require_module
 
@@ -44,6 +44,10 @@ class ExportConfig:
     output: Output = "logits"
     size: tuple[int, int] | None = None
     """(height, width) of the only image it takes; None leaves batch, height and width open."""
+    opset: int = OPSET
+    """ONNX operator set of an onnx file."""
+    dynamic_batch: bool = False
+    """With `size`: whether the batch size stays dynamic (onnx, openvino)."""
     calibrate: str | None = None
     """Folder of photos for an int8 file; None is float32."""
 
@@ -56,6 +60,12 @@ class ExportConfig:
             raise OutputError(f"The folder '{self.out.parent}' of --out does not exist; make it, or name another place.")
         if self.calibrate is not None and self.format not in ("onnx", "openvino"):
             raise UsageError(f"--int8 is for the formats onnx and openvino; leave it out with {self.format}.")
+        if self.opset not in OPSETS:
+            raise UsageError(f"--opset must be between {OPSETS[0]} and {OPSETS[-1]}, not {self.opset}.")
+        if self.opset != OPSET and self.format != "onnx":
+            raise UsageError(f"--opset is for the format onnx; leave it out with {self.format}.")
+        if self.dynamic_batch and (self.size is None or self.format not in ("onnx", "openvino")):
+            raise UsageError("--dynamic-batch goes with --size H W and the formats onnx and openvino.")
         if self.size is None and self.format == "executorch":
             raise UsageError("A file of the format executorch takes images of one size; name it with --size H W.")
         if self.size is not None and min(self.size) < 33:
@@ -179,8 +189,12 @@ def add_metadata(format: Format, path: Path, facts: Metadata) -> None:
         _save_torch_export(program, path, {**json.loads(extra["deeplabzoo.json"]), **facts})
 
 
+def _dynamic_batch(config: ExportConfig) -> bool:
+    return config.size is None or config.dynamic_batch
+
+
 def _write_onnx(net: DeepLab, config: ExportConfig, path: Path, facts: Metadata) -> None:
-    model = onnx_bytes(net, config.output, config.size)
+    model = onnx_bytes(net, config.output, config.size, opset=config.opset, dynamic_batch=_dynamic_batch(config))
     if config.calibrate is not None:
         model = quantised_bytes(model, Calibration(net, config.calibrate), facts)
     path.write_bytes(model)
@@ -189,7 +203,7 @@ def _write_onnx(net: DeepLab, config: ExportConfig, path: Path, facts: Metadata)
 
 def _write_openvino(net: DeepLab, config: ExportConfig, path: Path, facts: Metadata) -> None:
     ov = require_module("openvino", extra="openvino", purpose="Writing OpenVINO")
-    graph = onnx_bytes(net, config.output, config.size)
+    graph = onnx_bytes(net, config.output, config.size, dynamic_batch=_dynamic_batch(config))
     if config.calibrate is None:
         model = ov.Core().read_model(graph)
     else:

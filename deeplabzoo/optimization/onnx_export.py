@@ -9,6 +9,7 @@ import copy
 import hashlib
 import io
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -136,7 +137,9 @@ def _window_mean(x: torch.Tensor, dim: int, cells: int) -> torch.Tensor:
 Output = Literal["low", "logits", "argmax", "uint8"]
 OUTPUTS: tuple[Output, ...] = ("low", "logits", "argmax", "uint8")
 OPSET = 18
-"""ONNX operator set: read by ONNX Runtime from 1.14 and OpenVINO from 2023.0; the first with antialiasing-free exact Resize."""
+"""Default ONNX operator set: read by ONNX Runtime from 1.14 and OpenVINO from 2023.0."""
+OPSETS = range(11, 22)
+"""Operator sets that can be asked for: 11 is the first whose Resize computes what torch does, 21 what onnx 1.16 knows."""
 
 RELATIVE_TOLERANCE = 1e-3
 """Largest difference between graph and network that passes, relative to the largest logit: rounding stays 10 to 100 times
@@ -171,12 +174,30 @@ class ExportModule(nn.Module):
         return logits_BCHW.argmax(dim=1).to(torch.uint8 if self.output == "uint8" else torch.int32)
 
 
-def onnx_bytes(net: DeepLab, output: Output = "logits", size: tuple[int, int] | None = None) -> bytes:
-    """Return the network as an ONNX file: input `image`, output `logits` or `labels`, weights and description inside.
+def onnx_bytes(
+    net: DeepLab,
+    output: Output = "logits",
+    size: tuple[int, int] | None = None,
+    *,
+    opset: int = OPSET,
+    dynamic_batch: bool | None = None,
+) -> bytes:
+    """Return the model as an ONNX file with input `image`, output `logits` or `labels`, weights and metadata.
 
-    Batch, height and width are open; with `size` (height, width) they are fixed, the batch at one. Raises UsageError for
-    `uint8` with more than 256 classes, DeepLabZooError where torch cannot write this network or `onnx` is not installed.
+    Args:
+        net: The model.
+        output: What the file computes, see `ExportModule`.
+        size: (height, width) of the input in pixels; None for dynamic height and width.
+        opset: ONNX operator set, 11 to 21.
+        dynamic_batch: Whether the batch size is dynamic; default: exactly where height and width are.
+
+    Raises:
+        UsageError: Unknown output or opset, or `uint8` with more than 256 classes.
+        DeepLabZooError: torch cannot write this model, or `onnx` is not installed.
     """
+    dynamic_batch = size is None if dynamic_batch is None else dynamic_batch
+    if opset not in OPSETS:
+        raise UsageError(f"ONNX opset {opset} is not supported; expected {OPSETS[0]} to {OPSETS[-1]}.")
     require_module("onnx", extra="export", purpose="writing ONNX")
     if output not in OUTPUTS:
         raise UsageError(f"Unknown output {output!r}; expected one of {', '.join(OUTPUTS)}.")
@@ -184,9 +205,16 @@ def onnx_bytes(net: DeepLab, output: Output = "logits", size: tuple[int, int] | 
         raise UsageError(f"uint8 holds 256 class numbers and this network has {net.num_classes}; take output 'argmax'.")
     form = ExportModule(traceable(net), output).eval()
     name = "labels" if output in ("argmax", "uint8") else "logits"
-    # a batch of two when it is open, as a lone sample could be taken for a constant
-    image_BCHW = torch.zeros(1 if size else 2, net.config.in_chans, *(size or _TRACED_HW))
-    open_axes = {"image": {0: "batch", 2: "height", 3: "width"}, name: {0: "batch"}}
+    # two samples where the batch is dynamic, as a single one could be taken for a constant
+    image_BCHW = torch.zeros(2 if dynamic_batch else 1, net.config.in_chans, *(size or _TRACED_HW))
+    height, width = {"low": (1, 2), "logits": (2, 3)}.get(output, (1, 2))
+    low = "low_" if output == "low" else ""
+    dynamic_axes: dict[str, dict[int, str]] = {"image": {}, name: {}}
+    if dynamic_batch:
+        dynamic_axes = {"image": {0: "batch"}, name: {0: "batch"}}
+    if size is None:
+        dynamic_axes["image"] |= {2: "height", 3: "width"}
+        dynamic_axes[name] |= {height: f"{low}height", width: f"{low}width"}
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
@@ -198,10 +226,10 @@ def onnx_bytes(net: DeepLab, output: Output = "logits", size: tuple[int, int] | 
                 (image_BCHW,),
                 file,  # type: ignore[arg-type]
                 dynamo=False,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=["image"],
                 output_names=[name],
-                dynamic_axes=None if size else open_axes,
+                dynamic_axes=dynamic_axes,
             )
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
@@ -209,7 +237,37 @@ def onnx_bytes(net: DeepLab, output: Output = "logits", size: tuple[int, int] | 
                 f"torch {torch.__version__} cannot write {net.config.architecture} on {net.config.encoder} as ONNX ({reason}); "
                 "use the engine 'torch'."
             ) from error
-    return _with_metadata(file.getvalue(), onnx_metadata(net, output))
+    model = file.getvalue() if size is None else fold_constants(file.getvalue())
+    class_axis = {"low": 3, "logits": 1}.get(output)
+    return _with_metadata(model, onnx_metadata(net, output), None if class_axis is None else (class_axis, net.num_classes))
+
+
+def fold_constants(model: bytes) -> bytes:
+    """Return an ONNX file without operations on constants, computed by ONNX Runtime's basic (standard-operator) optimizations.
+
+    Where height and width are fixed, all shape arithmetic is constant. Importers of some runtimes (OpenCV before 5)
+    cannot read it. Without ONNX Runtime the file is returned as it is.
+    """
+    try:
+        ort = require_module("onnxruntime", extra="export", purpose="folding constants")
+    except DeepLabZooError as error:
+        logger.warning(f"the ONNX file keeps its shape arithmetic: {error}")
+        return model
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        options.log_severity_level = 3
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        folded = onnx.load(options.optimized_model_filepath)
+    used = {node.domain for node in folded.graph.node}
+    sets = [one for one in folded.opset_import if one.domain in ("", *used)]  # ONNX Runtime lists all domains it knows
+    del folded.opset_import[:]
+    folded.opset_import.extend(sets)
+    whole: bytes = folded.SerializeToString()
+    return whole
 
 
 def onnx_metadata(net: DeepLab, output: Output) -> dict[str, str]:
@@ -272,12 +330,15 @@ def _licence(net: DeepLab) -> str:
     return next((row.license.weights for row in released() if sha256 is not None and row.sha256 == sha256), "")
 
 
-def _with_metadata(model: bytes, facts: dict[str, str]) -> bytes:
+def _with_metadata(model: bytes, facts: dict[str, str], classes: tuple[int, int] | None = None) -> bytes:
+    """Add metadata; `classes` is (axis, number) of the class dimension, which the exporter leaves without a number."""
     import onnx
 
     proto = onnx.load_from_string(model)
     proto.producer_name, proto.producer_version = "deeplabzoo", deeplabzoo.__version__
     onnx.helper.set_model_props(proto, facts)
+    if classes is not None:
+        proto.graph.output[0].type.tensor_type.shape.dim[classes[0]].dim_value = classes[1]
     whole: bytes = proto.SerializeToString()
     return whole
 

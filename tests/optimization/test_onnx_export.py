@@ -170,3 +170,55 @@ def test_other_families_give_the_models_logits(family: str) -> None:
     }[family]
     net = network(architecture="deeplabv3plus", encoder=encoder)
     assert require_parity(net, session_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
+
+
+SHAPE_ARITHMETIC = {"Shape", "Cast", "Ceil", "ConstantOfShape", "Gather", "Slice", "Constant", "Unsqueeze", "Range", "Where"}
+
+
+@pytest.mark.parametrize("output", ["logits", "argmax"])
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "mobilenetv2_050", "resnet18"])
+def test_a_file_of_one_size_holds_no_shape_arithmetic(encoder: str, output: Output) -> None:
+    """OpenCV 4 and small runtimes cannot read Shape and Ceil; TensorFlow's padding brings dozens of them."""
+    net = network(**{**HEADS["v3plus"], "encoder": encoder})
+    model = onnx_bytes(net, output, (65, 97))
+    graph = onnx.load_from_string(model)
+    casts = {"Cast"} if output == "argmax" else set()  # class numbers from int64 to int32
+    assert {node.op_type for node in graph.graph.node} & (SHAPE_ARITHMETIC - casts) == set()
+    assert [one.domain for one in graph.opset_import] == [""]
+    assert require_parity(net, session_runner(model), output, ((1, 65, 97),)) <= (1e-4 if output == "logits" else 0.01)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+def test_the_operator_set_can_be_chosen(opset: int) -> None:
+    """Older runtimes read older sets; the numbers are the same."""
+    net = network(**HEADS["v3plus"])
+    model = onnx_bytes(net, "logits", opset=opset)
+    assert onnx.load_from_string(model).opset_import[0].version == opset
+    assert require_parity(net, session_runner(model), "logits", SHAPES) < 1e-4
+    with pytest.raises(UsageError, match="expected 11 to 21"):
+        onnx_bytes(net, opset=10)
+
+
+def test_dynamic_dimensions_have_names() -> None:
+    """Users read `batch`, `height` and `width` in every viewer, at the input and at the output."""
+
+    def dimensions(model: bytes) -> list[list[str | int]]:
+        graph = onnx.load_from_string(model).graph
+        return [
+            [one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim]
+            for value in (*graph.input, *graph.output)
+        ]
+
+    net = network(**HEADS["v3plus"])
+    assert dimensions(onnx_bytes(net, "logits")) == [
+        ["batch", 3, "height", "width"],
+        ["batch", net.num_classes, "height", "width"],
+    ]
+    assert dimensions(onnx_bytes(net, "argmax")) == [["batch", 3, "height", "width"], ["batch", "height", "width"]]
+    assert dimensions(onnx_bytes(net, "argmax", (65, 97))) == [[1, 3, 65, 97], [1, 65, 97]]
+
+
+def test_a_fixed_size_can_have_a_dynamic_batch() -> None:
+    net = network(**HEADS["v3plus"])
+    model = onnx_bytes(net, "logits", (65, 97), dynamic_batch=True)
+    assert require_parity(net, session_runner(model), "logits", ((1, 65, 97), (3, 65, 97))) < 1e-4
