@@ -164,7 +164,7 @@ class DiskCache(_CachedDataset):
         self.folder, self._full = folder, False
         dataset: Any = data
         read = dataset.read_values
-        reading = (getattr(read, "func", read).__qualname__, getattr(read, "keywords", None))
+        reading = getattr(read, "__qualname__", None) or repr(read)  # a function by its name, a MaskReader by its fields
         self._label_map_key = repr((sorted(dataset.label_map.items()), reading))
 
     def __getitem__(self, index: int) -> Sample:

@@ -81,9 +81,16 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _to_rgb(source, "The image", max_pixels, None)
+    return read_image_and_orientation(source, max_pixels)[0]
+
+
+def read_image_and_orientation(source: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[Pixels, int]:
+    """Return what `read_image` does for a file, and the EXIF orientation (1 to 8) that was applied."""
     path = require_file(source)
     with open_image(path, f"'{path}'", max_pixels) as image:
-        return _to_rgb(image, f"'{path}'", max_pixels, path)
+        declared = exif_orientation(image) if image.format == "TIFF" else 1  # Pillow drops it from a TIFF that it decodes
+        pixels = _to_rgb(image, f"'{path}'", max_pixels, path)
+        return pixels, declared if declared != 1 else exif_orientation(image)  # a PNG may have it behind the pixels
 
 
 def read_image_bytes(data: bytes, name: str = "The photo", *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -117,7 +124,7 @@ class ImageHeader:
     texts: Mapping[str, str]
     """Keyword -> text, of a PNG."""
     orientation: int = 1
-    """EXIF orientation, 1 to 8."""
+    """EXIF orientation, 1 to 8; 1 where it stands behind the pixels of a PNG."""
 
 
 def read_header(path: str | os.PathLike[str]) -> ImageHeader | None:
@@ -126,7 +133,9 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader | None:
         file = require_file(path)
         with open_image(file, f"'{file}'", MAX_PIXELS) as image:
             texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-            return ImageHeader((image.height, image.width), image.mode, texts, exif_orientation(image))
+            in_header = image.format in ("JPEG", "MPO", "TIFF") or "exif" in image.info  # else Pillow would decode a PNG for it
+            orientation = exif_orientation(image) if in_header else 1
+            return ImageHeader((image.height, image.width), image.mode, texts, orientation)
     except ImageError:
         return None
 

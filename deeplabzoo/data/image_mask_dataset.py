@@ -1,6 +1,7 @@
 """Pictures and masks in two folders that belong together by stem: matching them, and reading a pair with every check."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,16 @@ import numpy as np
 
 from deeplabzoo.data.classes import Palette
 from deeplabzoo.data.dataset import Sample
-from deeplabzoo.data.image_io import Labels, read_image, read_mask
+from deeplabzoo.data.image_io import Labels, read_header, read_image_and_orientation, read_mask, warn_once_per_folder
 from deeplabzoo.errors import DataError
 
 _NOT_DATA = {"thumbs.db", "desktop.ini"}
 _SHOWN = 5
+_SAME_SIZE_ORIENTATIONS = (2, 3, 4)
+"""EXIF orientations that mirror or turn an image without swapping height and width."""
+_WORDS = "masks?|labels?|seg|segmentation|gt|annotation|labelids|labeltrainids|images?|img|sat|rgb|leftimg8bit"
+_MASK_WORDS_AT_START = re.compile(rf"^(?:{_WORDS})[_-]", re.IGNORECASE)
+_MASK_WORDS_AT_END = re.compile(rf"(?:[_-](?:{_WORDS}|L|gtfine))+$", re.IGNORECASE)
 
 
 def default_label_map(num_classes: int, void: Iterable[int] = (255,), ignore_index: int = 255) -> dict[int, int]:
@@ -49,13 +55,22 @@ class ImageMaskDataset:
         """Read one pair; raises ImageError, or DataError when sizes differ or the mask has values outside the classes."""
         name = self.names[index]
         image_path, mask_path = self.files[name]
-        image = read_image(image_path)
+        image, orientation = read_image_and_orientation(image_path)
         labels = self.read_labels(index)
         if labels.shape != image.shape[:2]:
             raise DataError(
                 f"The mask '{mask_path}' is {labels.shape[1]} x {labels.shape[0]} pixels but its image '{image_path}' is "
                 f"{image.shape[1]} x {image.shape[0]} (width x height, upright); they must be of one size."
             )
+        if orientation in _SAME_SIZE_ORIENTATIONS or (orientation != 1 and labels.shape[0] == labels.shape[1]):
+            header = read_header(mask_path)
+            if header is None or header.orientation != orientation:
+                warn_once_per_folder(
+                    image_path,
+                    "orientation",
+                    f"'{image_path}' is turned upright by its EXIF orientation {orientation}, '{mask_path}' has none: the mask is "
+                    "taken to be upright. If it was drawn on the image as stored, save such images again without EXIF.",
+                )
         return Sample(image=image, labels=labels, name=name)
 
     def read_labels(self, index: int) -> Labels:
@@ -64,7 +79,7 @@ class ImageMaskDataset:
         return map_labels(self.read_values(mask_path), self.label_map, mask_path)
 
 
-class UnknownLabelValuesError(DataError):  # noqa: N818 - a DataError to whoever reads it; the scan over a data set counts the values
+class UnknownLabelValuesError(DataError):
     """A mask holds `values` (numbers, or colours as #rrggbb) that are no label.
 
     They have a default because loader workers rebuild errors from the sentence.
@@ -131,11 +146,27 @@ def _is_broken_link(entry: os.DirEntry[str]) -> bool:
 def pair_folders(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
     """Return stem -> (image, mask) for two folders that must hold the same stems, whatever their suffixes.
 
-    Raises DataError naming the files that stand alone, or an empty folder.
+    Folders that hold folders alone are searched, and stems are then paths. Where no stem is in both, words such as `_mask` and
+    `_image` are left out (`a.jpg` with `a_mask.png`). Raises DataError naming the files that stand alone, or an empty folder.
     """
-    image_files, mask_files = files_by_stem(images), files_by_stem(masks)
+    image_files, mask_files = _files_below(images), _files_below(masks)
     if not image_files and not mask_files:
         raise DataError(f"The folders '{images}' and '{masks}' are empty.")
+    return pair_files(image_files, mask_files, images, masks)
+
+
+def pair_files(
+    image_files: Mapping[str, Path], mask_files: Mapping[str, Path], images: Path, masks: Path
+) -> dict[str, tuple[Path, Path]]:
+    """Return stem -> (image, mask) for the files of two folders by stem; raises DataError naming the files that stand alone."""
+    if not set(image_files) & set(mask_files):
+        short_images, short_masks = ({strip_mask_words(stem): stem for stem in one} for one in (image_files, mask_files))
+        if (
+            len(short_images) == len(image_files)
+            and len(short_masks) == len(mask_files)
+            and set(short_images) & set(short_masks)
+        ):
+            mask_files = {short_images.get(short, stem): mask_files[stem] for short, stem in short_masks.items()}
     unpaired_images = [path.name for stem, path in image_files.items() if stem not in mask_files]
     unpaired_masks = [path.name for stem, path in mask_files.items() if stem not in image_files]
     if unpaired_images or unpaired_masks:
@@ -148,18 +179,37 @@ def pair_folders(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
     return {stem: (path, mask_files[stem]) for stem, path in image_files.items()}
 
 
+def strip_mask_words(stem: str) -> str:
+    """Return a stem without the words by which the names of images and masks differ.
+
+    >>> strip_mask_words("0001_mask"), strip_mask_words("mask-7"), strip_mask_words("12_sat")
+    ('0001', '7', '12')
+    """
+    return _MASK_WORDS_AT_END.sub("", _MASK_WORDS_AT_START.sub("", stem)) or stem
+
+
+def _files_below(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by stem, or of the folders in it by path where it has no files of its own."""
+    found = files_by_stem(folder)
+    if found:
+        return found
+    for below in sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")):
+        found |= {f"{below.name}/{stem}": path for stem, path in _files_below(below).items()}
+    return found
+
+
 def pair_listed(stems: Sequence[str], images: Path, masks: Path, list_file: Path) -> dict[str, tuple[Path, Path]]:
     """Return stem -> (image, mask) for the stems of a list; raises DataError if one is listed twice or has a file missing."""
     image_files, mask_files = files_by_stem(images), files_by_stem(masks)
     repeated = sorted(stem for stem, count in Counter(stems).items() if count > 1)
     if repeated:
-        raise DataError(f"'{list_file}' lists {_abbreviated(repeated)} more than once; every picture counts once.")
+        raise DataError(f"'{list_file}' lists {_abbreviated(repeated)} more than once; every image counts once.")
     for kind, files, folder in (("image", image_files, images), ("mask", mask_files, masks)):
         missing = [stem for stem in stems if stem not in files]
         if missing:
             raise DataError(
-                f"{len(missing)} of the {len(stems)} pictures in '{list_file}' have no {kind} in '{folder}': {_abbreviated(missing)}; "
-                "complete the data, or list the pictures that are there."
+                f"{len(missing)} of the {len(stems)} images in '{list_file}' have no {kind} in '{folder}': {_abbreviated(missing)}; "
+                "complete the data, or list the images that are there."
             )
     return {stem: (image_files[stem], mask_files[stem]) for stem in stems}
 

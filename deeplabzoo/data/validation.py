@@ -3,8 +3,10 @@
 The count also says how unbalanced the classes are, which is what a black prediction usually comes from.
 """
 
+import contextlib
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ from deeplabzoo.data.dataset import SegmentationDataset, build_dataset
 from deeplabzoo.data.datasets.folder import list_splits
 from deeplabzoo.data.image_io import Labels
 from deeplabzoo.data.image_mask_dataset import UnknownLabelValuesError
-from deeplabzoo.errors import DataError, ImageError
+from deeplabzoo.errors import DataError, ImageError, printable
+from deeplabzoo.log import logger
 
 _SHOWN = 5
 _MAX_LISTED = 50
@@ -42,11 +45,12 @@ class LabelCounts:
     def table(self) -> str:
         """Return a table, one class a line: share of the labelled pixels, number of images, and what is ignored."""
         total = max(1, int(self.pixels.sum()))
-        width = max(len(name) for name in (*self.classes, "ignored"))
+        names = [printable(name) for name in self.classes]  # those of a checkpoint may hold control characters
+        width = max(len(name) for name in (*names, "ignored"))
         lines = [f"{'class':<{width}}  {'pixels':>7}  images"]
         lines += [
             f"{name:<{width}}  {pixels / total:>7.2%}  {images:>6}{'  never occurs' if not images else ''}"
-            for name, pixels, images in zip(self.classes, self.pixels, self.present_images, strict=True)
+            for name, pixels, images in zip(names, self.pixels, self.present_images, strict=True)
         ]
         fraction = self.ignored_pixels / max(1, total + self.ignored_pixels)
         return "\n".join([*lines, f"{'ignored':<{width}}  {fraction:>7.2%}  of all pixels"])
@@ -123,7 +127,7 @@ def _error_message(unknown: Mapping[str, UnknownLabelValuesError], data: Segment
     more = f" Likewise {', '.join(named)}{f' and {unnamed} more' if unnamed > 0 else ''}." if named else ""
     return (
         f"{len(unknown)} of {len(data)} masks of {data.name} {data.split} hold values outside the {len(data.classes)} classes "
-        f"({values}).{_explain_values({value for value in in_files if isinstance(value, int)}, len(data.classes))} {listed}{more}"
+        f"({values}).{_explain_values({one for one in in_files if isinstance(one, int)}, len(data.classes))} {listed}{more}"
     )
 
 
@@ -142,33 +146,87 @@ def _explain_values(values: set[int], num_classes: int) -> str:
     return " Are there more classes than were named?"
 
 
-# A folder of one's own looked at before training: every pair opened, every label counted, no picture in two splits.
+# Checks of whole datasets before training.
+
+
+def check_splits_differ(first: SegmentationDataset, second: SegmentationDataset) -> None:
+    """Raise DataError where an image of one split is in the other: the same name with the same content.
+
+    Equal names with different content are two images. Equal content under two names is logged as a warning.
+    """
+    files: tuple[Mapping[str, tuple[Path, Path]], ...] = tuple(getattr(data, "files", {}) for data in (first, second))
+    if not all(files):  # not a dataset of pairs of files: only names can be compared
+        both = set(first.names) & set(second.names)
+        if both:
+            raise DataError(f"{len(both)} images are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
+        return
+    contents = _contents([[image for image, _ in one.values()] for one in files])
+    for name in sorted(set(files[0]) & set(files[1])):
+        image, other = files[0][name][0], files[1][name][0]
+        if contents[0].get(image, image) == contents[1].get(other, other):
+            raise DataError(
+                f"The image '{name}' is in '{first.split}' and in '{second.split}' ('{image}', '{other}'); remove one of them, "
+                "since scores on images of the training split say nothing about new ones."
+            )
+    originals = {content: image for image, content in contents[0].items()}
+    copies = [(originals[content], other) for other, content in contents[1].items() if content in originals]
+    if copies:
+        logger.warning(
+            f"{len(copies)} images of {second.split} are in {first.split}, too, under other names, such as '{copies[0][1]}' "
+            f"and '{copies[0][0]}' (equal bytes): scores on them say nothing about new images."
+        )
+
+
+def _contents(groups: Sequence[Sequence[Path]]) -> list[dict[Path, str]]:
+    """Return the SHA-256 of each file whose size occurs in both groups; the others are not read."""
+    sizes: list[dict[Path, int]] = []
+    for group in groups:
+        sizes.append({})
+        for path in group:
+            with contextlib.suppress(OSError):  # named when it is read
+                sizes[-1][path] = path.stat().st_size
+    common = set(sizes[0].values()) & set(sizes[1].values())
+    return [{path: digest for path, size in one.items() if size in common and (digest := _sha256(path))} for one in sizes]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def check_folder(root: Path) -> str:
-    """Read every picture and mask of a `folder` and return what is there, a table for each split.
+    """Read every image and mask of a `folder` and return a report with a table for each split.
 
-    Training would find the same faults, but the size of a picture only when it comes to it. Raises DataError or ImageError with
-    the first fault: a missing partner, a mask of another size, labels outside the classes, a picture in two splits, no train
-    or no val.
+    Training would find the same faults, but the size of an image only when it reads it.
+
+    Args:
+        root: The folder, as `build_dataset("folder", root)` takes it.
+
+    Returns:
+        The number and sizes of images of each split, and the fraction of pixels of each class.
+
+    Raises:
+        DataError: The first fault: a missing counterpart, a mask of another size, labels outside the classes, an image in two
+            splits, no train or no val.
+        ImageError: A file that cannot be read.
     """
     splits = list_splits(root)
     for needed in ("train", "val"):
         if needed not in splits:
             raise DataError(f"'{root}' has no split '{needed}' to train with; splits there: {', '.join(splits) or 'none'}.")
     tables: list[str] = []
-    home: dict[str, str] = {}
+    earlier: list[SegmentationDataset] = []
     for split in splits:
         data = build_dataset("folder", root, split)
         counts = count_labels(data)
-        twice = next((name for name in data.names if name in home), None)
-        if twice is not None:
-            raise DataError(
-                f"The picture '{twice}' is in '{home[twice]}' and in '{split}'; what is trained on cannot be measured."
-            )
-        home |= dict.fromkeys(data.names, split)
+        for other in earlier:
+            check_splits_differ(other, data)
+        earlier.append(data)
         sizes = [data[index].labels.shape for index in range(len(data))]  # a pair of two sizes is an error of its own
         low, high = (pick(sizes, key=lambda hw: hw[0] * hw[1]) for pick in (min, max))
         between = f"{low[1]} x {low[0]}" + (f" to {high[1]} x {high[0]}" if high != low else "")
-        tables.append(f"{split}: {len(data)} pictures of {between} pixels\n{counts.table()}")
+        tables.append(f"{printable(split)}: {len(data)} images of {between} pixels\n{counts.table()}")
     return "\n\n".join(tables)

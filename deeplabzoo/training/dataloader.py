@@ -29,7 +29,7 @@ from deeplabzoo.data.dataset import Sample, SegmentationDataset, build_dataset
 from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
 from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.data.transforms import augment, load_kernel
-from deeplabzoo.data.validation import LabelCounts, count_labels
+from deeplabzoo.data.validation import LabelCounts, check_splits_differ, count_labels
 from deeplabzoo.errors import DataError, DeepLabZooError, ImageError, TrainingError, UsageError
 from deeplabzoo.hub.download import cache_folder
 from deeplabzoo.log import logger
@@ -333,9 +333,8 @@ def open_splits(recipe: Recipe, root: Path | None) -> Splits:
             f"{first.name} has one class, '{first.classes[0]}', so there is nothing to tell it apart from; name the background "
             "as the first class, too."
         )
-    both = set(first.names) & set(second.names)
-    if both and recipe.train_split != recipe.val_split:
-        raise DataError(f"{len(both)} images are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
+    if recipe.train_split != recipe.val_split:
+        check_splits_differ(first, second)
     train, val = _with_cache(recipe, first, second)
     return Splits(train, val, test, root)
 

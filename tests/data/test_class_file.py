@@ -110,6 +110,6 @@ def test_plain_names_need_nothing_else(tmp_path) -> None:
     file = tmp_path / "classes.txt"
     file.write_bytes("\ufeffHintergrund\r\nTür 2\r\n\r\nvoid\r\n".encode())
     known = read_class_file(file)
-    assert known.classes == ("Hintergrund", "Tür 2", "void")
+    assert known.classes == ("Hintergrund", "Tür 2")
     assert known.colours is None
-    assert known.label_map == {0: 0, 1: 1, 2: 2, 255: 255}
+    assert known.label_map == {0: 0, 1: 1, 2: 255, 255: 255}

@@ -78,11 +78,11 @@ def test_voc_names_the_files_that_its_list_promises(tmp_path: Path) -> None:
     make_voc(tmp_path, ["a", "b", "c", "d"])
     for stem in ("b", "d"):
         (tmp_path / "SegmentationClass" / f"{stem}.png").unlink()
-    with pytest.raises(DataError, match=r"2 of the 4 pictures in .*val\.txt' have no mask in .*: 'b', 'd';") as error:
+    with pytest.raises(DataError, match=r"2 of the 4 images in .*val\.txt' have no mask in .*: 'b', 'd';") as error:
         build_dataset("voc", tmp_path, "val")
     sentence(error)
     (tmp_path / "JPEGImages" / "c.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of the 4 pictures .* have no image in .*: 'c';"):
+    with pytest.raises(DataError, match=r"1 of the 4 images .* have no image in .*: 'c';"):
         build_dataset("voc", tmp_path, "val")
 
 
@@ -286,3 +286,18 @@ def test_real_data_is_read(shared_data: Path, name: str, folder: str, split: str
         sample = data[index]
         assert sample.image.shape[:2] == sample.labels.shape
         assert set(np.unique(sample.labels)) <= {*range(len(data.classes)), 255}
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_mask_without_the_orientation_of_its_image_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation: int
+) -> None:
+    """The sizes agree, so that nothing else would say it; a mask with the same orientation is turned with its image."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name, options in (("a", {}), ("b", {"exif": exif})):
+        make_folder(tmp_path / name / "val", {"a": mask_of(1)})
+        Image.fromarray(PHOTO).save(tmp_path / name / "val" / "images" / "a.png", exif=exif)
+        Image.fromarray(mask_of(1)).save(tmp_path / name / "val" / "masks" / "a.png", **options)
+        build_dataset("folder", tmp_path / name, "val", classes=("x", "y"))[0]
+        assert caplog.text.count(f"is turned upright by its EXIF orientation {orientation}") == 1

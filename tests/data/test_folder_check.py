@@ -29,9 +29,9 @@ def test_a_sound_folder_is_counted_split_by_split(tmp_path: Path, capsys: pytest
     before = sorted(root.rglob("*"))
     assert main(["folder", "--root", str(root)]) == 0
     logged = capsys.readouterr().out
-    headings = [line for line in logged.splitlines() if " pictures of " in line]
+    headings = [line for line in logged.splitlines() if " images of " in line]
     assert [line.split(":")[0] for line in headings] == ["train", "val", "test"]
-    assert headings[0] == "train: 3 pictures of 12 x 8 pixels"
+    assert headings[0] == "train: 3 images of 12 x 8 pixels"
     assert logged.count("16.67%") == 3
     assert sorted(root.rglob("*")) == before
 

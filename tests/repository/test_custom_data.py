@@ -45,7 +45,7 @@ def test_five_commands_lead_from_masks_to_a_model(tmp_path: Path) -> None:
             code = code.replace(words, fewer)
         logged.append(run_block(code, "bash", desk, tmp_path / "cache"))
     assert sum(block.code.count(words) for block in commands for words in SMALLER) == 1  # the replaced words stand there
-    assert "train: 6 pictures of 60 x 70 pixels" in logged[0]
+    assert "train: 6 images of 60 x 70 pixels" in logged[0]
     report = json.loads((desk / "report.json").read_text())
     assert set(report["per_class"]) == {"background", "disc"}
     assert sorted(path.name for path in (desk / "predictions").glob("*_overlay.png")) == [

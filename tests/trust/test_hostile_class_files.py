@@ -177,5 +177,5 @@ def test_a_list_names_images_of_its_folder_alone(line: str, tmp_path: Path) -> N
         (root / "val" / kind).rename(root / kind)
     (root / "val").rmdir()
     (root / "val.txt").write_text(f"val0\n{line}\n")
-    with pytest.raises(DataError, match=r"1 of the 2 pictures in '.*val\.txt' have no image"):
+    with pytest.raises(DataError, match=r"1 of the 2 images in '.*val\.txt' have no image"):
         build_dataset("folder", root, "val")

@@ -139,7 +139,7 @@ def test_names_of_any_kind_are_data(root: Path, net: DeepLab, tmp_path: Path) ->
         for kind in ("images", "masks"):
             source = root / "val" / kind / f"val{number % 2}.png"
             (root / "val" / kind / f"{name}.png").write_bytes(source.read_bytes())
-    assert "val: 7 pictures" in check_folder(root)
+    assert "val: 7 images" in check_folder(root)
     data = build_dataset("folder", root, "val")
     worst = WorstImages(2, len(data.classes), data.ignore_index)
     report = deeplabzoo.evaluate(net, data, progress=False, engine=None, seen=worst.add)
