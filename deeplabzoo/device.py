@@ -1,4 +1,4 @@
-"""Where a network runs, and in which state: the device choice, said aloud, and eval mode that is given back."""
+"""Choice of the device that a model runs on, and a context manager that puts a model into eval mode for a block."""
 
 import threading
 from collections.abc import Iterator
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 def choose_device(device: str | torch.device, net: torch.nn.Module | None = None) -> torch.device:
-    """Return the torch device for `device`; "auto" leaves `net` on the accelerator it is on, or else takes the best there is.
+    """Return the torch device to run on; the choice for "auto" is logged.
 
-    Order for "auto": CUDA, Apple's MPS, CPU; the choice is said in one line. Raises UsageError for a device that this machine
-    does not have.
+    Args:
+        device: A torch device, or "auto": the accelerator that `net` is on, else CUDA, Apple's MPS or the CPU in this order.
+        net: Model to run.
+
+    Raises:
+        UsageError: This machine does not have the device.
     """
     if device != "auto":
         return _validated_device(device)
@@ -47,34 +51,35 @@ def _validated_device(device: str | torch.device) -> torch.device:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         present = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         present += ["mps"] if torch.backends.mps.is_available() else []
-        raise UsageError(f"The device {str(device)!r} cannot be used ({reason}); here are {', '.join(present)}.") from None
+        raise UsageError(f"The device {str(device)!r} cannot be used ({reason}); available devices: {', '.join(present)}.") from None
     if chosen.type == "meta":
-        raise UsageError("The device 'meta' holds no values and cannot run a network; use 'auto' or 'cpu'.")
+        raise UsageError("The device 'meta' holds no values and cannot run a model; use 'auto' or 'cpu'.")
     return chosen
 
 
 def device_of(net: "torch.nn.Module | OptimizedDeepLab") -> torch.device:
-    """Return where a network takes its input: an optimised one knows, another has its tensors there."""
+    """Return the device that a model takes its input on."""
     return next(net.parameters()).device if isinstance(net, torch.nn.Module) else net.device
 
 
 @dataclass
 class _EvalModeState:
-    """The training flags of a network that runs in eval mode, and how many blocks still need it so."""
+    """The training flags of a model that runs in eval mode, and the number of `eval_mode` blocks that it is in."""
 
     flags: list[tuple[torch.nn.Module, bool]]
+    """Module and the flag that it had before."""
     blocks: int = 0
 
 
-_eval_mode_lock = threading.RLock()  # not a plain lock: garbage collection may end a forgotten block inside of it
+_eval_mode_lock = threading.RLock()  # reentrant: garbage collection may end an abandoned block while this thread holds the lock
 _eval_mode_states: dict[torch.nn.Module, _EvalModeState] = {}
 
 
 @contextmanager
 def eval_mode(net: "torch.nn.Module | OptimizedDeepLab") -> Iterator[None]:
-    """Eval mode and inference mode inside the block; afterwards every module has the training flag that it had before.
+    """Put a model into eval mode and torch into inference mode for a block; training flags are restored afterwards.
 
-    Blocks of several threads may overlap: the last that ends gives the flags back.
+    Blocks of several threads may overlap: the last one that ends restores the flags.
     """
     if not isinstance(net, torch.nn.Module):
         with torch.inference_mode():

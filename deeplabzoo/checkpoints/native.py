@@ -129,7 +129,8 @@ def read_checkpoint(path: str | Path, *, dtype: torch.dtype | None = torch.float
     if not isinstance(source, dict):
         raise WeightsError(f"The metadata of '{path}' cannot be understood: source must be an object, not {source!r}.")
     config = schema.config
-    if not len(schema.classes) == len(schema.palette) == config.num_classes:
+    names = {config.num_classes, 2} if config.num_classes == 1 else {config.num_classes}  # one channel: back- and foreground
+    if not (len(schema.classes) == len(schema.palette) and len(schema.classes) in names):
         raise WeightsError(
             f"The metadata of '{path}' contradicts itself: {config.num_classes} classes, but {len(schema.classes)} "
             f"names and {len(schema.palette)} colours."

@@ -260,6 +260,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, path: Path | None) -
     try:
         if upright.mode.startswith("I"):
             return _sixteen_bit_to_rgb(upright, name, path, raw_mode, inverted=_white_is_zero(image))
+        if upright.mode == "La":
+            upright = upright.convert("LA")  # Pillow converts premultiplied grey to nothing else
         upright = _without_undeclared_bands(upright, image, name, path)
         if upright.mode in ("LA", "RGBA") and upright.getchannel("A").getextrema()[0] != _OPAQUE:
             warn_once_per_folder(

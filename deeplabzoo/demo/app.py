@@ -18,7 +18,7 @@ from deeplabzoo.errors import DeepLabZooError, UnknownNameError, did_you_mean
 from deeplabzoo.hub.manifest import BundledSource, released
 from deeplabzoo.inference.predictor import Predictor, Result
 from deeplabzoo.processing.postprocessing import argmax_labels, class_areas
-from deeplabzoo.processing.preprocessing import low_resolution_logits, prepare
+from deeplabzoo.processing.preprocessing import low_resolution_logits
 
 # One uploaded photo through one model: what the page shows of it, and how long each stage took.
 
@@ -63,9 +63,9 @@ def _labels(image_HWC: Pixels, predictor: Predictor, clock: "_StageTimer") -> La
         labels_HW = predictor(image_HWC).labels
         clock.stage("network and labels, tile by tile")
         return labels_HW
-    net = predictor.form()
+    net = predictor.current_model()
     with eval_mode(net):
-        low_1CHW, grid = low_resolution_logits(net, prepare(image_HWC, net.preprocessing))
+        low_1CHW, grid = low_resolution_logits(net, predictor.prepare(image_HWC))
         low_1CHW = low_1CHW.cpu()  # an accelerator has answered only when its answer is here
         clock.stage("network")
         labels_HW = argmax_labels(low_1CHW, grid)
@@ -165,7 +165,7 @@ class ServedModel:
     def _loaded_predictor(self) -> Predictor:
         if self._predictor is None:
             self._predictor = self._load()
-            self._predictor.form()
+            self._predictor.current_model()
         return self._predictor
 
 

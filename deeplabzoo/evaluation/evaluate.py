@@ -214,9 +214,9 @@ def _check(net: DeepLab, data: SegmentationDataset, scales: Sequence[float], lim
         raise UsageError(f"limit must be at least 1, not {limit!r}.")
     if len(data) == 0:
         raise DataError(f"The split '{data.split}' of '{data.name}' holds no picture.")
-    if net.num_classes != len(data.classes):
+    if len(net.classes) != len(data.classes):
         raise UsageError(
-            f"The model has {net.num_classes} classes but {data.name} {data.split} has {len(data.classes)}; "
+            f"The model has {len(net.classes)} classes but {data.name} {data.split} has {len(data.classes)}; "
             "evaluate it on data of its own classes, or take weights trained for these."
         )
     if tuple(net.classes) != tuple(data.classes):
@@ -230,7 +230,7 @@ def _check(net: DeepLab, data: SegmentationDataset, scales: Sequence[float], lim
 def _predict_labels(net: DeepLab | OptimizedDeepLab, image_HWC: Pixels, scales: Sequence[float], flip: bool) -> Labels:
     """Labels at the picture's own size; a single pass needs no probabilities, and no full-size logits either."""
     if len(scales) == 1 and not flip:
-        return image_labels(net, prepare(image_HWC, net.preprocessing, scale=scales[0]))
+        return image_labels(net, prepare(image_HWC, net.preprocessing, scale=scales[0], channels=net.config.in_chans))
     labels: Labels = image_probabilities(net, image_HWC, scales, flip)[0].argmax(dim=0).cpu().numpy()
     return labels
 

@@ -18,6 +18,7 @@ from deeplabzoo.evaluation.metrics import ConfusionMatrix
 from deeplabzoo.models.config import Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.onnx_export import RELATIVE_TOLERANCE, ExportModule, Output, Runner, output_difference
+from deeplabzoo.processing.postprocessing import class_logits
 from deeplabzoo.processing.preprocessing import PreparedImage, image_labels, prepare
 
 MAX_LABEL_MISMATCH = 0.001
@@ -56,7 +57,8 @@ def require_export_parity(
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, *size),) if size else _DYNAMIC_SHAPES
     random = [torch.randn(batch, net.config.in_chans, *hw, generator=generator) for batch, *hw in shapes]
-    real = [prepare(photo, preprocessing_for(net, size)).tensor_1CHW for photo in photos]
+    channels = net.config.in_chans
+    real = [prepare(photo, preprocessing_for(net, size), channels=channels).tensor_1CHW for photo in photos]
     apart = 0.0 if int8 else max(_logits_difference(form, run, image, output) for image in random)
     allowed = RELATIVE_TOLERANCE if output == "logits" else MAX_LABEL_MISMATCH_RANDOM
     _require(apart <= allowed, "random images", apart, allowed)
@@ -79,8 +81,9 @@ def measure_miou(
     original, exported = (ConfusionMatrix(len(data.classes), data.ignore_index) for _ in range(2))
     for index in tqdm(range(count), desc="check", unit="image", disable=None):
         sample = data[index]
-        original.update(image_labels(net, prepare(sample.image, net.preprocessing)), sample.labels)
-        prepared = prepare(sample.image, preprocessing_for(net, size))
+        channels = net.config.in_chans
+        original.update(image_labels(net, prepare(sample.image, net.preprocessing, channels=channels)), sample.labels)
+        prepared = prepare(sample.image, preprocessing_for(net, size), channels=channels)
         exported.update(_labels(run(prepared.tensor_1CHW.numpy()), prepared, output), sample.labels)
     scores = [100 * matrix.scores().miou for matrix in (original, exported)]
     return AccuracyCheck(data.name, data.split, count, scores[0], scores[1])
@@ -106,7 +109,9 @@ def _label_mismatch(form: ExportModule, run: Runner, image: torch.Tensor, output
     given = run(image.numpy())
     if expected.shape != given.shape:
         return 1.0
-    if output == "logits":
+    if output == "logits" and expected.shape[1] == 1:  # a binary model: the logit of a sigmoid
+        expected, given = np.greater(expected, 0), np.greater(given, 0)
+    elif output == "logits":
         expected, given = expected.argmax(axis=1), given.argmax(axis=1)
     return float(np.asarray(expected != given).mean())
 
@@ -126,7 +131,7 @@ def _labels(answer: npt.NDArray[Any], prepared: PreparedImage, output: Output) -
         logits_1CHW = torch.from_numpy(answer)[:, :, :height, :width]
         if prepared.valid_hw != prepared.original_hw:
             logits_1CHW = F.interpolate(logits_1CHW, size=prepared.original_hw, mode="bilinear", align_corners=False)
-        labels: Labels = logits_1CHW[0].argmax(0).to(torch.int32).numpy().astype(np.uint16)
+        labels: Labels = class_logits(logits_1CHW)[0].argmax(0).to(torch.int32).numpy().astype(np.uint16)
         return labels
     labels_HW = answer[0, :height, :width].astype(np.int32)
     if prepared.valid_hw == prepared.original_hw:

@@ -1,7 +1,11 @@
-"""How a large picture is cut: how wide tiles are, where they begin, and how much each counts where several overlap.
+"""Large images in overlapping tiles: where tiles lie, how their logits are blended, and how blended logits become labels.
 
-Tiles begin at multiples of `UNIT` pixels, so the cells of their low-resolution logits lie on one common grid, the one that the
-whole picture would have.
+Tiles start at multiples of `UNIT` pixels, so the cells of their low-resolution logits lie on one common grid, the one that the
+whole image would have. Logits are blended on that grid, before any upsampling: the weights across an overlap are half a cosine
+and sum to one. Rows of the grid are labelled as soon as no later tile reaches them, so only one row of tiles is ever held.
+
+A tile lacks context: the image-level branch of ASPP averages over the tile instead of the whole image, and an encoder sees
+zeros beyond the tile's edge (docs/large_images.md measures what that changes).
 """
 
 import math
@@ -18,28 +22,31 @@ from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.large_image import ResizedRowReader, RowReader
 from deeplabzoo.models.config import Preprocessing
+from deeplabzoo.models.interpolation import axis_at, interpolate
 from deeplabzoo.processing.postprocessing import OutputGeometry, argmax_labels
 from deeplabzoo.processing.preprocessing import prepare, resized_hw
 
 UNIT = 32
-"""Tiles begin at multiples of it: the largest output stride, so every stride's grid continues from tile to tile."""
+"""Tiles start at multiples of it: the largest output stride, so the grid of every stride continues from tile to tile."""
 
 TILE = 768
 OVERLAP = 192
-"""Default side of a tile and shared width of neighbours in pixels; docs/large_images.md measures others."""
+"""Default side of a tile and overlap of neighbouring tiles in pixels; docs/large_images.md measures others."""
 
 AUTO_PIXELS = 2048 * 2048
-"""Network input, in pixels, above which a picture is cut into tiles without being asked to."""
+"""Size of the model's input, in pixels, above which tile="auto" cuts an image into tiles."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture is cut: tile (height, width) and overlap in pixels of the picture as the network sees it."""
+    """How an image is cut; raises UsageError for settings that are out of range."""
 
     tile: tuple[int, int] = (TILE, TILE)
+    """Height and width of a tile, in pixels of the resized image."""
     overlap: int = OVERLAP
+    """Pixels of the resized image that neighbouring tiles share."""
     scale: float | None = 1.0
-    """Factor that the picture is resized by before it is cut; None resizes it as the weights' preprocessing says."""
+    """Factor that the image is resized by before it is cut; None resizes it as the weights' preprocessing says."""
 
     def __post_init__(self) -> None:
         if len(self.tile) != 2 or not all(isinstance(side, int) and side >= 2 * UNIT for side in self.tile):
@@ -50,7 +57,7 @@ class Tiling:
             raise UsageError(f"scale must be above 0 and at most 16, not {self.scale!r}.")
 
     def model_hw(self, hw: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-        """Return height and width that a picture is brought to before it is cut."""
+        """Return the height and width that an image is resized to before it is cut."""
         if self.scale is None:
             return resized_hw(hw, preprocessing)
         return max(1, round(hw[0] * self.scale)), max(1, round(hw[1] * self.scale))
@@ -59,9 +66,12 @@ class Tiling:
 def parse_tiling(
     tile: int | tuple[int, int] | Literal["auto"] | None, overlap: int | None, scale: float | None
 ) -> Tiling | Literal["auto"] | None:
-    """Return the tiling that a caller's settings mean; raises UsageError where they make no sense.
+    """Return the tiling that `Predictor`'s settings describe, "auto" or None.
 
-    The overlap is a quarter of the shorter side unless it is given; overlap or scale without a tile would change nothing.
+    The default overlap is a quarter of the tile's shorter side.
+
+    Raises:
+        UsageError: A setting is out of range, or overlap or scale are given without a tile, where they would change nothing.
     """
     if tile is None or tile == "auto":
         if overlap is not None or scale is not None:
@@ -76,10 +86,15 @@ def parse_tiling(
 def tiling_for(
     hw: tuple[int, int], preprocessing: Preprocessing, tiling: Tiling | Literal["auto"] | None = "auto"
 ) -> Tiling | None:
-    """Return how a picture is cut; None where it goes through the network whole.
+    """Return how an image is cut; None where the model sees it whole.
 
-    "auto" cuts only where the network's input, after the weights' own resize, would exceed `AUTO_PIXELS`: weights that shrink
-    photos to 513 pixels get them whole as ever, those that take any size get tiles of a very large one.
+    "auto" cuts only where the model's input, after the weights' own resize, would exceed `AUTO_PIXELS`: never for weights that
+    shrink images to 513 pixels, and for very large images where weights take any size.
+
+    Args:
+        hw: Height and width of the image, in pixels.
+        preprocessing: What the weights expect.
+        tiling: Tiles of a given size, "auto" or None.
     """
     if tiling != "auto":
         return tiling
@@ -89,19 +104,20 @@ def tiling_for(
 
 @dataclass(frozen=True)
 class TileAxis:
-    """The tiles along one side of the picture, all of one length; where the picture is short of the last, it is padded."""
+    """The tiles along one side of the image, all of one length; the image is padded where the last tile reaches beyond it."""
 
     size: int
-    """Pixels of the picture."""
+    """Pixels of the image."""
     tile: int
-    """Pixels of a tile: a multiple of UNIT, or one more where the network aligns corners."""
+    """Pixels of a tile: a multiple of UNIT, or one more if `aligned`."""
     starts: tuple[int, ...]
     """First pixel of each tile."""
     aligned: bool
+    """Whether tiles have sides of the form stride x n + 1 (`is_corner_aligned`)."""
 
     @classmethod
     def of(cls, size: int, tile: int, overlap: int, *, aligned: bool) -> "TileAxis":
-        """Spread as few tiles evenly as overlap by at least `overlap` pixels, both rounded to UNIT (at least one unit)."""
+        """Return the fewest tiles, evenly spread, that overlap by at least `overlap` pixels; lengths are rounded to UNIT."""
         extra = int(aligned)
         total = max(2, math.ceil((size - extra) / UNIT))
         length = min(total, max(2, round((tile - extra) / UNIT)))
@@ -111,15 +127,15 @@ class TileAxis:
         return cls(size, length * UNIT + extra, starts, aligned)
 
     def cells(self, pixels: int, cell: int) -> int:
-        """Return how many cells of the low-resolution grid `pixels` from a tile's start have."""
+        """Return how many cells of the low-resolution grid `pixels` pixels from a tile's start contain."""
         return (pixels - 1) // cell + 1 if self.aligned else pixels // cell
 
     def total_cells(self, cell: int) -> int:
-        """Return the cells of the whole grid, padding included."""
+        """Return the number of cells of the whole grid, padding included."""
         return self.starts[-1] // cell + self.cells(self.tile, cell)
 
     def weights(self, cell: int) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-        """Return the weight of each cell of each tile: half a cosine across overlaps, summing to one over all tiles."""
+        """Return each tile's blending weights, one per cell: half a cosine across overlaps, summing to one over all tiles."""
         length = self.cells(self.tile, cell)
         starts = [start // cell for start in self.starts]
         raw = []
@@ -146,74 +162,76 @@ def _cosine_ramp(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 def is_corner_aligned(preprocessing: Preprocessing, align_corners: bool) -> bool:
     """Whether tiles have sides of the form stride x n + 1, whose outermost cells lie on the outermost pixels.
 
-    A network that aligns corners is exact at such sides alone; at others everything is stretched by up to a cell towards the
-    bottom and right. Weights trained so expect it: measured, CamVid weights of 360 x 480 lose five points of mIoU
-    in tiles one pixel larger (docs/large_images.md). So tiles are odd where the weights' own size is.
+    A model with align_corners is exact at such sides only; at others its output is stretched by up to a cell towards the bottom
+    and right. Weights trained that way expect it: CamVid weights of 360 x 480 lose five points of mIoU in tiles one pixel
+    larger (docs/large_images.md). So tiles are odd where the weights' own size is.
     """
     return align_corners and all(side % 2 == 1 for side in preprocessing.size)
 
 
 def tile_axes(model_hw: tuple[int, int], tiling: Tiling, *, aligned: bool) -> tuple[TileAxis, TileAxis]:
-    """Return the tiles along the height and along the width of a picture as the network sees it."""
+    """Return the tiles along the height and along the width of a resized image."""
     sides = zip(model_hw, tiling.tile, strict=True)
     rows, columns = (TileAxis.of(size, tile, tiling.overlap, aligned=aligned) for size, tile in sides)
     return rows, columns
 
 
 def count_tiles(hw: tuple[int, int], preprocessing: Preprocessing, tiling: Tiling, *, align_corners: bool) -> int:
-    """Return how many tiles a picture has."""
+    """Return how many tiles an image of this height and width has."""
     aligned = is_corner_aligned(preprocessing, align_corners)
     rows, columns = tile_axes(tiling.model_hw(hw, preprocessing), tiling, aligned=aligned)
     return len(rows.starts) * len(columns.starts)
 
 
-# From rows of a large picture's low-resolution logits to labels of its own pixels, as far as those rows reach.
-
+# From rows of the blended low-resolution logits to labels of the image's own pixels.
 
 BAND_VALUES = 2**22
-"""Logits enlarged at once (float32: 16 MB)."""
+"""Logits upsampled at once (float32: 16 MB)."""
 BAND_PIXELS = 2**22
-"""Pixels labelled at once where no logits are enlarged."""
+"""Pixels labelled at once by the fused arg-max, which upsamples no logits."""
 
 _Positions = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class UpsampleGeometry:
-    """Where the picture's pixels lie on the grid of logits; sizes are (height, width)."""
+    """Where the image's pixels lie on the grid of logits; sizes are (height, width)."""
 
     grid_hw: tuple[int, int]
+    """Cells of the whole grid, which may reach beyond the image."""
     cell: int
-    """Pixels of the network's input for one cell."""
+    """Pixels of the model's input per cell."""
     model_hw: tuple[int, int]
-    """The picture as the network saw it; the grid may reach beyond."""
+    """Size of the resized image, in pixels."""
     original_hw: tuple[int, int]
+    """Size of the image itself, in pixels."""
     align_corners: bool
+    """Whether the outermost cells lie on the outermost pixels."""
 
     @cached_property
     def rows(self) -> _Positions:
-        """Position on the grid of each row of the picture's own pixels."""
+        """Position on the grid of each row of the image's own pixels, in cells."""
         return self._positions(0)
 
     @cached_property
     def columns(self) -> _Positions:
-        """Position on the grid of each column of the picture's own pixels."""
+        """Position on the grid of each column of the image's own pixels, in cells."""
         return self._positions(1)
 
     @property
     def is_identity(self) -> bool:
-        """Whether the network saw the picture at its own size."""
+        """Whether the model saw the image at its own size."""
         return self.model_hw == self.original_hw
 
     def complete_pixel_rows(self, grid_row: int) -> int:
-        """Return how many rows of pixels need no row of the grid from `grid_row` on."""
+        """Return how many rows of pixels, from the top, do not depend on rows of the grid from `grid_row` on."""
         if grid_row >= self.grid_hw[0]:
             return self.original_hw[0]
         return int(np.searchsorted(self.rows, grid_row - 1, side="right"))
 
     def _positions(self, axis: int) -> _Positions:
-        original, network = self.original_hw[axis], self.model_hw[axis]
-        pixel = (np.arange(original) + 0.5) * (network / original) - 0.5
+        original, resized = self.original_hw[axis], self.model_hw[axis]
+        pixel = (np.arange(original) + 0.5) * (resized / original) - 0.5
         position = pixel / self.cell if self.align_corners else (pixel + 0.5) / self.cell - 0.5
         return np.clip(position, 0, self.grid_hw[axis] - 1)
 
@@ -221,10 +239,21 @@ class UpsampleGeometry:
 def upsample_argmax_rows(
     map_1Chw: torch.Tensor, first: int, final: int, geometry: UpsampleGeometry, done: int, *, band_values: int = BAND_VALUES
 ) -> Iterator[Labels]:
-    """Yield labels of the picture's rows from `done` on, as far as the grid's rows before `final` reach, in bands.
+    """Yield labels of the image's rows from `done` on, as far as the grid's rows before `final` determine them, in bands.
 
-    `map_1Chw` holds the grid from row `first`. Where the network saw the picture at its own size, bands are labelled as any
-    photo is; else one bilinear step leads from the grid to the picture's pixels.
+    Where the model saw the image at its own size, the fused arg-max labels each band; else one bilinear interpolation leads
+    from the grid to the image's pixels.
+
+    Args:
+        map_1Chw: Rows of the grid from row `first` on, 1 x classes x h x w.
+        first: First row of the grid in `map_1Chw`.
+        final: First row of the grid that later tiles still change.
+        geometry: Where the image's pixels lie on the grid.
+        done: First row of the image to label.
+        band_values: Largest number of logits upsampled at once.
+
+    Yields:
+        Labels of the next rows, rows x W.
     """
     classes, width = map_1Chw.shape[1], max(map_1Chw.shape[3], geometry.original_hw[1] // 8)
     end = geometry.complete_pixel_rows(final)
@@ -243,7 +272,7 @@ def upsample_argmax_rows(
 
 
 def _argmax_at_original_size(part_1Chw: torch.Tensor, top: int, geometry: UpsampleGeometry, done: int, stop: int) -> Labels:
-    """Label a part of the grid as if it were a picture of its own; rows that its edges falsify are not asked for."""
+    """Label a part of the grid like an image of its own; rows that depend on what lies beyond its edges are cropped."""
     cell, extra = geometry.cell, int(geometry.align_corners)
     height, width = ((side - extra) * cell + extra for side in (part_1Chw.shape[2], geometry.grid_hw[1]))
     valid_hw = (height, geometry.original_hw[1])
@@ -252,74 +281,70 @@ def _argmax_at_original_size(part_1Chw: torch.Tensor, top: int, geometry: Upsamp
 
 
 def _interpolated(part_1Chw: torch.Tensor, rows: _Positions, columns: _Positions) -> Labels:
-    rows_CHw = lerp(part_1Chw[0], rows, dim=1)
+    rows_CHw = interpolate(part_1Chw[0], axis_at(rows, part_1Chw.shape[2]), 1)
     labels_HW = np.empty((len(rows), len(columns)), np.uint8 if part_1Chw.shape[1] <= 256 else np.uint16)
     step = max(1, BAND_VALUES // (rows_CHw.shape[0] * len(rows)))
     for left in range(0, len(columns), step):
-        logits_CHW = lerp(rows_CHw, columns[left : left + step], dim=2)
+        logits_CHW = interpolate(rows_CHw, axis_at(columns[left : left + step], rows_CHw.shape[2]), 2)
         labels_HW[:, left : left + step] = logits_CHW.max(dim=0).indices.numpy()
     return labels_HW
 
 
-def lerp(x: torch.Tensor, positions: _Positions, dim: int) -> torch.Tensor:
-    """Return C x h x w interpolated linearly at `positions` (in cells, from 0 on) along dimension 1 or 2."""
-    before = torch.from_numpy(positions.astype(np.int64)).clamp_(max=x.shape[dim] - 1)
-    after = (before + 1).clamp_(max=x.shape[dim] - 1)
-    weight = (torch.from_numpy(positions) - before).float()
-    weight = weight[:, None] if dim == 1 else weight
-    return x.index_select(dim, before).mul_(1 - weight).add_(x.index_select(dim, after).mul_(weight))
-
-
-# A picture too large for the network, in overlapping tiles: one map of blended logits, made and labelled band by band.
-#
-# Tiles are blended where their low-resolution logits lie on one grid, before anything is enlarged: the weights across an overlap
-# are half a cosine and sum to one, and what is enlarged afterwards is one map. Rows of it are labelled as soon as
-# no later tile reaches them, so that only one row of tiles is ever held.
-#
-# What a tile cannot see: the image-level branch of ASPP averages over the tile instead of the whole picture, and an encoder sees
-# zeros beyond the tile's edge (docs/large_images.md measures what that changes).
-
-
 Forward = Callable[[torch.Tensor], torch.Tensor]
-"""Normalised 1 x C x H x W -> low-resolution logits, 1 x classes x h x w."""
+"""Normalized 1 x C x H x W -> low-resolution logits, 1 x classes x h x w."""
 Band = tuple[int, Labels]
-"""First row, and the labels of the rows from there on."""
+"""First row of a band, and its labels, rows x W."""
 
 
 def predict_bands(
     forward: Forward,
-    picture: RowReader,
+    image: RowReader,
     preprocessing: Preprocessing,
     tiling: Tiling,
     *,
     align_corners: bool,
+    channels: int = 3,
     first_row: int = 0,
     on_tile: Callable[[], object] = lambda: None,
 ) -> Iterator[Band]:
-    """Yield the labels of the picture from `first_row` on, in bands from top to bottom, at the picture's own size.
+    """Yield the labels of an image in bands from top to bottom, at the image's own size.
 
-    Each band is final. Beginning later gives the same labels as beginning at 0: the tiles that reach `first_row` are run again.
-    Held at once: one row of tiles as pixels and as low-resolution logits, one tile's activations, one band of labels.
+    Memory holds one row of tiles as pixels and as low-resolution logits, one tile's activations and one band of labels.
+
+    Args:
+        forward: The model.
+        image: Rows of the image.
+        preprocessing: What the weights expect.
+        tiling: How to cut the image.
+        align_corners: How the model upsamples.
+        channels: Channels of the model's input, 1 or 3.
+        first_row: Row of the image to start at; the labels are those of a run from row 0, as the tiles that reach this row are
+            run again.
+        on_tile: Called after each tile.
+
+    Yields:
+        Bands from `first_row` to the image's end, each final.
     """
-    model_hw = tiling.model_hw(picture.hw, preprocessing)
+    model_hw = tiling.model_hw(image.hw, preprocessing)
     aligned = is_corner_aligned(preprocessing, align_corners)
     rows, columns = tile_axes(model_hw, tiling, aligned=aligned)
-    pixels = ResizedRowReader(picture, model_hw)
+    pixels = ResizedRowReader(image, model_hw)
     blend: _TileBlender | None = None
     geometry: UpsampleGeometry | None = None
     done = first_row
     for index, top in enumerate(rows.starts):
-        if blend is None and index + 1 < len(rows.starts) and _ends_above(rows, index, first_row, picture.hw[0]):
+        if blend is None and index + 1 < len(rows.starts) and _ends_above(rows, index, first_row, image.hw[0]):
             continue
         band_HWC = pixels.rows(top, min(top + rows.tile, model_hw[0]))
         for place, left in enumerate(columns.starts):
             window_HWC = band_HWC[:, left : left + columns.tile]
-            low_Chw = forward(_tile_tensor(window_HWC, preprocessing, (rows.tile, columns.tile)))[0].float().cpu()
+            tile_1CHW = _tile_tensor(window_HWC, preprocessing, (rows.tile, columns.tile), channels)
+            low_Chw = forward(tile_1CHW)[0].float().cpu()
             if blend is None:
                 cell = _cell_of(low_Chw, rows.tile, aligned)
                 blend = _TileBlender(rows, columns, cell, low_Chw.shape[0], index)
                 grid_hw = (rows.total_cells(cell), columns.total_cells(cell))
-                geometry = UpsampleGeometry(grid_hw, cell, model_hw, picture.hw, aligned)
+                geometry = UpsampleGeometry(grid_hw, cell, model_hw, image.hw, aligned)
             if align_corners and not aligned:
                 low_Chw = _recentered(low_Chw, cell)
             blend.add(low_Chw, index, place)
@@ -334,42 +359,42 @@ def predict_bands(
 
 
 class _TileBlender:
-    """The part of the picture's low-resolution logits that tiles still reach: rows `first` on, channels last."""
+    """The part of the image's low-resolution logits that later tiles still change: rows from `first` on, channels last."""
 
     def __init__(self, rows: TileAxis, columns: TileAxis, cell: int, classes: int, index: int) -> None:
         self._rows, self._columns, self._cell = rows, columns, cell
         self._row_weights, self._column_weights = rows.weights(cell), columns.weights(cell)
         self.first = rows.starts[index] // cell
         self._length = rows.cells(rows.tile, cell)
-        self._bytes_on_disk = torch.zeros(0, columns.total_cells(cell), classes)
+        self._map_hwC = torch.zeros(0, columns.total_cells(cell), classes)
 
     def logits(self) -> torch.Tensor:
-        """Return rows `first` on of the grid, 1 x classes x h x w."""
-        return self._bytes_on_disk.permute(2, 0, 1)[None]
+        """Return the grid from row `first` on, 1 x classes x h x w."""
+        return self._map_hwC.permute(2, 0, 1)[None]
 
     def add(self, low_Chw: torch.Tensor, index: int, place: int) -> None:
+        """Add the weighted logits of the tile at row `index` and column `place` of tiles."""
         top, left = self._rows.starts[index] // self._cell - self.first, self._columns.starts[place] // self._cell
-        missing = top + self._length - len(self._bytes_on_disk)
+        missing = top + self._length - len(self._map_hwC)
         if missing > 0:
-            self._bytes_on_disk = torch.cat(
-                [self._bytes_on_disk, self._bytes_on_disk.new_zeros(missing, *self._bytes_on_disk.shape[1:])]
-            )
+            self._map_hwC = torch.cat([self._map_hwC, self._map_hwC.new_zeros(missing, *self._map_hwC.shape[1:])])
         weight_hw1 = torch.from_numpy(np.outer(self._row_weights[index], self._column_weights[place])[..., None])
-        where = self._bytes_on_disk[top : top + low_Chw.shape[1], left : left + low_Chw.shape[2]]
+        where = self._map_hwC[top : top + low_Chw.shape[1], left : left + low_Chw.shape[2]]
         where.add_(low_Chw.permute(1, 2, 0) * weight_hw1)
 
     def num_final_rows(self, index: int) -> int:
-        """Return the row of the grid from which on tiles after the row of tiles `index` still add."""
+        """Return the first row of the grid that tiles below the row of tiles `index` still change."""
         later = self._rows.starts[index + 1 :]
         return later[0] // self._cell if later else self._rows.total_cells(self._cell)
 
     def drop_before(self, row: int) -> None:
+        """Forget the rows of the grid above `row`."""
         kept = max(0, row - self.first)
-        self._bytes_on_disk, self.first = self._bytes_on_disk[kept:].clone(), self.first + kept
+        self._map_hwC, self.first = self._map_hwC[kept:].clone(), self.first + kept
 
 
 def _ends_above(rows: TileAxis, index: int, first_row: int, height: int) -> bool:
-    """Whether the row of tiles `index` reaches no pixel that `first_row`, a row of the picture, is interpolated from."""
+    """Whether the row of tiles `index` ends above every pixel that row `first_row` of the image is interpolated from."""
     wanted = first_row * rows.size / height - 2 * UNIT
     return rows.starts[index] + rows.tile <= wanted
 
@@ -379,26 +404,27 @@ def _cell_of(low_Chw: torch.Tensor, tile: int, aligned: bool) -> int:
     cell, rest = divmod(tile - extra, low_Chw.shape[1] - extra)
     if rest or UNIT % cell:
         raise UsageError(
-            f"A network that gives {low_Chw.shape[1]} rows of logits for {tile} rows of pixels cannot be run in tiles; "
+            f"A model that returns {low_Chw.shape[1]} rows of logits for {tile} rows of pixels cannot be run in tiles; "
             "use tile=None."
         )
     return cell
 
 
 def _recentered(low_Chw: torch.Tensor, cell: int) -> torch.Tensor:
-    """Move cells that the network spread from the first to the last pixel of its tile to the middle of the pixels of each.
+    """Resample logits whose cells span the tile from its first to its last pixel (align_corners) at the cells' centres.
 
-    Only there do the cells of neighbouring tiles meet on one grid.
+    Only there do the cells of neighbouring tiles lie on one grid.
     """
     for dim in (1, 2):
         count = low_Chw.shape[dim]
         centres = (np.arange(count, dtype=np.float64) + 0.5) * cell - 0.5
-        low_Chw = lerp(low_Chw, np.multiply(centres, (count - 1) / (count * cell - 1), dtype=np.float64), dim)
+        positions = np.multiply(centres, (count - 1) / (count * cell - 1), dtype=np.float64)
+        low_Chw = interpolate(low_Chw, axis_at(positions, count), dim)
     return low_Chw
 
 
-def _tile_tensor(window_HWC: Pixels, preprocessing: Preprocessing, tile_hw: tuple[int, int]) -> torch.Tensor:
-    """Normalise as for a whole photo; beyond the picture is what padding has everywhere, the value that normalises to 0."""
+def _tile_tensor(window_HWC: Pixels, preprocessing: Preprocessing, tile_hw: tuple[int, int], channels: int) -> torch.Tensor:
+    """Normalize as a whole image is; beyond the image is padding, the value that normalizes to 0."""
     exactly = Preprocessing(
         size=tile_hw,
         resize="none",
@@ -406,6 +432,6 @@ def _tile_tensor(window_HWC: Pixels, preprocessing: Preprocessing, tile_hw: tupl
         std=preprocessing.std,
         channel_order=preprocessing.channel_order,
     )
-    tensor_1CHW = prepare(np.ascontiguousarray(window_HWC), exactly).tensor_1CHW
+    tensor_1CHW = prepare(np.ascontiguousarray(window_HWC), exactly, channels=channels).tensor_1CHW
     height, width = tensor_1CHW.shape[2:]
     return F.pad(tensor_1CHW, (0, max(0, tile_hw[1] - width), 0, max(0, tile_hw[0] - height)))

@@ -1,6 +1,6 @@
-"""A video in, the same video tinted by class out: frame by frame at constant memory, each at its own time, sound kept.
+"""Videos tinted by class, frame by frame in constant memory; timestamps and sound are kept.
 
-PyAV (FFmpeg's libraries) reads and writes. Of the frames only the one at work is held, so an hour takes the memory of a second.
+PyAV (FFmpeg's libraries) reads and writes. Only one frame is held at a time.
 """
 
 import os
@@ -20,24 +20,28 @@ from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.device import eval_mode
 from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.files import write_atomically
-from deeplabzoo.inference.predictor import Predictor, video_format
+from deeplabzoo.inference.inputs import video_format
+from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.inference.visualization import blend
 from deeplabzoo.log import logger
 from deeplabzoo.optional_imports import require_module
-from deeplabzoo.processing.postprocessing import ClassArea, argmax_labels
-from deeplabzoo.processing.preprocessing import low_resolution_logits, prepare
-
-# Labels of the frames of a video: each as a photo, or averaged over time so that they do not flicker.
+from deeplabzoo.processing.postprocessing import ClassArea, areas_from_counts, argmax_labels, count_pixels
+from deeplabzoo.processing.preprocessing import low_resolution_logits
 
 
 class FrameLabels:
-    """Labels of one frame after another, H x W, and the areas of all of them.
+    """Labels of one frame after another, optionally averaged over time against flicker, and the areas of all frames.
 
-    With `smooth` N above 1 the class probabilities are averaged over time, at the resolution of the head's logits:
-    the newest frame counts 2 / (N + 1), each older one that much less, so labels flicker less and follow changes N / 2 frames
-    late (an exponential moving average whose weights have the mean age of a plain average over N frames). With 0 or 1 a frame
-    gets what the predictor says of it as a photo. Raises UsageError for a negative N, or for N with frames that are cut into
-    tiles.
+    Args:
+        predictor: The model.
+        hw: Height and width of the frames, in pixels.
+        smooth: Number N of frames to average over; 0 or 1 labels each frame like a single image. Class probabilities are
+            averaged at the resolution of the head's logits: the newest frame has the weight 2 / (N + 1), and the others decay
+            exponentially (an EMA with the mean age of a plain average over N frames), so labels follow changes N / 2 frames
+            late.
+
+    Raises:
+        UsageError: `smooth` is negative, or above 1 with frames that are cut into tiles.
     """
 
     def __init__(self, predictor: Predictor, hw: tuple[int, int], smooth: int = 0) -> None:
@@ -52,32 +56,28 @@ class FrameLabels:
         self._counts = np.zeros(len(predictor.net.classes), np.int64)
 
     def __call__(self, image_HWC: Pixels) -> Labels:
-        """Return the labels of the next frame."""
+        """Return the labels, H x W, of the next frame, H x W x 3 RGB uint8."""
         labels_HW = self.predictor(image_HWC).labels if self._in_tiles else self._predict_whole(image_HWC)
-        self._counts += np.bincount(labels_HW.ravel(), minlength=len(self._counts))
+        self._counts += count_pixels(labels_HW, len(self._counts))
         return labels_HW
 
     def areas(self) -> tuple[ClassArea, ...]:
         """Return the classes that occurred, counted over every pixel of every frame so far, largest first."""
-        order = sorted(np.flatnonzero(self._counts).tolist(), key=lambda index: -int(self._counts[index]))
-        counts, total = self._counts, int(self._counts.sum())
-        names = self.predictor.net.classes
-        return tuple(ClassArea(index, names[index], int(counts[index]), int(counts[index]) / total) for index in order)
+        return tuple(areas_from_counts(self._counts, self.predictor.net.classes))
 
     def _predict_whole(self, image_HWC: Pixels) -> Labels:
-        net = self.predictor.form()
+        net = self.predictor.current_model()
         with eval_mode(net):
-            low_1CHW, grid = low_resolution_logits(net, prepare(image_HWC, net.preprocessing))
+            low_1CHW, grid = low_resolution_logits(net, self.predictor.prepare(image_HWC))
             if self._newest == 1:
                 return argmax_labels(low_1CHW, grid)
             now_1CHW = low_1CHW.float().softmax(dim=1)
             self._mean_1CHW = now_1CHW if self._mean_1CHW is None else self._mean_1CHW.lerp(now_1CHW, self._newest)
-            # The log of one frame's probabilities is its logits but for a constant, so a still picture keeps its labels.
+            # the log of one frame's probabilities is its logits up to a constant, so a still video keeps its labels
             return argmax_labels(self._mean_1CHW.clamp_min(torch.finfo(torch.float32).tiny).log(), grid)
 
 
-# Opening a video that may be hostile: as a video and nothing else, and no frame larger than was allowed.
-
+# Opening a video that may be hostile: as a video and nothing else, with a limit on the size of frames.
 
 MAX_PIXELS = 2**26
 """Default limit on the pixels of a frame: 8192 x 8192."""
@@ -85,15 +85,17 @@ _SAFE_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg",
 }
-"""What FFmpeg may open: this file as a video. Playlists, which make it open other files and addresses, are none."""
+"""What FFmpeg may open: this file as a video. Playlists, which make FFmpeg open other files and URLs, are excluded."""
 
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """What the first frame tells: its size as stored, and the quarter turns, counter-clockwise, that make it upright."""
+    """Size and orientation of a video, read from its first frame."""
 
     stored_hw: tuple[int, int]
+    """Height and width in pixels as stored."""
     quarter_turns: int
+    """Counter-clockwise quarter turns that make a frame upright."""
 
     @property
     def upright_hw(self) -> tuple[int, int]:
@@ -152,7 +154,7 @@ def _require_pixel_limit(source: Path, width: int, height: int, max_pixels: int)
 
 
 _OPTIONS = {"libx264": {"crf": "18"}, "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}}
-"""Settings of the encoders at which colours and outlines look as they do in a picture."""
+"""Settings of the encoders at which colours and outlines look as they do in an overlay."""
 _BT709, _LIMITED = 1, 1
 """How colours are stored: ITU-R BT.709 in the limited range, which players expect (ISO/IEC 23091-2)."""
 _DEFAULT_FRAME_RATE = Fraction(25)
@@ -160,12 +162,15 @@ _DEFAULT_FRAME_RATE = Fraction(25)
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What was found in a video, summed over its frames; width and height are those of the upright picture, in pixels."""
+    """What was found in a video, summed over its frames."""
 
     frames: int
     width: int
+    """Of the upright frames, in pixels."""
     height: int
+    """Of the upright frames, in pixels."""
     areas: tuple[ClassArea, ...]
+    """Counted over every pixel of every frame, largest first."""
     sound: bool
     """Whether sound was copied."""
     seconds: float
@@ -178,14 +183,26 @@ class VideoResult:
 def label_video(
     predictor: Predictor, source: str | Path, out: str | Path, *, alpha: float = 0.5, smooth: int = 0
 ) -> VideoResult:
-    """Write `source` as a video whose frames are tinted by class, whole or not at all, with a progress bar on a terminal.
+    """Write a video whose frames are tinted by class, atomically, with a progress bar on a terminal.
 
-    Frames keep their times, also where the rate varies; rotation that the file asks for is applied; sound is copied as it is.
-    Odd sides gain one row or column, as encoders take pairs of pixels. `smooth` averages the probabilities of the last frames
-    (see `FrameLabels`); 0 labels each frame as a photo. Containers to write: .mp4, .m4v, .mov, .mkv (H.264), .webm (VP9).
+    Frames keep their timestamps, also where the frame rate varies; the file's rotation is applied; sound is copied. Odd sides
+    gain one row or column, as encoders need even sides.
 
-    Raises ImageError for what is no video or is damaged, OutputError, UsageError for settings that make no sense, and
-    DeepLabZooError without PyAV (`pip install "deeplabzoo[video]"`).
+    Args:
+        predictor: The model.
+        source: Video file.
+        out: File to write: .mp4, .m4v, .mov, .mkv (H.264) or .webm (VP9).
+        alpha: Weight of the class colours, 0...1.
+        smooth: Number of frames whose probabilities are averaged (`FrameLabels`); 0 labels each frame like a single image.
+
+    Returns:
+        Number and size of the frames, areas, sound and time.
+
+    Raises:
+        ImageError: The source is no video, or damaged.
+        UsageError: A setting is out of range, or the suffix of `out` cannot hold a video.
+        OutputError: The file cannot be written.
+        DeepLabZooError: PyAV is not installed (`pip install "deeplabzoo[video]"`).
     """
     source, out = Path(source), Path(out)
     container, codec = video_format(out)
@@ -234,11 +251,11 @@ def _transcode(
                 image_HWC = _to_upright_rgb(part, shape)
                 net = labels.predictor.net
                 shown_HWC = blend(image_HWC, labels(image_HWC), net.classes, net.palette, alpha)
-                picture = av.VideoFrame.from_ndarray(_pad_to_even(shown_HWC), format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
-                picture.pts, picture.time_base = times.of(part), video.time_base
-                picture.duration = part.duration
-                writing.mux(stream.encode(picture))
+                tinted = av.VideoFrame.from_ndarray(_pad_to_even(shown_HWC), format="rgb24")
+                tinted = tinted.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
+                tinted.pts, tinted.time_base = times.of(part), video.time_base
+                tinted.duration = part.duration
+                writing.mux(stream.encode(tinted))
                 frames += 1
                 bar.update()
         writing.mux(stream.encode(None))
@@ -246,7 +263,7 @@ def _transcode(
 
 
 def _video_stream(writing: Any, codec: str, video: Any, shape: FrameGeometry) -> Any:
-    """Return the stream to write: the source's clock, rate and pixel form, and the upright size made even."""
+    """Return the stream to write: the source's time base, frame rate and pixel aspect ratio, and the upright size made even."""
     stream = writing.add_stream(
         codec, rate=video.average_rate or video.guessed_rate or _DEFAULT_FRAME_RATE, options=_OPTIONS[codec]
     )
@@ -267,13 +284,13 @@ def _video_stream(writing: Any, codec: str, video: Any, shape: FrameGeometry) ->
 
 
 def _audio_streams(reading: Any, writing: Any, source: Path) -> tuple[Any, Any]:
-    """Return the sound to copy and the stream that takes it, or None twice where there is none that the container takes."""
+    """Return the sound to copy and the stream to copy it to, or None twice where there is none that the container takes."""
     if not reading.streams.audio:
         return None, None
     sound = reading.streams.audio[0]
     if sound.codec_context.codec.canonical_name not in writing.supported_codecs:
         logger.info(
-            f"{source.name}: the sound ({sound.codec_context.name}) does not go into .{writing.format.name}; it is left out"
+            f"{source.name}: the sound ({sound.codec_context.name}) cannot be stored in .{writing.format.name}; it is dropped"
         )
         return None, None
     return sound, writing.add_stream_from_template(sound)
@@ -292,7 +309,7 @@ def _demux(av: Any, source: Path, reading: Any, video: Any, sound: Any) -> Itera
 
 
 class _FrameTimestamps:
-    """When each frame is shown, in the source's units: as the file says, and by the rate where it does not; always rising."""
+    """Presentation times in the source's time base: those of the file, or by the frame rate where it has none; increasing."""
 
     def __init__(self, video: Any) -> None:
         self._step = max(1, round(1 / ((video.average_rate or video.guessed_rate or _DEFAULT_FRAME_RATE) * video.time_base)))
@@ -300,14 +317,14 @@ class _FrameTimestamps:
 
     def of(self, frame: Any) -> int:
         """Return the time of the next frame."""
-        told, last = frame.pts, self._last
-        now = int(told) if told is not None else 0 if last is None else last + self._step
+        given, last = frame.pts, self._last
+        now = int(given) if given is not None else 0 if last is None else last + self._step
         self._last = now if last is None else max(now, last + 1)
         return self._last
 
 
 def _to_upright_rgb(frame: Any, shape: FrameGeometry) -> Pixels:
-    """Return the frame as RGB, turned as the file asks; one of another size than the first is brought to that."""
+    """Return the frame as upright RGB; one of another size than the first frame is resized to that."""
     height, width = shape.stored_hw
     image_HWC: Pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.ascontiguousarray(np.rot90(image_HWC, shape.quarter_turns)) if shape.quarter_turns else image_HWC

@@ -205,14 +205,18 @@ class Preprocessing(_JsonDataclass):
     only_shrink: bool = True
     """Never enlarge a photo that is already small enough."""
     pad: bool = False
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """One value per input channel; three values serve a model of another number of channels, too."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     def __post_init__(self) -> None:
-        numbers_ok = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, (*self.mean, *self.std)))
+        numbers_ok = len(self.mean) == len(self.std) > 0 and all(map(math.isfinite, (*self.mean, *self.std)))
         if not numbers_ok or min(self.std) <= 0:
-            raise UsageError(f"mean and std must be three finite numbers each, std above 0, not {self.mean!r}, {self.std!r}.")
+            raise UsageError(
+                "mean and std must be finite numbers, one of each per input channel, and std above 0, not "
+                f"{self.mean!r} and {self.std!r}."
+            )
         if len(self.size) != 2 or min(self.size) < 1:
             raise UsageError(f"size must be (height, width) in pixels, not {self.size!r}.")
         if self.resize not in ("none", "longest", "shortest") or self.channel_order not in ("RGB", "BGR"):

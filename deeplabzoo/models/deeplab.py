@@ -130,7 +130,11 @@ class DeepLab(nn.Module):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; label i is `classes[i]`. Raises UsageError where a classifier put in by hand has another number of them."""
+        """Class names; label i is `classes[i]`. A model with one output channel has two: background and foreground.
+
+        Raises:
+            UsageError: A classifier put in by hand has another number of channels.
+        """
         self.check_classifier()
         return self._classes
 
@@ -173,7 +177,8 @@ class DeepLab(nn.Module):
     @torch.no_grad()
     def predict_labels(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the most likely class of every pixel: int64, B x H x W."""
-        return self._upsample(self.forward_low_resolution(image_BCHW), image_BCHW).argmax(dim=1)
+        logits_BCHW = self._upsample(self.forward_low_resolution(image_BCHW), image_BCHW)
+        return (logits_BCHW[:, 0] > 0).long() if logits_BCHW.shape[1] == 1 else logits_BCHW.argmax(dim=1)
 
     def optimize(
         self,
@@ -331,6 +336,10 @@ class DeepLab(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         count = num_classes or self.config.num_classes
+        if count == 1:  # one channel is the logit of a sigmoid: two labels, of which a single name and colour are the second's
+            count = 2
+            classes = ("background", *(classes or ("foreground",))) if classes is None or len(classes) == 1 else classes
+            palette = ((0, 0, 0), *palette) if palette is not None and len(palette) == 1 else palette
         names = tuple(classes) if classes is not None else tuple(f"class_{index}" for index in range(count))
         colours = tuple(tuple(colour) for colour in palette) if palette is not None else default_palette(count)
         if len(names) != count or len(colours) != count:

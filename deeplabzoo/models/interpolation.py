@@ -44,15 +44,26 @@ def interpolation_axis(source: int, target: int, align_corners: bool) -> Interpo
     return InterpolationAxis(source, above, weights, np.searchsorted(above, np.arange(source + 1)).astype(np.int32))
 
 
+def axis_at(positions: npt.NDArray[np.float64], source: int) -> InterpolationAxis:
+    """Return how `source` places are interpolated at any ascending positions from 0 on, in units of places."""
+    above = np.minimum(positions.astype(np.int32), np.int32(source - 1))
+    starts = np.searchsorted(above, np.arange(source + 1)).astype(np.int32)
+    return InterpolationAxis(source, above, (positions - above).astype(np.float32), starts)
+
+
+def interpolate(x: torch.Tensor, axis: InterpolationAxis, dim: int) -> torch.Tensor:
+    """Return `x`, whose dimension `dim` has `axis.source` places, interpolated linearly along that dimension."""
+    above = torch.from_numpy(axis.above).long()
+    below = (above + 1).clamp_(max=axis.source - 1)
+    weight = torch.from_numpy(axis.weights).to(x.device).view(-1, *[1] * (x.ndim - 1 - dim))
+    before = x.index_select(dim, above.to(x.device))
+    after = x.index_select(dim, below.to(x.device))
+    return before.mul_(1 - weight).add_(after.mul_(weight))
+
+
 def interpolate_rows(x_1CHW: torch.Tensor, rows: InterpolationAxis) -> torch.Tensor:
     """Interpolate vertically: 1 x C x h x w -> 1 x C x H x w."""
-    device = x_1CHW.device
-    above = torch.from_numpy(rows.above).long()
-    below = (above + 1).clamp_(max=rows.source - 1)
-    weight_H1 = torch.from_numpy(rows.weights)[:, None].to(device)
-    upper = x_1CHW.index_select(2, above.to(device))
-    lower = x_1CHW.index_select(2, below.to(device))
-    return upper.mul_(1 - weight_H1).add_(lower.mul_(weight_H1))
+    return interpolate(x_1CHW, rows, 2)
 
 
 def upsample_rows(x_BCHW: torch.Tensor, size_hw: tuple[int, int], rows: slice, *, align_corners: bool) -> torch.Tensor:

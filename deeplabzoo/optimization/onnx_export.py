@@ -171,7 +171,8 @@ class ExportModule(nn.Module):
         )
         if self.output == "logits":
             return logits_BCHW
-        return logits_BCHW.argmax(dim=1).to(torch.uint8 if self.output == "uint8" else torch.int32)
+        labels_BHW = logits_BCHW[:, 0] > 0 if self.net.config.num_classes == 1 else logits_BCHW.argmax(dim=1)
+        return labels_BHW.to(torch.uint8 if self.output == "uint8" else torch.int32)
 
 
 def onnx_bytes(

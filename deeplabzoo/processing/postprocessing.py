@@ -1,22 +1,26 @@
-"""From the head's small logits to the photo's own pixels: one upsampling, as logits or, without them, as labels.
+"""From the head's low-resolution logits to labels, confidence and probabilities at the image's own size.
 
-A photo reaches the network resized, possibly mirrored, and padded at the bottom and right. `OutputGeometry` remembers that, and the
-way back undoes it: upsample to the network's input as the network itself would, drop the padding, mirror back, and resize
-to the photo if it was resized before.
+An image reaches the model resized, possibly mirrored, and padded at the bottom and right. `OutputGeometry` records that, and
+postprocessing undoes it: upsample to the model's input size as the model itself would, crop the padding, mirror back, and
+resize to the image's size if the image was resized before.
 
-Labels need no full-size logits. One upsampling is fused with the arg-max: cells whose four corners agree are filled, and only
-the others are interpolated (`cells`, compiled; `boundaries`, by torch alone). Two upsamplings in a row, logits that are not
-finite, and confidence, for which every class counts, are made in bands of rows: interpolation is separable, so the rows are
-done first, on the small map, and any band of them can be computed alone. A photo of 24 megapixels and 21 classes would need
-2 GB of logits; its labels need 16 MB at a time.
+Labels need no full-size logits. A single upsampling is fused with the arg-max: cells whose four corners agree are filled, and
+only the others are interpolated (compiled loops in `postprocessing_numba`, or `upsample_argmax_by_boundary` with torch alone).
+Two upsamplings in a row, non-finite logits, confidence and probabilities are computed in bands of rows: interpolation is
+separable, so the rows are interpolated first, on the small map, and any band can be computed alone. An image of 24 megapixels
+with 21 classes would need 2 GB of logits; its labels need 16 MB at a time.
 
-Labels equal the arg-max of torch's interpolation but for pixels where two classes lie within rounding of each other (a few
-units in the last place of the largest logit). Equal logits go to the first class; NaN counts as largest, as in torch.argmax.
+Labels equal the arg-max of torch's interpolation except where two classes lie within rounding of each other (a few units in
+the last place of the largest logit). Equal logits give the first class; NaN counts as largest, as in torch.argmax.
+
+A model with one output channel is binary: its channel is the logit of a sigmoid. `class_logits` turns it into two classes,
+background with logit 0 and foreground, so softmax and arg-max of the two are the sigmoid and its threshold of one half.
 """
 
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,23 +31,26 @@ from deeplabzoo.data.image_io import Labels
 from deeplabzoo.errors import UsageError
 from deeplabzoo.models.interpolation import InterpolationAxis, interpolate_rows, interpolation_axis
 
-# Labels from small logits by torch alone: fill the cells whose corners agree, interpolate only the pixels of the others.
-#
-# What `cells` does pixel by pixel in compiled loops is done here with whole tensors, on any device. See `cells` for why it is
-# exact.
-
-
 MAX_BOUNDARY_FRACTION = 0.25
-"""Share of cells above which interpolating everything is cheaper than gathering single pixels (measured on noise)."""
+"""Share of boundary cells above which interpolating every pixel is cheaper than gathering single pixels (measured on noise)."""
 
 
 def upsample_argmax_by_boundary(
     low_BCHW: torch.Tensor, rows: InterpolationAxis, columns: InterpolationAxis, labels_BHW: torch.Tensor, band_values: int
 ) -> bool:
-    """Write the first largest class of every upsampled pixel; return False, nothing written, where that would not pay.
+    """Write the arg-max of every upsampled pixel with torch operations alone, on any device.
 
-    `low_BCHW` holds float32 logits on the labels' device; if they are not finite, False is returned, too. At most about
-    `band_values` float32 values are held at once, in each of five temporary tensors.
+    Does with whole tensors what `postprocessing_numba` does pixel by pixel; see there why the result is exact.
+
+    Args:
+        low_BCHW: Logits, float32, on the device of the labels.
+        rows: Interpolation of the rows.
+        columns: Interpolation of the columns.
+        labels_BHW: Labels, overwritten.
+        band_values: Largest number of float32 values in each of five temporary tensors.
+
+    Returns:
+        False, with nothing written, where the logits are not finite or too many cells are boundary cells.
     """
     batch, classes, h, w = low_BCHW.shape
     device = low_BCHW.device
@@ -76,51 +83,70 @@ def upsample_argmax_by_boundary(
 
 
 def _shifted(x_Bhw: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return every place's neighbour; the last one is its own."""
+    """Return each cell's next neighbour along `dim`; the last cell is its own neighbour."""
     last = x_Bhw.shape[dim] - 1
     return torch.cat([x_Bhw.narrow(dim, 1, last), x_Bhw.narrow(dim, last, 1)], dim)
 
 
 BAND_VALUES = 2**22
-"""Upsampled logits held at once while labels are made (float32: 16 MB, which allocators reuse without asking the system)."""
+"""Upsampled logits held at once (float32: 16 MB, a block that allocators keep and reuse)."""
 COMPILE_AFTER_PIXELS = 2**24
-"""Labels made by torch in this process before numba is loaded: it takes longer than a few photos do (64 at 513 x 513)."""
+"""Pixels labelled by torch in this process before numba is loaded, which takes longer than 64 images of 513 x 513 pixels."""
 
 Confidence = np.ndarray[tuple[int, int], np.dtype[np.float32]]
-"""Probability of each pixel's label, 0...1, H x W."""
+"""A probability for each pixel, float32 in 0...1, H x W."""
+
+PixelCounts = np.ndarray[Any, np.dtype[np.int64]]
+"""Pixels of each class, int64, by class number."""
 
 _pixels_without_numba = 0
 
 
 @dataclass(frozen=True)
 class OutputGeometry:
-    """Where the network's output lies in the photo; sizes are (height, width) in pixels."""
+    """Where the model's output lies in the image; sizes are (height, width) in pixels."""
 
     padded_hw: tuple[int, int]
+    """Size of the model's input."""
     valid_hw: tuple[int, int]
+    """Size of the resized image inside the model's input, from the top left corner."""
     original_hw: tuple[int, int]
+    """Size of the image itself."""
     align_corners: bool
-    """How the network upsamples; the resize from `valid_hw` to `original_hw` always maps pixel areas (align_corners False)."""
+    """How the model upsamples; the resize from `valid_hw` to `original_hw` always uses align_corners=False."""
     flipped: bool = False
+    """Whether the model saw the image mirrored left to right."""
 
 
 def upsampled_logits(low_1CHW: torch.Tensor, grid: OutputGeometry) -> torch.Tensor:
-    """Return float32 logits at the photo's own size, 1 x classes x H x W."""
+    """Return logits at the image's own size, 1 x classes x H x W float32, of low-resolution logits 1 x classes x h x w."""
     return _upsample_columns(_upsample_rows(low_1CHW.float(), grid), grid)
 
 
 def argmax_labels(low_1CHW: torch.Tensor, grid: OutputGeometry) -> Labels:
-    """Return the class with the largest logit for every pixel of the photo (the first of equal ones), H x W.
+    """Return the class with the largest logit for every pixel of the image (the first of equal ones).
 
-    uint8, or uint16 above 256 classes.
+    Args:
+        low_1CHW: Low-resolution logits, 1 x classes x h x w, of any float type and device.
+        grid: Where they lie in the image.
+
+    Returns:
+        Labels, H x W: uint8, or uint16 above 256 classes.
     """
     return _as_array(_upsample_argmax(low_1CHW, grid)[0])
 
 
 def argmax_labels_with_confidence(low_1CHW: torch.Tensor, grid: OutputGeometry) -> tuple[Labels, Confidence]:
-    """Return the labels and the probability of each, float32 H x W: the softmax of the photo-sized logits at that class.
+    """Return labels and the probability of each label: the softmax of the full-size logits at that class.
 
-    The probability needs every class at every pixel, so this takes as long as plain upsampling, in bounded memory.
+    Every class is interpolated at every pixel, so this takes as long as plain upsampling, in bounded memory.
+
+    Args:
+        low_1CHW: Low-resolution logits, 1 x classes x h x w.
+        grid: Where they lie in the image.
+
+    Returns:
+        Labels as `argmax_labels` returns them, and confidence, H x W float32 in 0...1.
     """
     labels_HW = _empty(grid.original_hw, low_1CHW)
     confidence_HW = torch.empty(grid.original_hw, device=low_1CHW.device)
@@ -132,17 +158,69 @@ def argmax_labels_with_confidence(low_1CHW: torch.Tensor, grid: OutputGeometry) 
     return _as_array(labels_HW), confidence_HW.cpu().numpy()
 
 
-def upsample_argmax(low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners: bool) -> torch.Tensor:
-    """Return the arg-max of the logits interpolated to `size_hw`, B x H x W, on their device, without those logits.
+def class_probability(low_1CHW: torch.Tensor, grid: OutputGeometry, label: int) -> Confidence:
+    """Return the probability of one class at every pixel, in bounded memory.
 
-    uint8, or int32 above 256 classes (torch can do next to nothing with uint16). Any float type and memory layout; the size
-    may be smaller than the logits' own. Raises UsageError for a tensor of another rank or a size below 1.
+    Args:
+        low_1CHW: Low-resolution logits, 1 x classes x h x w.
+        grid: Where they lie in the image.
+        label: Class number.
+
+    Returns:
+        Softmax of the full-size logits at that class, H x W float32 in 0...1.
     """
-    return _upsample_argmax(low_BCHW, _full_geometry(low_BCHW, size_hw, align_corners))
+    probability_HW = torch.empty(grid.original_hw, device=low_1CHW.device)
+    rows_1CHW = _upsample_rows(low_1CHW.detach().float(), grid)
+    for top, bottom in _row_bands(low_1CHW.shape[1], grid):
+        probability_HW[top:bottom] = _upsample_columns(rows_1CHW[:, :, top:bottom], grid)[0].softmax(dim=0)[label]
+    return probability_HW.cpu().numpy()
+
+
+def class_logits(low_BCHW: torch.Tensor, num_classes: int | None = None) -> torch.Tensor:
+    """Return logits with one channel per label: those of a one-channel (sigmoid) model become background and foreground.
+
+    Args:
+        low_BCHW: A model's output, B x channels x h x w.
+        num_classes: Channels that the model's configuration names; None to accept any number.
+
+    Returns:
+        `low_BCHW` itself, or B x 2 x h x w with background's logit 0.
+
+    Raises:
+        UsageError: The output has another number of channels than the configuration says, as after replacing a layer by hand.
+    """
+    channels = low_BCHW.shape[1]
+    if num_classes is not None and channels != num_classes:
+        raise UsageError(
+            f"The model's head gives {channels} channels, but its configuration and class names are those of {num_classes} "
+            f"classes; replace the classifier with net.reset_classifier({channels}, classes=[...]), not by hand."
+        )
+    return torch.cat([torch.zeros_like(low_BCHW), low_BCHW], dim=1) if channels == 1 else low_BCHW
+
+
+def upsample_argmax(low_BCHW: torch.Tensor, size_hw: tuple[int, int], *, align_corners: bool) -> torch.Tensor:
+    """Return the labels of logits interpolated to a size, without computing those logits.
+
+    Args:
+        low_BCHW: Logits, B x classes x h x w, of any float type, device and memory layout; one channel counts as binary.
+        size_hw: Height and width of the labels, in pixels; may be smaller than h x w.
+        align_corners: As in torch.nn.functional.interpolate.
+
+    Returns:
+        Labels, B x H x W, on the same device: uint8, or int32 above 256 classes (few torch operations take uint16).
+
+    Raises:
+        UsageError: The tensor has another rank, or a size is below 1.
+    """
+    grid = _full_geometry(low_BCHW, size_hw, align_corners)
+    return _upsample_argmax(class_logits(low_BCHW), grid)
 
 
 def compile_postprocessing() -> bool:
-    """Load the compiled loops now, as for a long run, and return whether there are any; seconds once a machine, then less."""
+    """Compile or load the numba loops now, and return whether numba is installed.
+
+    The first call on a machine takes seconds; later processes read the compiled loops from numba's cache.
+    """
     global _pixels_without_numba
     _pixels_without_numba = COMPILE_AFTER_PIXELS
     if numba_jit.numba_available():
@@ -152,21 +230,34 @@ def compile_postprocessing() -> bool:
 
 @dataclass(frozen=True)
 class ClassArea:
-    """How much of a photo one class covers; `share` is in 0...1."""
+    """How much of an image one class covers."""
 
     index: int
+    """Class number."""
     name: str
     pixels: int
     share: float
+    """Fraction of the image's pixels, 0...1."""
 
 
 def class_areas(labels_HW: Labels, classes: Sequence[str]) -> list[ClassArea]:
-    """Return the classes that occur, largest area first (equal ones in class order)."""
-    counts = np.zeros(len(classes), np.int64)
-    for row in labels_HW:  # by row, as bincount makes 64-bit copies
-        counts += np.bincount(row, minlength=len(classes))
+    """Return the classes that occur in labels H x W, largest area first (equal areas in class order)."""
+    return areas_from_counts(count_pixels(labels_HW, len(classes)), classes)
+
+
+def count_pixels(labels_HW: Labels, num_classes: int) -> PixelCounts:
+    """Return the number of pixels of each class, int64 of length `num_classes`, in labels H x W."""
+    counts = np.zeros(num_classes, np.int64)
+    for row in labels_HW:  # row by row, as bincount converts its input to 64 bits
+        counts += np.bincount(row, minlength=num_classes)
+    return counts
+
+
+def areas_from_counts(counts: PixelCounts, classes: Sequence[str]) -> list[ClassArea]:
+    """Return the classes with at least one of the pixels in `counts`, largest area first (equal areas in class order)."""
+    total = int(counts.sum())
     found = sorted(np.flatnonzero(counts).tolist(), key=lambda index: -int(counts[index]))
-    return [ClassArea(index, classes[index], int(counts[index]), int(counts[index]) / labels_HW.size) for index in found]
+    return [ClassArea(index, classes[index], int(counts[index]), int(counts[index]) / total) for index in found]
 
 
 def _full_geometry(low_BCHW: torch.Tensor, size_hw: tuple[int, int], align_corners: bool) -> OutputGeometry:
@@ -198,12 +289,13 @@ def _argmax_in_bands(low_1CHW: torch.Tensor, grid: OutputGeometry) -> torch.Tens
 
 
 def _fused_argmax(low_BCHW: torch.Tensor, grid: OutputGeometry, labels_BHW: torch.Tensor) -> bool:
-    """Write the labels, not yet mirrored back; return False if they cannot be had this way."""
+    """Write the labels, not yet mirrored back; return False, labels undefined, where the fused arg-max does not apply."""
     rows, columns = (
         interpolation_axis(small, padded, grid.align_corners).cut(valid)
         for small, padded, valid in zip(low_BCHW.shape[2:], grid.padded_hw, grid.valid_hw, strict=True)
     )
     if low_BCHW.device.type == "cpu" and _worth_compiling(labels_BHW.numel()) and numba_jit.numba_available():
+        # imported here: the module compiles with numba, an optional package
         blocks = importlib.import_module("deeplabzoo.processing.postprocessing_numba")
         return bool(blocks.upsample_argmax_by_block(low_BCHW, rows, columns, labels_BHW))
     return upsample_argmax_by_boundary(low_BCHW, rows, columns, labels_BHW, BAND_VALUES)
@@ -227,7 +319,7 @@ def _as_array(labels_HW: torch.Tensor) -> Labels:
 
 
 def _row_bands(classes: int, grid: OutputGeometry) -> list[tuple[int, int]]:
-    """Ranges of rows of the photo whose logits are at most BAND_VALUES numbers, or one row."""
+    """Ranges of rows of the image whose logits are at most BAND_VALUES numbers, or one row."""
     height, width = grid.original_hw
     step = max(1, BAND_VALUES // (classes * max(width, grid.padded_hw[1])))
     return [(top, min(top + step, height)) for top in range(0, height, step)]

@@ -1,10 +1,11 @@
-"""Labels straight from small logits, one cell at a time, compiled (import this only where `jit.numba_available()`).
+"""Fused upsampling and arg-max in compiled loops (import this module only where `numba_jit.numba_available()`).
 
-A cell is the rectangle between four neighbouring low-resolution logits. Bilinear weights are convex, so a class that one and
-the same other class beats at all four corners cannot win inside: where the corners agree on the winner the cell is filled,
-and elsewhere only the classes that are left are interpolated, in the order of `bilinear.lerp`: rows first.
+A cell is the rectangle between four neighbouring low-resolution logits. Bilinear weights are convex, so a class that loses to
+one and the same other class at all four corners cannot win inside the cell: where the corners agree on the winner the cell is
+filled, and elsewhere only the remaining classes are interpolated, rows first, in the order of
+`models.interpolation.interpolate_rows`.
 
-Equal logits go to the first class, as in torch.argmax: where two classes are equal at some corner, both stay in the race.
+Equal logits give the first class, as in torch.argmax: where two classes are equal at some corner, both remain candidates.
 """
 
 import functools
@@ -24,7 +25,7 @@ Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
 
 LANES = 16
-"""Classes are compared in blocks of this length, which compilers turn into one or two vector instructions."""
+"""Classes are compared in blocks of this length, which LLVM compiles to one or two vector instructions."""
 
 _FLOAT32_LOWEST = np.float32(-3.4028235e38)
 _INF_BITS = 0x7F800000
@@ -46,8 +47,18 @@ def upsample_argmax_cells(
 ) -> bool:
     """Write the labels of the pixels in a range of cell rows; return False, with labels unfinished, at a NaN or infinity.
 
-    `low` holds one picture's logits, flat, h x w x classes or classes x h x w, and `bits` the same memory as int32. Cell row i
-    covers the output rows `row_starts[i]` to `row_starts[i + 1]`, below it at `row_weights`; columns likewise.
+    Args:
+        low: Logits of one image, flat: h x w x classes if `channels_last`, else classes x h x w.
+        bits: The same memory as int32, for the test for NaN and infinity.
+        channels_last: Memory layout of `low`.
+        classes: Number of classes.
+        low_hw: Height and width of the logits.
+        cell_rows: First cell row and the one after the last.
+        row_starts: Cell row i covers the output rows `row_starts[i]` to `row_starts[i + 1]`.
+        row_weights: For every output row the weight of the logits below it.
+        column_starts: The same for columns.
+        column_weights: The same for columns.
+        labels_HW: Labels, overwritten.
     """
     h, w = low_hw
     padded = -(-classes // LANES) * LANES
@@ -106,7 +117,7 @@ def upsample_argmax_cells(
 def _argmax_row(
     low: Float32Array, bits: Int32Array, channels_last: bool, classes: int, h: int, w: int, i: int, winners: Int32Array
 ) -> bool:
-    """Write the first largest class of every place in low row i; return whether all its logits are finite."""
+    """Write the arg-max of every cell of row i of the logits; return whether all logits of the row are finite."""
     largest = np.int32(0)
     if channels_last:
         start = i * w * classes
@@ -143,7 +154,7 @@ def _fill(
     boundary: Int32Array,
     labels_HW: npt.NDArray[np.integer],
 ) -> int:
-    """Fill the cells of one row whose corners agree; write down the others' columns and return their number."""
+    """Fill the cells of one row whose corners agree; write the columns of the others to `boundary` and return their number."""
     w = len(above)
     count = 0
     for j in range(w):
@@ -188,15 +199,15 @@ def _candidates(
     margin: Float32Array,
     candidates: Int32Array,
 ) -> int:
-    """Write, in ascending order, the classes that no corner's winner beats at all four corners; return their number.
+    """Write, in ascending order, the classes that do not lose to any one corner's winner at all four corners.
 
-    `margin` is a class's lead over the winner against which it does worst, at the corner where it does best; at 0 they are
-    equal there, and the class stays, as the first of equal ones wins.
+    `margin` is a class's lead over a winner at the corner where that lead is largest, minimal over the winners; at 0 they are
+    equal there, and the class remains, as the first of equal ones wins. Returns the number of classes written.
     """
     for n in range(padded):
         margin[n] = np.float32(3.4028235e38)
-    for turn, rival in enumerate((first, second, third, fourth)):
-        if (turn > 0 and rival == first) or (turn > 1 and rival == second) or (turn > 2 and rival == third):
+    for position, rival in enumerate((first, second, third, fourth)):
+        if (position > 0 and rival == first) or (position > 1 and rival == second) or (position > 2 and rival == third):
             continue
         a, b = corners[rival], corners[padded + rival]
         c, d = corners[2 * padded + rival], corners[3 * padded + rival]
@@ -215,22 +226,26 @@ def _candidates(
     return count
 
 
-# The compiled cells on as many threads as torch uses (import this only where `jit.numba_available()`).
-#
-# Blocks of cell rows lie in a queue; the caller works on it together with threads of its own pool, and gives up those that did
-# not get going in time. Nothing is shared but the labels' memory, so any number of callers may do this at once.
-
+# Threads: blocks of cell rows lie in a queue; the caller works on it together with a pool of as many threads as torch uses, and
+# cancels those that have not started when the queue is empty. Only the labels' memory is shared, so calls may run concurrently.
 
 BLOCK_PIXELS = 2**16
-"""Output pixels below which another thread costs more than it brings."""
+"""Output pixels per thread below which another thread costs more time than it saves."""
 
 
 def upsample_argmax_by_block(
     low_BCHW: torch.Tensor, rows: InterpolationAxis, columns: InterpolationAxis, labels_BHW: torch.Tensor
 ) -> bool:
-    """Write the first largest class of every upsampled pixel; return False, labels unfinished, where a logit is not finite.
+    """Write the arg-max of every upsampled pixel with the compiled loops.
 
-    `low_BCHW` is float32 on the CPU, in either memory layout; others are copied.
+    Args:
+        low_BCHW: Logits, float32 on the CPU; contiguous or channels_last memory is used without a copy.
+        rows: Interpolation of the rows.
+        columns: Interpolation of the columns.
+        labels_BHW: Labels on the CPU, overwritten.
+
+    Returns:
+        False, with labels unfinished, where a logit is not finite.
     """
     batch, classes, h, w = low_BCHW.shape
     if labels_BHW.numel() == 0:
@@ -276,7 +291,7 @@ def upsample_argmax_by_block(
 
 
 def _blocks(rows: InterpolationAxis, count: int) -> list[tuple[int, int]]:
-    """Ranges of cell rows with about equally many output rows."""
+    """Return ranges of cell rows with about equal numbers of output rows."""
     edges = [int(rows.above[len(rows.above) * n // count]) for n in range(count)]
     edges = sorted({0, *edges, rows.source})
     return list(itertools.pairwise(edges))
@@ -284,5 +299,5 @@ def _blocks(rows: InterpolationAxis, count: int) -> list[tuple[int, int]]:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this very process: a fork inherits the pool but none of its threads."""
+    """Return the thread pool of this process (by process id: a fork inherits the pool object but none of its threads)."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="deeplabzoo-labels")

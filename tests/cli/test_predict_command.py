@@ -13,9 +13,8 @@ from PIL import Image
 
 import deeplabzoo.cli.predict as predict_module
 from deeplabzoo.cli.predict import main
-from deeplabzoo.data.image_sources import find_images
-from deeplabzoo.errors import UsageError
-from deeplabzoo.hub import factory
+from deeplabzoo.data.image_sources import Source, find_images
+from deeplabzoo.hub.factory import load_named_model
 
 
 def save_scene(path: Path, side: int = 60) -> Path:
@@ -42,8 +41,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
 @pytest.fixture
 def real_zoo(asked: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zoo again, for the tests of what it says."""
-    monkeypatch.setattr(predict_module, "load_named_model", factory.load_named_model)
+    """Real models again, for tests of their errors."""
+    monkeypatch.setattr(predict_module, "load_named_model", load_named_model)
 
 
 def names(folder: Path) -> list[str]:
@@ -119,13 +118,13 @@ def test_no_legend_keeps_the_images_size(tmp_path: Path) -> None:
         (["scene.png", "--out", "x.png", "--json"], ".json"),
         (["scene.png", "--out", "x.json", "--overlay"], "overlay"),
         (["scene.png", "--out", "x.png", "--overlay", "--labels"], "give a folder"),
-        (["scene.png", "other.png", "--out", "x.png"], "2 photos; give a folder"),
+        (["scene.png", "other.png", "--out", "x.png"], "2 images; give a folder"),
         (["scene.png", "--out", "x.png", "--alpha", "3"], "--alpha"),
         (["scene.png", "--out", "x.png", "--alpha", "half"], "--alpha"),
         (["scene.png", "--out", "x.png", "--overlai"], "Did you mean '--overlay'"),
         (["scene.png", "--out", "x.png", "--over"], "--over"),
-        (["scene.png", "--out", "scene.png"], "overwrite the photo"),
-        ([".", "--out", "."], "folder of the photos"),
+        (["scene.png", "--out", "scene.png"], "overwrite the image"),
+        ([".", "--out", "."], "folder of the images"),
         (["scene.png", "--out", "x.png", "--device", "gpu"], "gpu"),
     ],
 )
@@ -150,7 +149,7 @@ def test_wrong_calls_are_one_sentence_and_status_2(
     [
         (["missing.jpg", "--out", "x.png"], "'missing.jpg' does not exist"),
         (["*.gif", "--out", "out"], "No file matches the pattern '*.gif'"),
-        (["empty", "--out", "out"], "has no photos"),
+        (["empty", "--out", "out"], "has no images"),
         (["text.jpg", "--out", "x.png"], "not an image"),
         (["scene.png", "--out", "text.jpg/under/x.png"], "Cannot write into"),
         (["scene.png", "--out", "text.jpg/folder"], "Cannot write into"),
@@ -190,7 +189,7 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     assert names(tmp_path / "out") == ["a.json", "b.json", "c.json"]
     error = capsys.readouterr().err
     assert "bad.jpg" in error
-    assert "1 of 4 photos could not be read" in error
+    assert "1 of 4 images could not be read" in error
 
 
 def test_folders_are_searched_as_asked_and_keep_their_shape(tmp_path: Path) -> None:
@@ -226,11 +225,45 @@ def test_results_of_two_images_never_share_a_file(tmp_path: Path, monkeypatch: p
     everything = find_images(["a", "b/cat.jpg", "b/Cat.png"])
     assert len({str(one.name).casefold() for one in everything}) == 3
     save_scene(tmp_path / "c" / "cat_jpg.png")
-    clash = [tmp_path / "c" / name for name in ("cat.jpg", "cat.png")]
-    for path in clash:
-        save_scene(path)
-    with pytest.raises(UsageError, match="would be called"):
-        find_images(["c"])
+    for name in ("cat.jpg", "cat.png", "A.JPG", "a.jpg"):
+        save_scene(tmp_path / "c" / name)
+    assert [str(one.name) for one in find_images(["c"])] == ["A_jpg", "a_jpg_2", "cat_jpg", "cat_png", "cat_jpg_2"]
+
+
+def test_planning_does_not_compare_every_image_with_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 000 names that all clash are told apart through dictionaries; comparing them in pairs took minutes."""
+    monkeypatch.setattr(Source, "__eq__", lambda *_: pytest.fail("two sources were compared"))
+    names = [f"{tmp_path}/{number}{suffix}" for number in range(2000) for suffix in (".jpg", ".png")]
+    found = find_images(names)
+    assert len({str(one.name) for one in found}) == len(names)
+    assert str(found[0].name) == "0_jpg"
+
+
+@pytest.mark.posix
+def test_links_that_lead_to_themselves_cost_no_other_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among images, as a folder below them, as the image itself and as --out: a sentence or a result, never a traceback."""
+    monkeypatch.chdir(tmp_path)
+    save_scene(tmp_path / "in" / "a.png")
+    for link, target in (("in/loop.png", "loop.png"), ("in/folder", "folder"), ("in/up", "."), ("out", "out")):
+        Path(link).symlink_to(target)
+    assert main(["in", "--recursive", "--out", "results", "--json"]) == 1
+    assert "1 of 2 images could not be read: 'in/loop.png'" in capsys.readouterr().err
+    assert names(tmp_path / "results") == ["a.json"]
+    assert main(["in/loop.png", "--out", "x.json"]) == 1
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert main(["in/a.png", "--out", "out"]) == 1
+    assert "Cannot write into 'out'" in capsys.readouterr().err
+
+
+def test_a_file_whose_name_looks_like_a_url_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cat::1.jpg` exists, so it is read; it is a URL only where no such file exists."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat::1.png", "we::ird/a.png"):
+        save_scene(Path(name))
+    assert main(["cat::1.png", "we::ird", "--out", "out", "--json"]) == 0
+    assert names(tmp_path / "out") == ["a.json", "cat::1.json"]
 
 
 def test_earlier_results_are_not_taken_for_images(tmp_path: Path) -> None:

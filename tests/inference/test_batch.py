@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,15 +18,16 @@ from PIL import Image
 
 import deeplabzoo.cli.predict as predict_module
 from deeplabzoo.cli.predict import main
+from deeplabzoo.data import image_sources
 from deeplabzoo.data.image_sources import Source, find_images
 from deeplabzoo.errors import DeepLabZooError, ImageError, OutputError
 from deeplabzoo.inference import batch
-from deeplabzoo.inference.batch import OutputOptions, compute_stamp, label_image_files, settings_hash
+from deeplabzoo.inference.batch import OutputOptions, label_image_files, settings_hash
 from deeplabzoo.inference.inputs import job_for_folder
 from deeplabzoo.inference.large_predict import predict_to_files
 from deeplabzoo.inference.predictor import Predictor
 
-MANNER = OutputOptions(0.5, True, {})
+OPTIONS = OutputOptions(0.5, True, {})
 
 
 class PickyNet(ColorNet):
@@ -85,18 +87,18 @@ def test_finished_images_are_skipped_and_logged(
     assert len(before) == 12
     capsys.readouterr()
     assert main(call) == 0
-    assert "4 of 4 were done before" in caplog.text
+    assert "skipped 4 of 4 images" in caplog.text
     assert capsys.readouterr().out == ""
     assert states(tmp_path / "out") == before
     (tmp_path / "out" / "b_labels.png").unlink()
     (photos / "e.png").write_bytes(image_bytes())
     assert main(call) == 0
-    assert "3 of 5 were done before" in caplog.text
+    assert "skipped 3 of 5 images" in caplog.text
     caplog.clear()
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["b.png", "e.png"]
     assert len(states(tmp_path / "out")) == 15
-    assert main([*call, "--again"]) == 0
-    assert "before" not in caplog.text
+    assert main([*call, "--overwrite"]) == 0
+    assert "skipped" not in caplog.text
     assert capsys.readouterr().out.count("->") == 5
 
 
@@ -132,7 +134,7 @@ def test_a_choice_of_kinds_is_found_among_all(photos: Path, tmp_path: Path, capl
     """Whoever asks for labels alone after all three has them; how an overlay was drawn does not count for labels."""
     assert main([str(photos), "--out", str(tmp_path / "out"), "--alpha", "0.2"]) == 0
     assert main([str(photos), "--out", str(tmp_path / "out"), "--labels", "--json"]) == 0
-    assert "4 of 4 were done before" in caplog.text
+    assert "skipped 4 of 4 images" in caplog.text
 
 
 def test_the_next_image_is_read_while_the_model_runs(
@@ -155,11 +157,11 @@ def test_the_next_image_is_read_while_the_model_runs(
     monkeypatch.setattr(batch, "read_image", reading)
     monkeypatch.setattr(net, "forward_low_resolution", forward)
     predictor = Predictor(net, "cpu")
-    work = [(job_for_folder(source, tmp_path, ()), None) for source in find_images([str(photos)])]
-    outcomes = list(label_image_files(predictor, work, MANNER))
+    jobs = [job_for_folder(source, tmp_path, ()) for source in find_images([str(photos)])]
+    outcomes = list(label_image_files(predictor, jobs, OPTIONS))
     assert seen == [True] * 4
-    assert [outcome.job for outcome in outcomes] == [job for job, _ in work]
-    assert all(file.is_file() for job, _ in work for file in job.files.values())
+    assert [outcome.job for outcome in outcomes] == jobs
+    assert all(file.is_file() for job in jobs for file in job.files.values())
 
 
 def test_beside_a_large_image_nothing_else_is_held(
@@ -167,24 +169,24 @@ def test_beside_a_large_image_nothing_else_is_held(
 ) -> None:
     """Memory is that of one large photo: its files are there before the next one is read."""
     monkeypatch.setattr(batch, "MAX_PREFETCH_PIXELS", 100)
-    work = [(job_for_folder(source, tmp_path, ()), None) for source in find_images([str(photos)])]
+    jobs = [job_for_folder(source, tmp_path, ()) for source in find_images([str(photos)])]
     there: list[int] = []
     real = batch.read_image
 
     def reading(path: Path, **options: int) -> object:
-        there.append(sum(file.is_file() for job, _ in work for file in job.files.values()))
+        there.append(sum(file.is_file() for job in jobs for file in job.files.values()))
         return real(path, **options)
 
     monkeypatch.setattr(batch, "read_image", reading)
-    assert len(list(label_image_files(Predictor(net, "cpu"), work, MANNER))) == 4
+    assert len(list(label_image_files(Predictor(net, "cpu"), jobs, OPTIONS))) == 4
     assert there == [0, 3, 6, 9]
 
 
 def test_what_writing_raises_reaches_the_caller(photos: Path, tmp_path: Path, net: ColorNet) -> None:
     """A full disk ends the run with its sentence, though another thread met it."""
-    work = [(job_for_folder(source, tmp_path / "gone", ()), None) for source in find_images([str(photos)])]
+    jobs = [job_for_folder(source, tmp_path / "gone", ()) for source in find_images([str(photos)])]
     with pytest.raises(OutputError):
-        list(label_image_files(Predictor(net, "cpu"), work, MANNER))
+        list(label_image_files(Predictor(net, "cpu"), jobs, OPTIONS))
 
 
 def test_one_file_is_always_made(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,8 +248,11 @@ def test_images_behind_a_url(bucket: str, tmp_path: Path, tail: str, flags: list
 @pytest.mark.parametrize(
     ("url", "status", "said"),
     [
+        ("zip://", 2, "'zip://' cannot be read"),
+        ("reference://x", 2, "'reference://x' cannot be read"),
+        ("zip://x.jpg::missing.zip", 1, "does not exist"),
         ("memory://bucket/none.png", 1, "'memory://bucket/none.png' does not exist"),
-        ("memory://bucket/*.gif", 1, "holds no photos"),
+        ("memory://bucket/*.gif", 1, "holds no images"),
         ("nosuch://bucket/a.png", 2, "'nosuch://bucket/a.png' cannot be read"),
         ("memory://bucket/notes.txt", 1, "not an image"),
     ],
@@ -262,6 +267,71 @@ def test_urls_that_lead_nowhere_are_sentences(
     assert said in error
 
 
+def test_no_more_than_the_limit_is_read_of_a_remote_image(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer without end, or an archive that unpacks to gigabytes, does not fill the memory."""
+    monkeypatch.setattr(image_sources, "MAX_REMOTE_BYTES", 50)
+    with pytest.raises(ImageError, match="download it and give the file"):
+        image_sources.read_url(bucket + "/a.png", max_pixels=10_000)
+
+
+@pytest.mark.parametrize("how", ["folder", "cp -p", "rename"])
+def test_another_image_of_equal_name_size_and_time_is_computed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """A stamp is of path and content: burst frames and copies that keep their times agree in everything else."""
+    files = {}
+    for day, red in (("day1", 255), ("day2", 0)):
+        image = np.zeros((40, 60, 3), np.uint8)
+        image[..., 0] = red
+        files[day] = tmp_path / day / "frame.bmp"
+        files[day].parent.mkdir()
+        Image.fromarray(image).save(files[day])
+        os.utime(files[day], ns=(10**18, 10**18))
+    assert files["day1"].stat().st_size == files["day2"].stat().st_size
+    second = files["day2"]
+    out = tmp_path / "out"
+    assert main([str(files["day1"]), "--out", str(out), "--json"]) == 0
+    if how != "folder":
+        (shutil.copy2 if how == "cp -p" else os.replace)(second, files["day1"])
+        second = files["day1"]
+    capsys.readouterr()
+    assert main([str(second), "--out", str(out), "--json"]) == 0
+    assert capsys.readouterr().out.startswith("frame.bmp: background 100 %")
+    assert main([str(second), "--out", str(out), "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_again_is_the_former_spelling_of_overwrite(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It works and is not shown."""
+    call = [str(photos), "--out", str(tmp_path / "out"), "--json"]
+    assert main(call) == 0
+    capsys.readouterr()
+    assert main([*call, "--again"]) == 0
+    assert capsys.readouterr().out.count("->") == 4
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--overwrite" in shown
+    assert "--again" not in shown
+
+
+@pytest.mark.posix
+def test_what_a_killed_run_left_is_removed_by_the_next_one(photos: Path, tmp_path: Path) -> None:
+    """Half-written files of processes that are gone; one that another process is writing, and other files, stay."""
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    out.mkdir()
+    orphan, written, foreign = (out / f".{name}.0123456789ab.part" for name in ("a.json", "b.json", "other.json"))
+    for path in (orphan, written, foreign):
+        path.write_bytes(b"half")
+        os.utime(path, (1e9, 1e9))
+    with written.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main([str(photos), "--out", str(out), "--json"]) == 0
+        assert {path.name for path in out.glob(".*")} == {written.name, foreign.name}
+    assert main([str(photos), "--out", str(out), "--json"]) == 0
+    assert {path.name for path in out.glob(".*")} == {foreign.name}
+
+
 def test_workers_do_all_once_and_name_what_failed(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,7 +339,7 @@ def test_workers_do_all_once_and_name_what_failed(
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
     assert main([str(photos), "--out", str(tmp_path / "two"), "--workers", "2"]) == 1
     said = capsys.readouterr()
-    assert "1 of 5 photos could not be read" in said.err
+    assert "1 of 5 images could not be read" in said.err
     assert "broken.png" in said.err
     assert sorted(line[:5] for line in said.out.splitlines()) == ["a.png", "b.png", "c.png", "d.png"]
     assert main([str(photos), "--out", str(tmp_path / "one")]) == 1
@@ -278,7 +348,7 @@ def test_workers_do_all_once_and_name_what_failed(
         if name.endswith(".png"):
             assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert main([str(photos), "--out", str(tmp_path / "two")]) == 1
-    assert "4 of 5 were done before" in caplog.text
+    assert "skipped 4 of 5 images" in caplog.text
     assert main([str(photos), "--out", str(tmp_path / "two"), "--workers", "0"]) == 2
 
 
@@ -286,13 +356,12 @@ def test_workers_do_all_once_and_name_what_failed(
 def test_a_killed_worker_is_a_sentence_and_leaves_no_half_file(photos: Path, tmp_path: Path) -> None:
     """What was finished is kept and whole, so the same call does the rest."""
     predictor = Predictor(PickyNet(), "cpu")
-    settings = settings_hash(predictor)
+    options = OutputOptions(0.5, True, {}, settings_hash(predictor))
     jobs = [job_for_folder(source, tmp_path / "out", ["json"]) for source in find_images([str(photos)])]
     (tmp_path / "out").mkdir()
-    work = [(job, compute_stamp(job.source, settings)) for job in jobs]
     Image.new("RGB", (60, 40), "white").save(photos / "c.png")
     with pytest.raises(DeepLabZooError, match="worker process was killed"):
-        list(label_image_files(predictor, work, MANNER, workers=2))
+        list(label_image_files(predictor, jobs, options, workers=2))
     for path in (tmp_path / "out").iterdir():
         assert path.name != "c.json"
         json.loads(path.read_text())

@@ -18,8 +18,7 @@ from test_tiling import clouds
 from deeplabzoo.data.image_io import read_image
 from deeplabzoo.errors import ImageError, OutputError, UsageError
 from deeplabzoo.inference.large_image import ArrayRowReader, TiffRowReader, open_row_reader
-from deeplabzoo.inference.large_image_output import PartialLabels, write_labels
-from deeplabzoo.inference.large_predict import is_streamed, predict_to_files
+from deeplabzoo.inference.large_predict import PartialLabels, is_streamed, predict_to_files, write_labels
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.config import Preprocessing
 

@@ -1,20 +1,29 @@
 """A photo in, labels at its own size out, whatever the photo comes as; and what can be made of the labels."""
 
+import dataclasses
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import torch
+import torch.nn.functional as F
 from helpers.color_net import CLASSES, PALETTE, ColorNet
 from PIL import Image
 
 from deeplabzoo.data.classes import default_palette
 from deeplabzoo.errors import ImageError, OutputError, UsageError
+from deeplabzoo.inference.large_image import read_input
 from deeplabzoo.inference.predictor import Predictor, Result
 from deeplabzoo.inference.visualization import MAX_LEGEND_ENTRIES, percent
-from deeplabzoo.processing.preprocessing import image_logits, prepare
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.models.layers import Classifier
+from deeplabzoo.processing.preprocessing import channel_statistics, image_logits, prepare
 
 
 def scene(height: int = 120, width: int = 200) -> np.ndarray:
@@ -280,8 +289,8 @@ def test_wrong_engines_devices_and_models_are_sentences() -> None:
         Predictor(ColorNet(), engine="turbo")
     with pytest.raises(UsageError, match="cpu"):
         Predictor(ColorNet(), device="gpu")
-    with pytest.raises(UsageError, match="takes 4 channels; photos have 3"):
-        Predictor(ColorNet(in_chans=4))
+    with pytest.raises(ImageError, match=r"has shape \(120, 200, 3\), and the model takes 4 channels"):
+        Predictor(ColorNet(in_chans=4))(scene())
 
 
 def bomb(path: Path) -> Path:
@@ -329,3 +338,228 @@ def test_a_real_model_finds_the_cat(shared_data: Path) -> None:
     assert result.labels.shape == (300, 451)
     assert 0.75 < result.areas["cat"] < 0.9
     assert result.areas["cat"] + result.areas["background"] > 0.99
+
+
+class BinaryNet(ColorNet):
+    """A model of one output channel: the logit of a sigmoid, above 0 where red is above one half."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.config = dataclasses.replace(self.config, num_classes=1)
+        self.classes, self.palette, self.num_classes = ("background", "red"), PALETTE[:2], 1
+
+    def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        super().forward_low_resolution(image_BCHW)
+        red = image_BCHW[:, :1] * self.preprocessing.std[0] + self.preprocessing.mean[0]
+        return 8 * (F.avg_pool2d(red, self.stride, ceil_mode=True) - 0.5)
+
+
+def test_a_model_of_one_output_channel_is_binary() -> None:
+    """Labels are the sigmoid above one half, confidence is its probability, whole and in tiles."""
+    net, image = BinaryNet(preprocessing=Preprocessing(size=(129, 129), resize="none")), scene(128, 192)
+    result = Predictor(net, "cpu", confidence=True)(image)
+    low = net.forward_low_resolution(prepare(image, net.preprocessing).tensor_1CHW)
+    logits = F.interpolate(low, size=(128, 192), mode="bilinear").detach()[0, 0].numpy()
+    np.testing.assert_array_equal(result.labels, logits > 0)
+    assert result.areas["red"] == pytest.approx(0.125, abs=0.001)
+    assert result.confidence is not None
+    np.testing.assert_allclose(result.confidence, 1 / (1 + np.exp(-np.abs(logits))), atol=1e-5)
+    np.testing.assert_allclose(Predictor(net, "cpu").probability(image, "red"), 1 / (1 + np.exp(-logits)), atol=1e-5)
+    np.testing.assert_array_equal(Predictor(net, "cpu", tile=64, overlap=32)(image).labels, result.labels)
+
+
+@pytest.mark.parametrize("names", [None, ["person"], ["street", "person"]])
+def test_a_binary_deeplab_has_two_labels_everywhere(names: list[str] | None, tmp_path: Path) -> None:
+    """Names, colours, its own predict_labels, the optimized model, the saved file and the score agree about the two labels."""
+    import deeplabzoo
+
+    config = DeepLabConfig(architecture="deeplabv3", encoder="resnet18", num_classes=1)
+    torch.manual_seed(0)
+    net = DeepLab(config, classes=names, preprocessing=Preprocessing(size=(65, 65), resize="none")).eval()
+    with torch.no_grad():
+        net.head.classifier.bias.fill_(0)
+    expected = {None: ("background", "foreground"), "person": ("background", "person")}.get(
+        names and names[0], ("street", "person")
+    )
+    assert net.classes == expected
+    assert len(net.palette) == 2
+    image = np.random.default_rng(0).integers(0, 256, (65, 65, 3), dtype=np.uint8)
+    tensor = prepare(image, net.preprocessing).tensor_1CHW
+    labels = net.predict_labels(tensor)[0].numpy()
+    np.testing.assert_array_equal(labels, net(tensor)[0, 0].detach().numpy() > 0)
+    net.save(tmp_path / "binary.safetensors")
+    again = deeplabzoo.load(tmp_path / "binary.safetensors")
+    assert again.classes == expected
+    for model in (net, net.optimize(), again):
+        np.testing.assert_array_equal(Predictor(model, "cpu")(image).labels, labels)
+    np.testing.assert_array_equal(net.optimize().predict_labels(tensor)[0].numpy(), labels)
+
+
+def test_a_probability_map_is_the_softmax_of_its_class(predictor: Predictor) -> None:
+    """By name or number; an unknown class and an image in tiles are sentences."""
+    image = scene(151, 233)
+    logits = image_logits(predictor.net.eval(), prepare(image, predictor.net.preprocessing))[0].detach()
+    for label in ("blue", 3):
+        found = predictor.probability(image, label)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, logits.softmax(dim=0)[3].numpy(), atol=1e-5)
+    for label in ("cat", 4, -1, None):
+        with pytest.raises(UsageError, match="has no class"):
+            predictor.probability(image, label)
+    with pytest.raises(UsageError, match="cut into tiles; use tile=None"):
+        Predictor(ColorNet(), "cpu", tile=64).probability(image, 0)
+
+
+class ChannelNet(ColorNet):
+    """Label 1 where the last of its channels is above one half, whatever the others hold."""
+
+    def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        self.seen_shapes.append(tuple(image_BCHW.shape))
+        mean, std = channel_statistics(self.preprocessing, self.config.in_chans)
+        last = (image_BCHW * std + mean)[:, -1:] - 0.5
+        return torch.cat([-last, last, last - 9, last - 9], dim=1)
+
+
+AT_ITS_SIZE = Preprocessing(size=(129, 129), resize="none")
+
+
+def test_a_model_of_one_channel_gets_grey_values(tmp_path: Path) -> None:
+    """A grey array, a grey file and a grey-looking colour file are one image; a colour image is converted as Pillow does."""
+    predictor = Predictor(ChannelNet(in_chans=1, preprocessing=AT_ITS_SIZE), "cpu")
+    grey = np.zeros((40, 60), np.uint8)
+    grey[:20] = 200
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.save(tmp_path / "grey.npy", grey)
+    sources = [
+        grey,
+        grey[..., None],
+        np.dstack([grey] * 3),
+        tmp_path / "grey.png",
+        tmp_path / "grey.npy",
+        Image.fromarray(grey),
+    ]
+    for result in predictor(sources):
+        np.testing.assert_array_equal(result.labels, grey > 127)
+        assert result.overlay().mode == "RGB"
+    assert predictor.net.seen_shapes[0] == (1, 1, 40, 60)
+    large = np.kron(grey, np.ones((4, 4), np.uint8))
+    in_tiles = Predictor(ChannelNet(in_chans=1, preprocessing=AT_ITS_SIZE), "cpu", tile=64)(large).labels
+    np.testing.assert_array_equal(in_tiles, large > 127)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_model_of_several_channels_gets_arrays_npy_and_tiff(channels: int, dtype: type, tmp_path: Path) -> None:
+    """Values arrive as they are, in the model's own mean and std, from contiguous and planar files."""
+    mean = tuple(0.1 + 0.01 * index for index in range(channels))
+    net = ChannelNet(in_chans=channels, preprocessing=Preprocessing(size=(65, 65), resize="none", mean=mean, std=mean))
+    predictor, most = Predictor(net, "cpu"), np.iinfo(dtype).max
+    image = np.random.default_rng(channels).integers(0, most + 1, (40, 60, channels)).astype(dtype)
+    image[:20, :, -1], image[20:, :, -1] = most, 0
+    np.save(tmp_path / "a.npy", image)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", planarconfig="contig", rowsperstrip=7)
+    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(image, 2, 0), photometric="minisblack", planarconfig="separate")
+    for source in (image, tmp_path / "a.npy", tmp_path / "a.tif", tmp_path / "planar.tif"):
+        result = predictor(source)
+        np.testing.assert_array_equal(result.labels, image[..., -1] > most // 2)
+        assert result.image.shape == (40, 60, 3)
+        read, _ = read_input(source, channels)
+        np.testing.assert_allclose(read, image / (most / 255), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.zeros((40, 60, 3), np.uint8),
+        np.zeros((40, 60, 4), np.float32),
+        np.zeros((1, 60, 4), np.uint8),
+        "three.png",
+        "bad.npy",
+        "objects.npy",
+        "bad.tif",
+        "missing.npy",
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_four_channels_is_a_sentence(source: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number of channels, floats, a line, damaged and missing files; objects are never unpickled."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 40)).save("three.png")
+    Path("bad.npy").write_bytes(b"\x93NUMPY")
+    np.save("objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    Path("bad.tif").write_bytes(b"II*\0words")
+    with pytest.raises(ImageError):
+        Predictor(ChannelNet(in_chans=4), "cpu")(source)
+    with pytest.raises(UsageError, match="Tiles are cut from grey or RGB"):
+        Predictor(ChannelNet(in_chans=4), "cpu", tile=64)
+
+
+def test_an_rgba_image_is_four_channels_for_such_a_model(tmp_path: Path) -> None:
+    """The alpha of a PNG is the fourth channel, not transparency."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    image[..., 3] = np.where(np.arange(60) < 30, 255, 0)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    labels = Predictor(ChannelNet(in_chans=4, preprocessing=AT_ITS_SIZE), "cpu")(tmp_path / "a.png").labels
+    np.testing.assert_array_equal(labels, image[..., 3] > 127)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_models_are_unwrapped(wrap: Callable[[ColorNet], object], caplog: pytest.LogCaptureFixture) -> None:
+    """DataParallel and torch.compile hand over the model inside; that the compiled code is not used is logged."""
+    net = ColorNet()
+    predictor = Predictor(wrap(net), "cpu")
+    assert predictor.net is net
+    assert ("engine='compiled'" in caplog.text) == (wrap is not torch.nn.DataParallel)
+    np.testing.assert_array_equal(predictor(scene()).labels, Predictor(net, "cpu")(scene()).labels)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("deeplabv3_mobilenetv2_voc", "not the name or path 'deeplabv3_mobilenetv2_voc'"),
+        (Path("mine.safetensors"), "not the name or path 'mine.safetensors'"),
+        (
+            torch.nn.Sequential(DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="resnet18"))),
+            "not a Sequential; pass its submodule '0'",
+        ),
+        (torch.nn.Conv2d(3, 3, 1), "not a Conv2d; build one"),
+        ({"state_dict": {}}, "not a dict"),
+        (None, "not a NoneType"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_model_is_a_sentence(model: object, said: str) -> None:
+    """Each says what was given and how to get a model."""
+    with pytest.raises(UsageError, match=said):
+        Predictor(model, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_float_types_predict(dtype: torch.dtype) -> None:
+    """A model made half or double by its owner is run; its own type is not an error of a layer deep inside."""
+    torch.manual_seed(0)
+    net = DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="resnet18", num_classes=3), preprocessing=AT_ITS_SIZE).eval()
+    expected = Predictor(net, "cpu")(scene(65, 65)).labels
+    labels = Predictor(net.to(dtype), "cpu")(scene(65, 65)).labels
+    assert (labels == expected).mean() > 0.9
+
+
+def test_a_classifier_replaced_by_hand_is_refused() -> None:
+    """Labels of a 5-class head never get the names of 21 others, in any way of predicting."""
+    net = DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="resnet18", num_classes=21), preprocessing=AT_ITS_SIZE).eval()
+    net.head.classifier = Classifier(net.head.classifier.in_channels, 5)
+    for options in ({}, {"confidence": True}, {"tile": 64}):
+        with pytest.raises(UsageError, match=r"gives 5 channels, .* 21 classes; .*reset_classifier\(5"):
+            Predictor(net, "cpu", **options)(scene(128, 128))
+
+
+def test_tiles_that_show_objects_at_another_size_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Weights that resize images to 129 pixels see a large image in tiles at its own size: the factor is named, once."""
+    predictor = Predictor(ColorNet(), "cpu", tile=128)
+    for _ in range(2):
+        predictor(scene(516, 516))
+    assert caplog.text.count("objects are 4 times as large as the weights expect; scale 0.25") == 1
+    caplog.clear()
+    Predictor(ColorNet(), "cpu", tile=128, scale=0.25)(scene(516, 516))
+    Predictor(ColorNet(preprocessing=AT_ITS_SIZE), "cpu", tile=128)(scene(516, 516))
+    assert "objects" not in caplog.text

@@ -140,7 +140,7 @@ def test_unsupported_audio_is_dropped_and_logged(
     """WebM takes no AAC: the pictures are written, and a line says what is missing."""
     source = clip(tmp_path / "clip.mp4", sound=True)
     assert not label_video(predictor, source, tmp_path / "out.webm").sound
-    assert "the sound (aac) does not go into" in caplog.text
+    assert "the sound (aac) cannot be stored in" in caplog.text
     assert len(seen(tmp_path / "out.webm")[0]) == 12
 
 

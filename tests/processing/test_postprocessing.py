@@ -22,6 +22,7 @@ from deeplabzoo.processing.postprocessing import (
     argmax_labels,
     argmax_labels_with_confidence,
     class_areas,
+    class_logits,
     upsample_argmax,
     upsampled_logits,
 )
@@ -100,7 +101,7 @@ def test_labels_are_the_argmax_of_torchs_interpolation(
 ) -> None:
     """Larger, smaller, equal and odd ratios; both conventions, both layouts; rounding alone may decide otherwise."""
     low = logits((batch, classes, *low_hw), kind, seed)
-    expected = interpolated(low, size_hw, align_corners)
+    expected = interpolated(class_logits(low), size_hw, align_corners)  # one channel is binary
     layout = torch.channels_last if channels_last else torch.contiguous_format
     labels = upsample_argmax(low.contiguous(memory_format=layout), size_hw, align_corners=align_corners)
     assert labels.shape == (batch, *size_hw)

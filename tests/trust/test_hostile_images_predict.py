@@ -20,10 +20,10 @@ from deeplabzoo.data.image_io import read_header
 from deeplabzoo.data.image_sources import Source, find_images
 from deeplabzoo.demo.app import segment_upload
 from deeplabzoo.errors import DeepLabZooError, ImageError, OutputError
-from deeplabzoo.inference.batch import is_up_to_date
-from deeplabzoo.inference.inputs import job_for_folder
+from deeplabzoo.inference.batch import compute_stamp, is_up_to_date
+from deeplabzoo.inference.inputs import job_for_folder, png_stamp_metadata
 from deeplabzoo.inference.large_predict import predict_to_files
-from deeplabzoo.inference.predictor import Predictor, png_stamp_metadata
+from deeplabzoo.inference.predictor import Predictor
 
 SCENE = np.zeros((40, 60, 3), np.uint8)
 SCENE[:20, :30, 0] = 255
@@ -146,10 +146,10 @@ def test_the_widest_images_are_answered(hw: tuple[int, int], tmp_path: Path) -> 
     result.save(tmp_path / "labels.png", "labels")
     result.save(tmp_path / "areas.json")
     if max(hw) > 16_383:
-        with pytest.raises(OutputError, match=r"WEBP ends at 16383 a side; use \.png or \.tif"):
+        with pytest.raises(OutputError, match=r"WEBP is limited to 16383 a side; use \.png or \.tif"):
             result.save(tmp_path / "overlay.webp")
     if hw[0] == 65_500:
-        with pytest.raises(OutputError, match="JPEG ends at 65500 a side"):
+        with pytest.raises(OutputError, match="JPEG is limited to 65500 a side"):
             result.save(tmp_path / "overlay.jpg")  # the legend makes it higher
     assert {path.name for path in tmp_path.iterdir()} == {"labels.png", "areas.json"}
 
@@ -157,13 +157,16 @@ def test_the_widest_images_are_answered(hw: tuple[int, int], tmp_path: Path) -> 
 def test_a_result_of_many_pixels_is_found_again(tmp_path: Path) -> None:
     """Above 179 megapixels Pillow refuses to open a file unasked; the stamp of a large map of labels is read all the same."""
     source = Source(tmp_path / "survey.tif", Path("survey"))
+    source.path.write_bytes(b"an image")
     job = job_for_folder(source, tmp_path, ["labels"])
-    (name, words, *_) = png_stamp_metadata("stamp").chunks[0]
+    stamp = compute_stamp(source, "settings")
+    assert stamp is not None
+    (name, words, *_) = png_stamp_metadata(stamp).chunks[0]
     job.files["labels"].write_bytes(png(20_000, 20_000, colours=0, extra=chunk(name, words)))
     header = read_header(job.files["labels"])
     assert header is not None
     assert header.hw == (20_000, 20_000)
-    assert is_up_to_date(job, "stamp", alpha=0.5, legend=True)
+    assert is_up_to_date(job, "settings", alpha=0.5, legend=True)
     assert not is_up_to_date(job, "another", alpha=0.5, legend=True)
 
 
