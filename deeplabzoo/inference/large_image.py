@@ -13,16 +13,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from deeplabzoo.data.image_io import (
-    MAX_PIXELS,
-    ImageSource,
-    Pixels,
-    decode_image,
-    error_reason,
-    open_image,
-    read_image,
-    require_file,
-)
+from deeplabzoo.data.image_file import decode_image, error_reason, open_image, require_file
+from deeplabzoo.data.image_io import MAX_PIXELS, ImageSource, Pixels, read_image, warn_once_per_folder
 from deeplabzoo.errors import ImageError
 from deeplabzoo.log import logger
 from deeplabzoo.optional_imports import require_module
@@ -225,6 +217,8 @@ def open_tiff(path: Path) -> TiffRowReader | None:
             return None
         if not obstacle:
             on_failure.pop_all()
+            if _fourth_band(page) == _UNSPECIFIED:
+                warn_once_per_folder(path, "bands", f"'{path}' has more channels than its colours, which are ignored.")
             return reader
     logger.info(f"{path.name} is decoded whole: {obstacle}")
     return None
