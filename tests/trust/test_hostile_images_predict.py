@@ -80,7 +80,7 @@ def test_bad_images_in_a_folder_cost_no_good_one(workers: str, tmp_path: Path, c
     assert len(skipped) == len(bad) + 1  # and the link
     assert all(any(f"{photos / name}'" in line for line in skipped) for name in [*bad, "link.png"])
     last = said.err.splitlines()[-1]
-    assert last.startswith(f"error: {len(skipped)} of {len(skipped) + 2} photos could not be read: ")
+    assert last.startswith(f"error: {len(skipped)} of {len(skipped) + 2} images could not be read: ")
     assert last.endswith("the others are done.")
     assert "Traceback" not in said.err
     made = {"out", "out/a good one_labels.png", "out/z good one_labels.png"}
@@ -107,7 +107,7 @@ def test_any_file_name_is_labelled_and_logged_in_one_line(
     assert len(list(out.iterdir())) == 3 * len(NAMES)
     with caplog.at_level(logging.INFO, "deeplabzoo"):
         assert main([str(photos), "--out", str(out)]) == 0
-    assert f"{len(NAMES)} of {len(NAMES)} were done before" in caplog.text
+    assert f"skipped {len(NAMES)} of {len(NAMES)} images" in caplog.text
 
 
 @pytest.mark.parametrize(
