@@ -549,8 +549,13 @@ def test_a_classifier_replaced_by_hand_is_refused() -> None:
     net = DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="resnet18", num_classes=21), preprocessing=AT_ITS_SIZE).eval()
     net.head.classifier = Classifier(net.head.classifier.in_channels, 5)
     for options in ({}, {"confidence": True}, {"tile": 64}):
-        with pytest.raises(UsageError, match=r"gives 5 channels, .* 21 classes; .*reset_classifier\(5"):
+        with pytest.raises(UsageError, match=r"reset_classifier\(5"):
             Predictor(net, "cpu", **options)(scene(128, 128))
+    other = ColorNet()
+    other.config = dataclasses.replace(other.config, num_classes=21)
+    for options in ({}, {"confidence": True}, {"tile": 64}):
+        with pytest.raises(UsageError, match=r"gives 4 channels, .* 21 classes; .*reset_classifier\(4"):
+            Predictor(other, "cpu", **options)(scene(128, 128))
 
 
 def test_tiles_that_show_objects_at_another_size_are_logged(caplog: pytest.LogCaptureFixture) -> None:
