@@ -39,7 +39,7 @@ def test_a_measured_export_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(made_export(model="unmeasured", check=None).to_json())
     table = exports_table(tmp_path)
     assert "| `deeplabv3_colors.known` | voc val, 50 | openvino int8 | 70.00 % | 69.50 % | -0.50 | 4.0 |" in table
-    assert "A CPU; openvino 2026.4, torch 2.15.0; 2026-01-01. int8 is fitted to 48 training photos." in table
+    assert "A CPU; openvino 2026.4, torch 2.15.0; 2026-01-01. int8 is calibrated on 48 training images." in table
     assert "- `python -m deeplabzoo.export colors`" in table
     assert "unmeasured" not in table
     assert exports_table(tmp_path / "none") == "No run is recorded yet."

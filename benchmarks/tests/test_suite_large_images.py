@@ -106,7 +106,7 @@ def test_the_chart_shows_time_and_memory(tmp_path: Path) -> None:
         assert picture.format == "PNG"
         assert picture.width > 2 * picture.height - 100
         assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 10
-    with pytest.raises(UsageError, match="measure with --scaling"):
+    with pytest.raises(UsageError, match="run `scaling`"):
         draw_scaling(record_of(), tmp_path / "none.png")
 
 

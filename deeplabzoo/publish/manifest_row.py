@@ -1,4 +1,4 @@
-"""The manifest row of a release, and the file of facts that travels with weights which no manifest lists."""
+"""Manifest rows: the row of a release, metrics from evaluation reports, and the config.json beside the weights."""
 
 import dataclasses
 import json
@@ -22,19 +22,22 @@ from deeplabzoo.training.dataloader import Splits
 from deeplabzoo.training.recipe import NON_DETERMINING_FIELDS, Recipe
 from deeplabzoo.training.recipes import get_recipe
 
-# Figures measured here, put into the manifest from evaluation reports: only those of the very file that a row releases.
-
-
 _CONDITION_FIELDS = ("name", "protocol", "data", "split", "images", "output_stride", "scales", "flip", "origin")
 
 
 def add_report(manifest_text: str, report: Mapping[str, Any], report_path: str | None = None) -> tuple[str, str]:
-    """Return the manifest's new text with a report's figures in the row of its weights, and a line that says so.
+    """Return the manifest's new text with a report's metrics in the row of the evaluated file, and a summary line.
 
-    `report_path` is where the report itself is kept, for readers of the row.
+    A metric of the same protocol is replaced, any other is kept.
 
-    A figure under the same conditions is replaced, any other is kept. Raises UsageError for a report of a file that is not
-    released (by its sha256), of an adapted network, or of a part of a split; and WeightsError if the result would be invalid.
+    Args:
+        manifest_text: The manifest as JSON.
+        report: What `evaluate --json` writes.
+        report_path: Path of the report in the repository, stored in the row.
+
+    Raises:
+        UsageError: A report of a file that is not released (by sha256), of an adapted model, or of part of a split.
+        WeightsError: The result would be an invalid manifest.
     """
     plain = json.loads(manifest_text)
     try:
@@ -45,7 +48,7 @@ def add_report(manifest_text: str, report: Mapping[str, Any], report_path: str |
     new = [{key: one[key] for key in _CONDITION_FIELDS} for one in metrics]
     others = [one for one in row["metrics"] if {key: one.get(key) for key in _CONDITION_FIELDS} not in new]
     if any(one.get("per_class") for one in row["metrics"] if one not in others):
-        metrics[0]["per_class"] = per_class(report)  # the mIoU that it is beside was measured again, and so were they
+        metrics[0]["per_class"] = per_class(report)  # IoU per class belongs to the mIoU that is replaced
     row["metrics"] = [*others, *metrics]
     row["verified"] = "measured here"
     decode_dataclass(Manifest, plain, "manifest.json")
@@ -56,9 +59,9 @@ def add_report(manifest_text: str, report: Mapping[str, Any], report_path: str |
 
 
 def manifest_json(plain: Mapping[str, Any]) -> str:
-    """Return a manifest as text in its one form: two spaces of indent, short lists of values on one line."""
+    """Return a manifest as text: two spaces of indent, lists of values on one line."""
     text = json.dumps(plain, indent=2, ensure_ascii=False)
-    # a line feed never stands inside a JSON string, so only the brackets of lists are met here
+    # JSON strings hold no line feeds, so this matches brackets of lists only
     return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: f"[{_one_line(found[1])}]", text) + "\n"
 
 
@@ -70,11 +73,13 @@ def _matching_row(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict
     weights = report["weights"]
     sha256, tag = weights["sha256"], weights.get("tag")
     if not sha256:
-        raise UsageError("The report does not say which file was evaluated (no sha256), so it belongs to no released weights.")
+        raise UsageError("The report does not name the evaluated file (no sha256), so it belongs to no released checkpoint.")
     if weights.get("adapted"):
-        raise UsageError(f"The report is of an adapted network ({'; '.join(weights['adapted'])}), not of the released weights.")
+        raise UsageError(
+            f"The report is of an adapted model ({'; '.join(weights['adapted'])}), not of the released checkpoint."
+        )
     if report["limit"]:
-        raise UsageError(f"The report covers a part of the split only ({report['subset']}); evaluate without --limit.")
+        raise UsageError(f"The report covers only part of the split ({report['subset']}); evaluate without --limit.")
     for row in rows:
         named = tag is not None and report["model"] in (row["name"], f"{row['name']}.{tag}") and tag == row["tag"]
         published = row["sha256"] or row["sha256_prefix"]
@@ -88,14 +93,14 @@ def _matching_row(report: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict
 
 
 def per_class(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return a report's IoU by class in %, as a row's mIoU keeps it; None for absent classes."""
+    """Return a report's IoU by class in %; None for absent classes."""
     return {name: None if value is None else round(100 * value, 2) for name, value in report["per_class"].items()}
 
 
 def metrics_from_report(report: Mapping[str, Any], report_path: str | None = None) -> list[dict[str, Any]]:
-    """Return the metrics that a row gets from a report, mIoU first; `report_path` is where the report is kept.
+    """Return a report's metrics as fields of a row, mIoU first.
 
-    Raises UsageError for a report that does not say which command made it, KeyError for something else than a report.
+    Raises UsageError for a report without its command, KeyError for a mapping that is not a report.
     """
     settings, hardware = report["protocol_settings"], report["hardware"]
     conditions = {
@@ -120,10 +125,10 @@ def metrics_from_report(report: Mapping[str, Any], report_path: str | None = Non
 
 
 def _command(command: str | None) -> str:
-    """Return the command without what is of one machine alone: where the data lay, and where the report went."""
+    """Return the command without paths of this machine: the dataset folder and the report."""
     if not command:
         raise UsageError(
-            "The report does not say which command made it; make it with `python -m deeplabzoo.evaluate … --json`."
+            "The report does not name the command that made it; make it with `python -m deeplabzoo.evaluate … --json`."
         )
     arguments: list[str] = []
     tokens = iter(shlex.split(command))
@@ -140,14 +145,14 @@ def _command(command: str | None) -> str:
 
 
 REPORTS = "benchmarks/evaluations"
-"""Where evaluation reports are kept in the project."""
+"""Folder of evaluation reports in the repository."""
 _ALWAYS = ("architecture", "encoder", "num_classes", "output_stride")
 
 
 def release_row(release: Release, source: Mapping[str, Any], *, default: bool, reports: str = "") -> dict[str, Any]:
-    """Return the row as plain values, checked as the manifest checks it; `reports` is the folder that the reports go to.
+    """Return the row of a release as plain, validated values; `reports` is the folder of its reports.
 
-    Raises UsageError for classes that no class list has, WeightsError for a row that the manifest would refuse.
+    Raises UsageError for classes of no known class list, WeightsError for a row that the manifest would refuse.
     """
     require_known_classes(release.data, release.net.classes)
     started = f"Started from: {release.training.initial_weights}."
@@ -176,17 +181,17 @@ def release_row(release: Release, source: Mapping[str, Any], *, default: bool, r
 
 
 def require_known_classes(data: str | None, classes: Sequence[str]) -> None:
-    """Raise UsageError for weights whose classes are those of no class list (`data` None): no manifest can list them."""
+    """Raise UsageError for classes of no known class list (`data` None), which a manifest cannot hold."""
     if data is None:
         shown = ", ".join(classes[:4]) + (" …" if len(classes) > 4 else "")
         raise UsageError(
-            f"The {len(classes)} classes of these weights ({shown}) are those of no class list of deeplabzoo, so a manifest "
-            "cannot list them; leave --manifest out, and use the release folder or --hub."
+            f"The {len(classes)} classes of these weights ({shown}) are no class list of deeplabzoo, so a manifest cannot hold "
+            "them; omit --manifest, and use the release folder or --hub."
         )
 
 
 def release_metrics(release: Release, reports: str = "") -> list[dict[str, Any]]:
-    """Return the figures of all reports; the first one, mIoU on val, also by class."""
+    """Return the metrics of all reports; the first one, mIoU on val, also by class."""
     found = []
     for report in release.reports:
         report_path = f"{reports}/{report_name(release.full_name, report)}" if reports else None
@@ -197,7 +202,7 @@ def release_metrics(release: Release, reports: str = "") -> list[dict[str, Any]]
 
 
 def release_config(release: Release) -> dict[str, Any]:
-    """Return config.json: network, classes, training and figures, whether or not a manifest row could hold them."""
+    """Return config.json: model, classes, training, metrics and recipe."""
     facts: dict[str, Any] = {
         "library_name": FORMAT,
         "name": release.full_name,
@@ -213,7 +218,7 @@ def release_config(release: Release) -> dict[str, Any]:
 
 
 def model_facts(net: DeepLab) -> dict[str, Any]:
-    """Return what config.json says of any network: its configuration, classes, colours and input."""
+    """Return a model's part of config.json: configuration, classes, palette and preprocessing."""
     facts: dict[str, Any] = _plain(
         {
             "config": net.config.to_dict(),
@@ -226,27 +231,26 @@ def model_facts(net: DeepLab) -> dict[str, Any]:
 
 
 def _config(config: DeepLabConfig) -> dict[str, Any]:
-    """Return what is not a default, and the four fields that everybody wants to read."""
+    """Return the fields that are not defaults, and the four most important ones."""
     usual = DeepLabConfig(architecture=config.architecture, encoder=config.encoder).to_dict()
     return {key: value for key, value in config.to_dict().items() if key in _ALWAYS or value != usual[key]}
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples into lists, as reading the JSON back would."""
+    """Convert tuples to lists, as a JSON round trip does."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-# Where weights come from, as their manifest row tells it: recipe, changes to it, data by hash, initial weights, machine.
-
+# Training record of a row.
 
 _FILES = (".safetensors", ".tflite", ".pth", ".pt", ".bin")
 _WORD = re.compile(r"[A-Za-z][\w.-]*")
 
 
 def training_record(run: FinishedRun, data: Splits | None) -> Training:
-    """Return how the run was made; pictures are counted and hashed where `data` shows them."""
+    """Return the training record of a run; training images are counted and hashed if `data` is given."""
     recipe, report = run.recipe, run.report
     assert recipe.steps is not None
     images = len(data.train) if data else None
@@ -274,35 +278,35 @@ def training_record(run: FinishedRun, data: Splits | None) -> Training:
 
 
 def recipe_overrides(recipe: Recipe, images: int | None) -> tuple[str, ...]:
-    """Return the `--set` arguments that make the recipe of this name, as it is filed now, the one that was trained.
+    """Return the `--set` arguments that turn the bundled recipe of this name into the one that was trained.
 
-    `images` is the number of training pictures, by which epochs become steps. Files are named without their folders.
+    `images` is the number of training images, which converts epochs to steps. Files are named without their folders.
     """
     try:
-        filed = get_recipe(recipe.name)
+        bundled = get_recipe(recipe.name)
     except UnknownNameError:
         return ()
-    before = filed.to_dict()
-    if images:  # a filed number of epochs is as many steps as the changed batch makes of it
+    before = bundled.to_dict()
+    if images:  # the number of steps in an epoch depends on the batch size
         before["steps"] = (
-            dataclasses.replace(filed, batch=recipe.batch, accumulate=recipe.accumulate).with_total_steps(images).steps
+            dataclasses.replace(bundled, batch=recipe.batch, accumulate=recipe.accumulate).with_total_steps(images).steps
         )
     return tuple(_differences(before, recipe.to_dict(), ""))
 
 
 def initial_weights(recipe: Recipe) -> str:
-    """Say in words what the network started from."""
+    """Return a description of the initial weights."""
     if recipe.init:
         return _base_name(recipe.init)
     if recipe.encoder_init is True:
-        return "encoder: timm's ImageNet weights; head untrained"
+        return "encoder: timm's ImageNet weights; head random"
     if recipe.encoder_init == "auto":
-        return "encoder: timm's ImageNet weights where they could be had, else untrained; head untrained"
-    return f"encoder: {_base_name(recipe.encoder_init)}; head untrained" if recipe.encoder_init else "none: untrained"
+        return "encoder: timm's ImageNet weights if available, else random; head random"
+    return f"encoder: {_base_name(recipe.encoder_init)}; head random" if recipe.encoder_init else "none: random initialization"
 
 
 def recipe_without_paths(recipe: Recipe) -> dict[str, Any]:
-    """Return the whole recipe as plain values, with files named without their folders, which are of one machine alone."""
+    """Return the whole recipe as plain values, with files named without their folders."""
     values = recipe.to_dict()
     return {
         key: _base_name(value) if isinstance(value, str) and key in _FILE_FIELDS else value for key, value in values.items()
@@ -314,7 +318,7 @@ _FILE_FIELDS = ("init", "encoder_init", "teacher")
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for key, value in after.items():
-        unset = not prefix and key in ("steps", "epochs") and value is None  # setting the one unsets the other
+        unset = not prefix and key in ("steps", "epochs") and value is None  # setting one unsets the other
         if before.get(key) == value or unset or (not prefix and key in NON_DETERMINING_FIELDS):
             continue
         if isinstance(value, Mapping) and isinstance(before.get(key), Mapping):

@@ -1,4 +1,4 @@
-"""The steps of publishing, from top to bottom: check, write, read back, measure, describe, hand out."""
+"""Publishing a finished run: check, write, read back, evaluate, describe, and copy to a manifest or the Hub."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from deeplabzoo.evaluation.reproduce import golden_difference, save_golden
 from deeplabzoo.files import ensure_folder, remove_partial_files, write_atomically
 from deeplabzoo.hub.factory import load
 from deeplabzoo.hub.http_download import sha256_of
-from deeplabzoo.hub.manifest import License, Manifest, read_manifest
+from deeplabzoo.hub.manifest import License, Manifest, read_manifest, released
 from deeplabzoo.log import logger
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.publish.manifest_row import (
@@ -28,7 +28,7 @@ from deeplabzoo.publish.manifest_row import (
     require_known_classes,
     training_record,
 )
-from deeplabzoo.publish.model_card import copy_curves, draw_overlay, read_thumbnail, render_model_card
+from deeplabzoo.publish.model_card import copy_curves, draw_overlay, read_thumbnail, release_card
 from deeplabzoo.publish.push_to_hub import create_repository, upload
 from deeplabzoo.publish.release import (
     CARD,
@@ -53,31 +53,26 @@ from deeplabzoo.publish.release import (
 from deeplabzoo.strict_json import decode_dataclass
 from deeplabzoo.training.dataloader import Splits
 
-# A release put beside a manifest: its files, its reports, and the row that lists them, the row last.
-
-
 MAX_BUNDLED_BYTES = 7_000_000
-"""Of a file that every installation carries."""
+"""Largest weights file that ships with the package."""
 
 
 def require_new(manifest: Path, name: str, tag: str) -> bool:
-    """Return whether `name` has no weights yet; raises UsageError where the manifest is missing or lists `name.tag` already."""
+    """Return whether `name` has no checkpoint yet; raises UsageError if the manifest is missing or lists `name.tag`."""
     if not manifest.is_file():
         raise UsageError(f"There is no manifest '{manifest}'; give the path of weights/manifest.json.")
     tags = [row.tag for row in read_manifest(manifest) if row.name == name]
     if tag in tags:
         raise UsageError(
-            f"{name}.{tag} is released already, and a weight is never replaced under its tag; choose another --tag."
+            f"{name}.{tag} is already released, and a checkpoint is never replaced under its tag; choose another --tag."
         )
     return not tags
 
 
 def require_matching_name(name: str, expected: str) -> None:
-    """Raise UsageError unless `name` says what the weights are, as names of the registry do."""
+    """Raise UsageError unless `name` is the registry name of these weights."""
     if name != expected:
-        raise UsageError(
-            f"A name in the manifest says architecture, encoder and data; these weights are {expected}, not {name}."
-        )
+        raise UsageError(f"A name in the manifest is architecture_encoder_data; these weights are {expected}, not {name}.")
 
 
 def require_small(file: Path) -> None:
@@ -85,7 +80,7 @@ def require_small(file: Path) -> None:
     size = file.stat().st_size
     if size > MAX_BUNDLED_BYTES:
         raise UsageError(
-            f"The weights take {size / 1e6:.1f} MB; what ships with the package has at most {MAX_BUNDLED_BYTES / 1e6:.0f} MB: "
+            f"The weights file has {size / 1e6:.1f} MB, and the package ships at most {MAX_BUNDLED_BYTES / 1e6:.0f} MB per file: "
             "publish fp16, or publish on the Hub with --hub."
         )
 
@@ -93,8 +88,7 @@ def require_small(file: Path) -> None:
 def add_to_manifest(manifest: Path, row: Mapping[str, Any], files: Mapping[str, bytes], reports: Mapping[str, str]) -> None:
     """Write `files` beside the manifest, `reports` into the project's evaluations, then the row.
 
-    A row that is the default takes that from the row which had it. Raises UsageError, WeightsError or OutputError, and then
-    takes back what it wrote: nothing is listed whose file is missing.
+    A default row replaces the former default. On UsageError, WeightsError or OutputError the files it wrote are removed again.
     """
     folder, evaluations = manifest.parent, manifest.resolve().parents[1] / REPORTS
     contents = {folder / name: content for name, content in files.items()}
@@ -102,13 +96,13 @@ def add_to_manifest(manifest: Path, row: Mapping[str, Any], files: Mapping[str, 
         ensure_folder(evaluations)
         contents |= {evaluations / name: text.encode() for name, text in reports.items()}
     for path in (*contents, manifest):
-        remove_partial_files(path)  # of a process that was killed here; this folder is shipped
+        remove_partial_files(path)  # left by a killed process; this folder is shipped
     written = [path for path in contents if not path.exists()]
     try:
         for path, content in contents.items():
             _write_text(path, content)
         require_new(manifest, row["name"], row["tag"])
-        plain = json.loads(manifest.read_text(encoding="utf-8"))  # only now: others may have added rows since
+        plain = json.loads(manifest.read_text(encoding="utf-8"))  # read again: another process may have added rows
         for other in plain["rows"]:
             if row["default"] and other["name"] == row["name"]:
                 other["default"] = False
@@ -123,9 +117,6 @@ def add_to_manifest(manifest: Path, row: Mapping[str, Any], files: Mapping[str, 
 
 def _write_text(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
-
-
-# A release handed out: its files under the names that they have beside a manifest, and on the Hub.
 
 
 def upload_release(repo: str, release: Release, folder: Path, *, overlay: bool) -> str:
@@ -144,19 +135,19 @@ def upload_release(repo: str, release: Release, folder: Path, *, overlay: bool) 
         for one in present:
             shutil.copyfile(folder / one, there / one)
         named = dataclasses.replace(release, address=f"hf-hub:{repo}")
-        (there / CARD).write_text(render_model_card(named, **_image_names(present)), encoding="utf-8")
+        (there / CARD).write_text(release_card(named, **_image_names(present)), encoding="utf-8")
         commit = upload(repo, there, f"{release.full_name}: {release.metrics_summary}")
     logger.info(f"hub: hf-hub:{repo}@{commit[:12]}")
     return commit
 
 
 def add_release_to_manifest(manifest: Path, release: Release, folder: Path, row: Mapping[str, Any], *, overlay: bool) -> None:
-    """Put the release beside the manifest under names that begin with its own."""
+    """Copy the release into the manifest's folder; each file name begins with the release's name."""
     full_name = release.full_name
     files = {name: (folder / name).read_bytes() for name in (f"{full_name}.safetensors", f"{full_name}.golden.safetensors")}
-    pictures = [one for one in (CURVES, *([OVERLAY] if overlay else [])) if (folder / one).is_file()]
-    files |= {f"{full_name}.{one}": (folder / one).read_bytes() for one in pictures}
-    files[f"{full_name}.md"] = render_model_card(release, **_image_names(pictures, f"{full_name}.")).encode()
+    images = [one for one in (CURVES, *([OVERLAY] if overlay else [])) if (folder / one).is_file()]
+    files |= {f"{full_name}.{one}": (folder / one).read_bytes() for one in images}
+    files[f"{full_name}.md"] = release_card(release, **_image_names(images, f"{full_name}.")).encode()
     reports = {report_name(full_name, one): one.to_json() for one in release.reports}
     add_to_manifest(manifest, row, files, reports)
     logger.info(f"manifest: {full_name} added{' as the default' if row['default'] else ''}")
@@ -176,7 +167,7 @@ _NOT_STATED = "not stated"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig:
-    """What is to be published, and where to; the command's options."""
+    """What is published, and where to; the command's options."""
 
     run: Path
     data: Path | None
@@ -195,10 +186,18 @@ class PublishConfig:
 
 
 def publish(config: PublishConfig) -> str:
-    """Publish a run and return what was made, in one line.
+    """Publish a run and return a one-line summary.
 
-    All that can be refused is refused before the first picture is measured. The release folder appears whole, after an upload
-    has succeeded; the manifest lists the weights last. Raises one of deeplabzoo's errors, and then the folder is as before.
+    Everything is checked before the evaluation starts. The release folder appears complete, after a successful upload; the
+    manifest is written last. On an error the folder is as before.
+
+    Args:
+        config: What is published, and where to.
+
+    Raises:
+        UsageError: Invalid options, or a name and tag that are already released.
+        TrainingError: The run is not finished.
+        DeepLabZooError: Any other failure, as one sentence.
     """
     require_replaceable(config.out, config.run)
     run = load_finished_run(config.run, config.chosen)
@@ -212,7 +211,7 @@ def publish(config: PublishConfig) -> str:
         release = _write_release(config, run, data, name, terms, folder)
         shown = photo if photo is not None or data is None else read_thumbnail(data.val[0].image)
         _write_card(release, run, shown, folder)
-        public = photo is not None or run.recipe.data == "shapes"  # pictures of a data set are not ours to pass on
+        public = photo is not None or run.recipe.data == "shapes"  # images of a dataset may not be redistributed
         commit = upload_release(config.hub, release, folder, overlay=public) if config.hub else None
         row = _write_row(config, release, commit, folder, default=config.default or first)
     if config.manifest and row is not None:
@@ -221,16 +220,18 @@ def publish(config: PublishConfig) -> str:
 
 
 def _name(config: PublishConfig, run: FinishedRun) -> tuple[str, bool]:
-    """Return the release's name, and whether the manifest has no weights of it yet; raises UsageError."""
-    words = (run.net.config.architecture, short_name(run.net.config.encoder), run.class_list)
-    expected = "_".join(filter(None, words))
+    """Return the release's name, and whether the manifest has no checkpoint of it yet; raises UsageError."""
+    parts = (run.net.config.architecture, short_name(run.net.config.encoder), run.class_list)
+    expected = "_".join(filter(None, parts))
     name = config.name or expected
     if not _NAME.fullmatch(name) or not _TAG.fullmatch(config.tag):
         raise UsageError(
-            f"--name and --tag are small letters, digits and underscores, such as {expected} and v1, not '{name}' and "
+            f"--name and --tag are lower-case letters, digits and underscores, such as {expected} and v1, not '{name}' and "
             f"'{config.tag}'."
         )
     if config.manifest is None:
+        if any((row.name, row.tag) == (name, config.tag) for row in released()):
+            raise UsageError(f"{name}.{config.tag} is a released checkpoint of deeplabzoo; choose another --name or --tag.")
         return name, True
     require_known_classes(run.class_list, run.net.classes)
     require_matching_name(name, expected)
@@ -238,11 +239,11 @@ def _name(config: PublishConfig, run: FinishedRun) -> tuple[str, bool]:
 
 
 def _license(config: PublishConfig, run: FinishedRun) -> License:
-    generated = "none: generated pictures" if run.recipe.data == "shapes" else None
+    generated = "none: generated images" if run.recipe.data == "shapes" else None
     terms = config.data_license or generated
     if terms is None and (config.manifest or config.hub):
         raise UsageError(
-            "Say under which terms the training pictures are, with --data-license TEXT, before others get the weights."
+            "State the licence of the training images with --data-license TEXT before the weights are distributed."
         )
     return License(code=_OWN_LICENSE, weights=config.license, data=terms or _NOT_STATED)
 
@@ -250,7 +251,7 @@ def _license(config: PublishConfig, run: FinishedRun) -> License:
 def _write_release(
     config: PublishConfig, run: FinishedRun, data: Splits | None, name: str, terms: License, folder: Path
 ) -> Release:
-    """Write weights, golden logits and reports; what is measured is the file just written."""
+    """Write weights, golden logits and reports; the file just written is what is evaluated."""
     full_name = f"{name}.{config.tag}"
     file = folder / f"{full_name}.safetensors"
     trained = run.net.weights_source.get("trained", {})
@@ -289,16 +290,16 @@ def _write_card(release: Release, run: FinishedRun, photo: Pixels | None, folder
         draw_overlay(release.net, photo, folder / OVERLAY)
     _write(
         folder / CARD,
-        render_model_card(release, curves=CURVES if curves else None, overlay=OVERLAY if photo is not None else None),
+        release_card(release, curves=CURVES if curves else None, overlay=OVERLAY if photo is not None else None),
     )
 
 
 def _write_row(
     config: PublishConfig, release: Release, commit: str | None, folder: Path, *, default: bool
 ) -> dict[str, Any] | None:
-    """Write row.json; for classes of somebody's own there is none, which is said, and refused where a manifest needs it."""
+    """Write row.json and return the row; None for classes of no known class list, which manifests cannot hold."""
     if release.data is None and not config.manifest:
-        logger.info("row: none, as a manifest lists weights of known class lists only; config.json holds the same facts")
+        logger.info("row.json not written: manifests hold known class lists only; config.json has the same facts")
         return None
     bundled = {"kind": "bundled", "file": release.file}
     on_hub = {"kind": "hub", "repo": config.hub, "revision": commit, "file": WEIGHTS_ON_HUB}

@@ -1,7 +1,4 @@
-"""A network put on the Hugging Face Hub, where `create("hf-hub:owner/repo")` finds it: weights, facts and a card, one commit.
-
-It is what `DeepLab.push_to_hub` calls. A finished training run is published with more about itself: `deeplabzoo.publish`.
-"""
+"""Upload to the Hugging Face Hub: one commit with weights, config.json and model card, as `DeepLab.push_to_hub` calls it."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,17 +18,22 @@ from deeplabzoo.hub.model_info import metric_to_dict
 from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.publish.manifest_row import manifest_json, model_facts
-from deeplabzoo.publish.model_card import EXAMPLE_IMAGE, PushedModel, draw_overlay, read_thumbnail, render_pushed_model_card
+from deeplabzoo.publish.model_card import EXAMPLE_IMAGE, PushedModel, draw_overlay, pushed_model_card, read_thumbnail
 from deeplabzoo.publish.release import CARD, FACTS, OVERLAY, WEIGHTS_ON_HUB, write_weights
-
-# A folder put on the Hugging Face Hub, where `create("hf-hub:owner/repo")` finds it.
 
 
 def create_repository(repo: str, *, token: str | None = None, private: bool | None = None) -> None:
-    """Make the repository if it is not there: proof, before the long work, that the network, the token and the name are right.
+    """Create the repository if it does not exist, which checks name, token and network before the long work.
 
-    `token` None takes the one of `hf auth login`; `private` None leaves it to the account. Raises UsageError for a name that
-    is none, DownloadError where the network is switched off, OutputError for a refusal.
+    Args:
+        repo: owner/repo.
+        token: Access token; None for that of `hf auth login`.
+        private: Visibility of a new repository; None for the account's default.
+
+    Raises:
+        UsageError: An invalid repository name.
+        DownloadError: Offline mode is on.
+        OutputError: The Hub refused.
     """
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UsageError(f"A repository of the Hub must read owner/repo, not '{repo}'.")
@@ -41,7 +43,7 @@ def create_repository(repo: str, *, token: str | None = None, private: bool | No
 
     try:
         HfApi(token=token).create_repo(repo, repo_type="model", exist_ok=True, private=private)
-    except Exception as error:  # the client passes on what its HTTP library raises
+    except Exception as error:  # the client also raises what its HTTP library does
         raise _upload_error(repo, error) from None
 
 
@@ -56,22 +58,22 @@ def upload(repo: str, folder: Path, message: str, *, token: str | None = None) -
 
 
 def _upload_error(repo: str, error: Exception) -> DeepLabZooError:
-    """Return one sentence for what the client raised: what is wrong, and what to do."""
+    """Return one sentence for what the client raised."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"hf-hub:{repo} is no name for a repository: {_first_line(error)}.")
+        return UsageError(f"hf-hub:{repo} is not a valid repository name: {_first_line(error)}.")
     status = getattr(getattr(error, "response", None), "status_code", None)
     reason, remedy = f"{type(error).__name__}: {_first_line(error)}", "try again later"
     if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
-        reason, remedy = "no valid token was given", "log in with `hf auth login`, or give one that may write there"
+        reason, remedy = "no valid token was given", "log in with `hf auth login`, or pass a token with write access"
     elif isinstance(error, errors.GatedRepoError):
-        reason, remedy = "it is gated and this account has no access", f"ask for it on https://huggingface.co/{repo}"
+        reason, remedy = "it is gated and this account has no access", f"request access on https://huggingface.co/{repo}"
     elif status == 403:
-        reason = f"the token may not write there ({_first_line(error)})"
-        remedy = "log in with `hf auth login` as its owner, with a token that may write"
+        reason = f"the token has no write access ({_first_line(error)})"
+        remedy = "log in with `hf auth login` as its owner, with a write token"
     elif status == 404:
-        reason, remedy = "there is no such repository, or the token may not see it", "check the name and the token"
+        reason, remedy = "the repository does not exist, or the token cannot see it", "check the name and the token"
     elif status is None:
         reason, remedy = f"the Hub cannot be reached ({reason})", "check the network"
     return OutputError(f"hf-hub:{repo} cannot be published: {reason}; {remedy}.")
@@ -92,14 +94,14 @@ def push_to_hub(
     license: str | None,
     photo: str | Path | None,
 ) -> str:
-    """Upload a network and return the commit; see `DeepLab.push_to_hub`."""
+    """Upload a model and return the commit; see `DeepLab.push_to_hub` for the arguments."""
     row = _matching_row(net)
     _require_matching_reports(net, reports)
     shown = read_thumbnail(Path(photo)) if photo is not None else None
     create_repository(repo, token=token, private=private)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = {key: value for key, value in net.weights_source.items() if key != "source"}  # a path of this machine
+        source = {key: value for key, value in net.weights_source.items() if key != "source"}  # drop the path on this machine
         write_weights(net, folder / WEIGHTS_ON_HUB, "fp32", source)
         metrics = (*(row.metrics if row else ()), *(one for report in reports for one in _metrics(report)))
         published = PushedModel(net, repo, row, metrics, license or (row.license.weights if row else None))
@@ -114,8 +116,8 @@ def push_to_hub(
         if shown is not None:
             Image.fromarray(shown).save(folder / EXAMPLE_IMAGE, quality=90)
             draw_overlay(net, shown, folder / OVERLAY)
-        (folder / CARD).write_text(render_pushed_model_card(published, with_example_image=shown is not None), encoding="utf-8")
-        commit = upload(repo, folder, commit_message or "Weights, facts and card", token=token)
+        (folder / CARD).write_text(pushed_model_card(published, with_example_image=shown is not None), encoding="utf-8")
+        commit = upload(repo, folder, commit_message or "Weights, config and model card", token=token)
     logger.info(f"hub: hf-hub:{repo}@{commit[:12]}")
     return commit
 

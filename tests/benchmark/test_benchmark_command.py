@@ -128,7 +128,7 @@ def test_tables_are_written_from_records(tmp_path: Path) -> None:
     text = document.read_text()
     assert "| 3.00 (2.50 to 3.50) | 99.996 % | 50 % |" in text
     assert "GEMM peak 100 GFLOP/s with 1 thread, 190 GFLOP/s with 2 threads" in text
-    assert f"Again: `{record.command}`" in text
+    assert f"Reproduce: `{record.command}`" in text
     assert "old" not in text
     assert text.startswith("before")
     assert suite(["table", "--records", str(file.parent), "--write", str(document)]) == 0

@@ -95,10 +95,10 @@ def test_the_same_conditions_replace_and_other_conditions_add() -> None:
     [
         ({"weights": {"sha256": "0" * 64, "tag": "coral"}}, "is of a file with sha256 000000000000.*released is 350af47fd346"),
         ({"weights": {"sha256": "0" * 64, "tag": None}}, "No released weights have the sha256"),
-        ({"weights": {"sha256": None, "tag": "coral"}}, "does not say which file"),
-        ({"weights": {"sha256": CORAL["sha256"], "adapted": ["classifier re-initialized"]}}, "adapted network"),
-        ({"limit": 10, "subset": "10-image subset of 1449"}, "a part of the split only"),
-        ({"command": None}, "does not say which command"),
+        ({"weights": {"sha256": None, "tag": "coral"}}, "does not name the evaluated file"),
+        ({"weights": {"sha256": CORAL["sha256"], "adapted": ["classifier re-initialized"]}}, "adapted model"),
+        ({"limit": 10, "subset": "10-image subset of 1449"}, "only part of the split"),
+        ({"command": None}, "does not name the command"),
     ],
 )
 def test_reports_of_something_else_are_refused(changes: dict[str, Any], reason: str) -> None:

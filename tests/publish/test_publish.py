@@ -147,7 +147,7 @@ def test_the_row_records_its_training(release: Path, run: Path, people: Path) ->
     names = build_dataset("folder", people, "train", classes=["background", "person"]).names
     assert (training.images, training.split_sha256) == (12, split_hash(names))
     assert (training.steps, training.epochs, training.seed, training.chosen) == (60, 20.0, 0, "best")
-    assert training.initial_weights == "none: untrained"
+    assert training.initial_weights == "none: random initialization"
     assert row.license.data == "drawn by a test"
     assert "trained here with recipe folder (changed) on 12 images of folder train, seed 0" in str(row)
     assert training.command.startswith("python -m deeplabzoo.train folder --data DATA --out DIR --set ")
@@ -239,7 +239,7 @@ def test_half_precision_keeps_what_it_cannot_hold(tmp_path: Path) -> None:
     save_golden(net, tmp_path / "golden.safetensors")
     assert golden_difference(deeplabzoo.load(tmp_path / "half.safetensors"), tmp_path / "golden.safetensors") < 0.01
     state[weight][0, 0] = float("nan")
-    with pytest.raises(WeightsError, match="no finite numbers"):
+    with pytest.raises(WeightsError, match="non-finite values"):
         write_weights(net, tmp_path / "half.safetensors", "fp16", {})
     for difference in (0.2, float("nan")):
         with pytest.raises(WeightsError, match="publish with --precision fp32"):
@@ -490,13 +490,14 @@ def test_wrong_calls_are_one_sentence(
     monkeypatch.setenv("DEEPLABZOO_OFFLINE", "1")
     wrong: list[tuple[list[str], int, str]] = [
         ([str(tmp_path / "nowhere")], 2, "There is no run folder"),
-        ([str(run), "--data", str(other)], 1, "does not hold the folder pictures that this run was trained on"),
+        ([str(run), "--data", str(other)], 1, "does not hold the folder images that this run was trained on"),
         ([str(run), "--data", str(tmp_path / "nowhere")], 1, "does not exist"),
         ([str(run), "--tag", "V 1"], 2, "lower-case letters"),
         ([str(run), "--manifest", str(manifest)], 2, "--data-license"),
         ([str(run), "--manifest", str(tmp_path / "m.json"), *TERMS], 2, "There is no manifest"),
         ([str(run), "--manifest", str(manifest), "--name", "my_net", *TERMS], 2, f"these weights are {NAME}, not my_net"),
         ([str(run), "--default"], 2, "it needs --manifest"),
+        ([str(run), "--name", "deeplabv3plus_mobilenetv2_person"], 2, "is a released checkpoint of deeplabzoo"),
         ([str(run), "--out", str(run)], 2, "must not be the run's folder"),
         ([str(run), "--out", str(tmp_path / "mine")], 2, "thesis.txt"),
         ([str(run), "--photo", str(run / "recipe.json")], 1, "recipe.json"),

@@ -90,7 +90,7 @@ def test_what_is_pushed_comes_back_with_the_same_logits(hub: LocalHub, tmp_path:
     one = first.push_to_hub(REPO, token="hf_test", commit_message="First try")
     two = second.push_to_hub(REPO, token="hf_test")
     assert re.fullmatch("[0-9a-f]{40}", one)
-    assert [message for _, message, _ in hub.commits] == ["First try", "Weights, facts and card"]
+    assert [message for _, message, _ in hub.commits] == ["First try", "Weights, config and model card"]
     answers, facts = read_back(hub, tmp_path, f"hf-hub:{REPO}", f"hf-hub:{REPO}@{one}", f"hf-hub:{REPO}@{two}")
     torch.testing.assert_close(answers[0], logits(second), rtol=0, atol=1e-5)
     torch.testing.assert_close(answers[1], logits(first), rtol=0, atol=1e-5)
@@ -117,8 +117,9 @@ def test_the_repository_holds_safetensors_facts_and_a_card(hub: LocalHub) -> Non
     assert "model-index" not in said
     assert "license" not in said
     assert f'deeplabzoo.create("hf-hub:{REPO}")' in card
-    assert "None was measured" in card
-    assert "Nobody measured it" in card
+    assert "No evaluation results are available." in card
+    assert "Training details were not provided." in card
+    assert "Not evaluated" in card
     assert not any(b"/home/me" in content for content in files.values())
     assert hub.cards  # the client had the Hub check the card's front matter
 
@@ -161,7 +162,7 @@ def test_a_released_file_brings_its_row_until_it_is_changed(hub: LocalHub, capsy
     assert len(front_matter(card)["model-index"][0]["results"]) >= 1  # type: ignore[index]
     other = changed["README.md"].decode()
     assert "model-index" not in front_matter(other)
-    assert f"started from `{row.full_name}`" in other
+    assert f"adapted from `{row.full_name}`" in other
     assert not any(f"{metric.value:.2f} %" in other for metric in measured)
     capsys.readouterr()
 
@@ -182,11 +183,11 @@ def test_refusals_are_one_sentence(hub: LocalHub, monkeypatch: pytest.MonkeyPatc
     assert "no valid token was given; log in with `hf auth login`" in refusal(net, OutputError)
     assert "no valid token" in refusal(net, OutputError, token="wrong")
     hub.refuse_commits = True
-    assert "the token may not write there" in refusal(net, OutputError, token="hf_test")
+    assert "the token has no write access" in refusal(net, OutputError, token="hf_test")
     assert not hub.commits
     with pytest.raises(UsageError, match="must read owner/repo"):
         net.push_to_hub("nonsense", token="hf_test")
-    with pytest.raises(UsageError, match="is no name for a repository"):
+    with pytest.raises(UsageError, match="is not a valid repository name"):
         net.push_to_hub("some one/--x", token="hf_test")
     monkeypatch.setenv("DEEPLABZOO_OFFLINE", "1")
     assert "DEEPLABZOO_OFFLINE forbids the network" in refusal(net, DownloadError, token="hf_test")
