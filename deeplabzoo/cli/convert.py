@@ -18,8 +18,8 @@ _EPILOG = """\
 FILE is a checkpoint that `deeplabzoo.load` reads (.pth, .pt, .bin, .safetensors, .tflite), a folder with \
 model.safetensors and config.json, or hf-hub:owner/name[@revision].
 
---to writes what the library's own class loads: torchvision and smp a state dict (.pth or .safetensors), smp and transformers a \
-folder with its settings, if PATH has no such suffix. A model that the library would compute differently is refused.
+--to writes what the library's own class loads: torchvision and smp a state dict (.pth or .safetensors), smp and transformers \
+a folder with its settings, if PATH has no such suffix. A model that the library would compute differently is refused.
 
 The written file is read back and must give the same tensors and the same logits.
 

@@ -16,7 +16,7 @@ from deeplabzoo.evaluation.reproduce import golden_difference, save_golden
 from deeplabzoo.files import ensure_folder, remove_partial_files, write_atomically
 from deeplabzoo.hub.factory import load
 from deeplabzoo.hub.http_download import sha256_of
-from deeplabzoo.hub.manifest import License, Manifest, read_manifest, released
+from deeplabzoo.hub.manifest import License, Manifest, read_manifest, released_rows
 from deeplabzoo.log import logger
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.publish.manifest_row import (
@@ -80,7 +80,7 @@ def require_small(file: Path) -> None:
     size = file.stat().st_size
     if size > MAX_BUNDLED_BYTES:
         raise UsageError(
-            f"The weights file has {size / 1e6:.1f} MB, and the package ships at most {MAX_BUNDLED_BYTES / 1e6:.0f} MB per file: "
+            f"The weights file has {size / 1e6:.1f} MB; the package ships at most {MAX_BUNDLED_BYTES / 1e6:.0f} MB per file: "
             "publish fp16, or publish on the Hub with --hub."
         )
 
@@ -230,7 +230,7 @@ def _name(config: PublishConfig, run: FinishedRun) -> tuple[str, bool]:
             f"'{config.tag}'."
         )
     if config.manifest is None:
-        if any((row.name, row.tag) == (name, config.tag) for row in released()):
+        if config.tag in (row.tag for row in released_rows(name)):
             raise UsageError(f"{name}.{config.tag} is a released checkpoint of deeplabzoo; choose another --name or --tag.")
         return name, True
     require_known_classes(run.class_list, run.net.classes)

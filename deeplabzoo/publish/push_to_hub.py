@@ -13,7 +13,7 @@ from deeplabzoo.errors import DeepLabZooError, DownloadError, OutputError, Usage
 from deeplabzoo.evaluation.report import Report
 from deeplabzoo.hub.download import offline_switch
 from deeplabzoo.hub.factory import read_released
-from deeplabzoo.hub.manifest import Metric, WeightRow, released
+from deeplabzoo.hub.manifest import Metric, WeightRow, released_rows
 from deeplabzoo.hub.model_info import metric_to_dict
 from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
@@ -144,18 +144,18 @@ def _metrics(report: Report) -> Iterator[Metric]:
 
 
 def _matching_row(net: DeepLab) -> WeightRow | None:
-    """Return the released file that these very tensors are of; None once they were trained or adapted.
+    """Return the row of the released checkpoint that has exactly these tensors; None once they were trained or adapted.
 
-    What `weights_source` says was true when the file was loaded, so the file itself is read again.
+    `weights_source` describes the file that was loaded, not the present tensors, so the file is read again and compared.
     """
     name, tag = net.weights_source.get("name"), net.weights_source.get("tag")
-    row = next((row for row in released() if (row.name, row.tag) == (name, tag)), None)
+    row = next((row for row in released_rows(name or "") if row.tag == tag), None)
     if row is None:
         return None
     try:
         original, _ = build_from_checkpoint(read_released(row), None, ModelOverrides())
     except DeepLabZooError as error:
-        logger.info(f"{row.full_name} cannot be compared with ({error}), so its figures are not put on the card")
+        logger.warning(f"cannot compare with {row.full_name} ({error}); its metrics are left out of the model card")
         return None
     before, now = original.state_dict(), net.state_dict()
     same = before.keys() == now.keys() and all(torch.equal(tensor, now[key].cpu()) for key, tensor in before.items())
@@ -167,6 +167,6 @@ def _require_matching_reports(net: DeepLab, reports: Sequence[Report]) -> None:
     for report in reports:
         if report.weights.get("tensors_sha256") != own:
             raise UsageError(
-                f"The report of {report.model} on {report.data} {report.split} is of other tensors than this network's; "
-                "evaluate the network again before it is pushed."
+                f"The report of {report.model} on {report.data} {report.split} is of other tensors than this model's; "
+                "evaluate the model again before it is pushed."
             )

@@ -257,13 +257,13 @@ def test_full_precision_and_the_last_step_can_be_released(run: Path, tmp_path: P
     assert (row.metrics, row.verified) == ((), "layout only")
     assert row.training is not None
     assert (row.training.chosen, row.training.images, row.training.split_sha256) == ("last", None, None)
-    assert "None was measured" in (out / "README.md").read_text()
+    assert "No evaluation results are available." in (out / "README.md").read_text()
 
 
 def test_missing_data_is_reported(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "deeplabzoo")
     assert main([str(run), "--out", str(tmp_path / "out")]) == 0
-    assert "figures: none is recorded, as --data does not say where 'folder' is" in caplog.text
+    assert "--root was not given, so dataset 'folder' was not found" in caplog.text
 
 
 def test_own_classes_are_released_without_a_row(shapes_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,9 +296,12 @@ def bundled(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     weights = Path(shutil.copytree(project, tmp_path / "project")) / "weights"
     for module in (manifest_module, hub_module):
         monkeypatch.setattr(module, "weights_folder", lambda: weights)
-    manifest_module.released.cache_clear()
+    cached = [one for one in vars(manifest_module).values() if hasattr(one, "cache_clear")]
+    for one in cached:
+        one.cache_clear()
     yield weights / "manifest.json"
-    manifest_module.released.cache_clear()
+    for one in cached:
+        one.cache_clear()
 
 
 def test_a_bundled_release_is_created_by_name(bundled: Path, people: Path) -> None:
@@ -360,7 +363,7 @@ PUBLISH_AND_LOAD = """
 import json, sys
 import deeplabzoo
 from deeplabzoo.evaluation.reproduce import golden_difference
-from deeplabzoo.publish import main
+from deeplabzoo.cli.publish import main
 address, golden, *call = sys.argv[1:]
 if status := main(call):
     sys.exit(status)
@@ -459,7 +462,7 @@ def broken(run: Path, folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "status", "reason"),
     [
-        ("unfinished", 2, "has not ended: it has no report.json; go on with `python -m deeplabzoo.train folder"),
+        ("unfinished", 2, "is not finished: it has no report.json; resume it with `python -m deeplabzoo.train folder"),
         ("no run", 2, "it has no recipe.json"),
         ("no weights", 1, "There is no weights file"),
         ("taken up again", 1, "is not the file that report.json measured"),

@@ -140,7 +140,7 @@ def test_measured_metrics_go_into_the_model_index(hub: LocalHub) -> None:
     assert {"photo.jpg", "overlay.jpg"} <= set(files)
     other = small(1, num_classes=4)
     asked = len(hub.requests)
-    with pytest.raises(UsageError, match="of other tensors than this network's"):
+    with pytest.raises(UsageError, match="of other tensors than this model's"):
         other.push_to_hub(REPO, token="hf_test", reports=[report])
     assert len(hub.requests) == asked
 
@@ -199,4 +199,4 @@ def test_refusals_are_one_sentence(hub: LocalHub, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     with torch.no_grad():
         net.head.classifier.bias[0] = float("nan")
-    assert "no finite numbers" in refusal(net, WeightsError, token="hf_test")
+    assert "non-finite values" in refusal(net, WeightsError, token="hf_test")

@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def page(sections: Sequence[str]) -> str:
     """Return the page of these sections."""
     head = (
-        "# Gallery\n\nWritten by `python -m tools.docs.gallery`; do not edit. Every model that ships with the "
-        "package, on photos that may be shown ([whose they are](images/CREDITS.md)): the photo, the label of every pixel, and "
-        "both together with the shares. They show what to expect, not how good the models are: [that is measured](weights.md)."
+        "<!-- Written by `python -m tools.docs.gallery`; do not edit. -->\n# Gallery\n\nEvery bundled model on freely licensed "
+        "photos ([credits](images/CREDITS.md)): the photo, the label map, and the overlay with the share of each class. They "
+        "show typical results; for accuracy see the [measured mIoU](weights.md)."
     )
     return "\n\n".join([head, *sections]) + "\n"
 
@@ -78,7 +78,7 @@ def section(row: WeightRow, photos: Path, pictures: Path) -> str:
     parts = [f"## {row.full_name}", f"Classes: {', '.join(CLASS_LISTS[row.data].classes)}."]
     shown = GALLERY_IMAGES.get(row.data, ())
     if not shown:
-        parts.append("No photo of its kind may be shown here; try it on your own.")
+        parts.append("No freely licensed photo of its kind is available; try it on your own images.")
         return "\n\n".join(parts)
     predictor = Predictor(deeplabzoo.create(row.full_name, pretrained=True), device="cpu", engine="torch")
     for one in shown:

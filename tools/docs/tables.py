@@ -22,7 +22,7 @@ def markdown_table(rows: Sequence[WeightRow]) -> str:
 
 
 def fill_tables(document: Path, rows: Sequence[WeightRow]) -> str:
-    """Return a document's text with its blocks filled: `weights-table` with all rows, `measured-table` with those measured here.
+    """Return a document's text with its blocks filled: `weights-table` with all rows, `measured-table` with the measured ones.
 
     Raises UsageError for a document that cannot be read or has neither block.
     """
