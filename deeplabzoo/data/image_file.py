@@ -124,9 +124,8 @@ def _open_known_format(stream: BinaryIO, file: object, name: str, size: int, max
         factory, accept = Image.OPEN.get(kind, (None, None))  # a build of Pillow may lack a format
         if factory is None or (accept is not None and accept(prefix) is not True):
             continue
-        if (
-            kind != "TIFF" and size > _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES
-        ):  # of a TIFF, only what is used is read
+        # Of a TIFF only the tags and strips that are used are read, so a large file needs no memory.
+        if kind != "TIFF" and size > _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_METADATA_BYTES:
             raise ImageError(
                 f"{name} has {size / 1e9:.3g} GB, more than an image of {max_pixels} pixels can take; "
                 "set a larger max_pixels (predict --max-pixels) if you trust it."

@@ -127,7 +127,7 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
         raise DataError(f"There is no folder '{folder}'.")
     found: dict[str, Path] = {}
     with os.scandir(folder) as entries:
-        names = sorted(one.name for one in entries if one.is_file() or _is_broken_link(one))
+        names = sorted(one.name for one in entries if _is_file_or_broken_link(one))
     for name in names:
         if name.startswith(".") or name.lower() in _NOT_DATA:
             continue
@@ -138,9 +138,9 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _is_broken_link(entry: os.DirEntry[str]) -> bool:
-    """Whether a link leads nowhere: such a file counts, so that reading names it instead of training without it."""
-    return entry.is_symlink() and not os.path.exists(entry.path)
+def _is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads nowhere or to itself: reading names it, training would leave it out."""
+    return os.path.isfile(entry.path) or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def pair_folders(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:

@@ -123,3 +123,52 @@ def test_a_file_name_cannot_lead_out_of_the_folder(tmp_path) -> None:
     file.write_text(file.read_text().replace("000000000001.jpg", "../../secret.jpg"))
     with pytest.raises(DataError, match="image 1"):
         build_dataset("coco", tmp_path, "val")
+
+
+def own_coco(root, annotations: str, images: str, segmentation: object) -> None:
+    """Two categories of one's own under ids that are a person and a bicycle in COCO."""
+    (root / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (root / images).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / images / "a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}],
+        "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "square"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "segmentation": segmentation, "area": 9}],
+    }
+    (root / annotations).write_text(json.dumps(content))
+
+
+def compressed(top: int, left: int, bottom: int, right: int) -> dict:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[top:bottom, left:right] = 1
+    runs = coco_mask.encode(mask)
+    return {"size": [HEIGHT, WIDTH], "counts": runs["counts"].decode()}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("annotations/instances_train2017.json", "train2017"),
+        ("annotations/instances_train.json", "images/train"),
+        ("annotations/instances_train.json", "images"),
+        ("train/_annotations.coco.json", "train"),
+    ],
+)
+@pytest.mark.parametrize("kind", [box, crowd, compressed])
+def test_categories_of_ones_own_are_the_classes(tmp_path, kind, annotations, images) -> None:
+    """Id 1 is no person because COCO says so; polygons and both kinds of run lengths are drawn, in each tool's layout."""
+    own_coco(tmp_path, annotations, images, kind(10, 10, 40, 30))
+    data = build_dataset("coco", tmp_path, "train")
+    assert data.classes == ("background", "disc", "square")
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[10:40, 10:30] = 2
+    np.testing.assert_array_equal(data[0].labels, expected)
+
+
+@pytest.mark.parametrize(
+    "segmentation", [{"size": [5, 5], "counts": [25]}, {"size": [HEIGHT, WIDTH], "counts": "é"}, {"counts": [1]}, [["x"]], 7]
+)
+def test_a_segmentation_that_cannot_be_drawn_is_one_sentence(tmp_path, segmentation) -> None:
+    own_coco(tmp_path, "annotations/instances_val.json", "val", segmentation)
+    with pytest.raises(DataError, match=r"An instance of 'a\.jpg' cannot be drawn"):
+        build_dataset("coco", tmp_path, "val")[0]

@@ -1,8 +1,9 @@
-"""COCO 2017 with VOC's labels, as torchvision's published segmentation weights were trained: polygons become 21 classes.
+"""Annotations in COCO's JSON: COCO 2017 with VOC's 21 labels, or a dataset with categories of its own.
 
-The rule (torchvision, references/segmentation/coco_utils.py): of COCO's 80 categories the 20 of VOC count and the others are
-background; pixels that two instances claim are ignored; of the training images those remain whose instances of these
-categories have more than 1000 pixels in all.
+For COCO 2017 the rule is that of torchvision's published weights (references/segmentation/coco_utils.py): of the 80 categories
+the 20 of VOC count and the others are background; pixels that two instances claim are ignored; of the training images those
+remain whose instances of these categories have more than 1000 pixels in all. With other categories, each is a class, in the
+order of their ids, after the background; no image is left out.
 """
 
 import json
@@ -13,14 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from deeplabzoo.data.classes import CLASS_LISTS, Palette
+from deeplabzoo.data.classes import CLASS_LISTS, ClassList, Palette, default_palette
 from deeplabzoo.data.dataset import Sample
-from deeplabzoo.data.image_io import Labels, read_image
+from deeplabzoo.data.image_io import MAX_PIXELS, Labels, read_image
 from deeplabzoo.errors import DataError, UsageError, did_you_mean
+from deeplabzoo.log import logger
 
 _COCO_ID_OF_LABEL = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 """Position is VOC's label; 0 is background and no category."""
 _LABEL = {coco_id: label for label, coco_id in enumerate(_COCO_ID_OF_LABEL) if label}
+_OFFICIAL_NAMES = {
+    1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 9: "boat", 16: "bird", 17: "cat",
+    18: "dog", 19: "horse", 20: "sheep", 21: "cow", 44: "bottle", 62: "chair", 63: "couch", 64: "potted plant",
+    67: "dining table", 72: "tv",
+}  # fmt: skip
+"""COCO's names of the categories that are VOC's; annotations with other names are not COCO 2017's."""
 _MIN_PIXELS = 1000
 
 Instance = tuple[int, Any]
@@ -28,26 +36,58 @@ Instance = tuple[int, Any]
 
 
 def build_split(root: Path, split: str, classes: Sequence[str] | None = None) -> "CocoDataset":
-    """Open `SPLIT2017/*.jpg` with `annotations/instances_SPLIT2017.json`, `train` selected by the rule above, `val` whole.
+    """Open `SPLIT2017/` with `annotations/instances_SPLIT2017.json`, or the layouts in which tools export their own data.
 
-    `classes` is not looked at: these are VOC's 21. Needs pycocotools (the `train` extra). Raises DataError if a file or folder
-    is missing or the annotations are not COCO's.
+    Those are `annotations/instances_SPLIT.json` with `SPLIT/`, `images/SPLIT/` or `images/`, and `SPLIT/_annotations.coco.json`
+    beside the images; `valid` is `val`.
+
+    Args:
+        root: The folder of the dataset.
+        split: `train` (for COCO 2017: selected by the rule above), `val`, or another that has annotations.
+        classes: Not used: the annotations have their own.
+
+    Raises:
+        UsageError: pycocotools (the `train` extra) is not installed.
+        DataError: A file or folder is missing, or the annotations are not COCO's.
     """
     try:
         import pycocotools.mask  # noqa: F401
     except ImportError:
         raise UsageError("Drawing COCO's polygons needs pycocotools: pip install 'deeplabzoo[train]'.") from None
-    images, annotations = root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
-    if not images.is_dir() or not annotations.is_file():
-        found = sorted(
-            path.stem.removeprefix("instances_").removesuffix("2017") for path in root.glob("annotations/instances_*")
-        )
-        raise DataError(
-            f"COCO has no split '{split}' in '{root}': expected '{images.name}/' and 'annotations/{annotations.name}'; "
-            f"annotations there: {', '.join(found) or 'none'}.{did_you_mean(split, found)}"
-        )
-    known = CLASS_LISTS["coco"]
-    frames = _read_images(annotations, only_large=split == "train")
+    for name in (split, "valid") if split == "val" else (split,):
+        for annotations, images in (
+            (f"annotations/instances_{name}2017.json", f"{name}2017"),
+            *((f"annotations/instances_{name}.json", folder) for folder in (name, f"images/{name}", "images")),
+            (f"{name}/_annotations.coco.json", name),
+        ):
+            if (root / annotations).is_file() and (root / images).is_dir():
+                return _open(root / annotations, root / images, split)
+    found = sorted(path.stem.removeprefix("instances_").removesuffix("2017") for path in root.glob("annotations/instances_*"))
+    raise DataError(
+        f"COCO has no split '{split}' in '{root}': expected '{split}2017/' and 'annotations/instances_{split}2017.json', or "
+        f"'{split}/_annotations.coco.json'; annotations there: {', '.join(found) or 'none'}.{did_you_mean(split, found)}"
+    )
+
+
+def _open(annotations: Path, images: Path, split: str) -> "CocoDataset":
+    try:
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+        names = {int(one["id"]): str(one["name"]) for one in content.get("categories", ())}
+        own = {key: name for key, name in sorted(names.items()) if name.lower() != "background"}
+        known = CLASS_LISTS["coco"]
+        if names and any(names.get(key) != name for key, name in _OFFICIAL_NAMES.items()):
+            labels = {key: label for label, key in enumerate(own, 1)}
+            known = ClassList("coco", ("background", *own.values()), default_palette(len(own) + 1))
+            if known.num_classes > known.ignore_index or not all(name.isprintable() for name in own.values()):
+                raise ValueError(f"{len(own)} categories, or a name that is not printable")
+            logger.info(f"'{annotations}' has categories of its own: {', '.join(known.classes)}.")
+            frames = _read_images(content, labels, min_pixels=0)
+        else:
+            frames = _read_images(content, _LABEL, min_pixels=_MIN_PIXELS if split == "train" else 0)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError, UsageError) as error:
+        raise DataError(f"'{annotations}' is not an instances file of COCO: {type(error).__name__} at {error}.") from None
+    if not frames:
+        raise DataError(f"'{annotations}' has no image with more than {_MIN_PIXELS} pixels of VOC's categories.")
     return CocoDataset(split=split, classes=known.classes, palette=known.palette, frames=frames, images=images)
 
 
@@ -107,7 +147,9 @@ def draw_instances(frame: CocoImage, ignore_index: int = 255) -> Labels:
     claims_HW = np.zeros((frame.height, frame.width), np.uint16)
     for label, segmentation in frame.instances:
         try:
-            runs = coco_mask.frPyObjects(segmentation, frame.height, frame.width)
+            runs = _run_lengths(segmentation, frame)
+            if not runs:
+                continue  # a box without a polygon
             drawn = coco_mask.decode(runs)  # type: ignore[no-untyped-call,unused-ignore]
         except Exception as error:  # a C extension under untrusted JSON: TypeError, ValueError, MemoryError, plain Exception
             raise DataError(f"An instance of '{frame.file_name}' cannot be drawn: {error}.") from None
@@ -118,31 +160,36 @@ def draw_instances(frame: CocoImage, ignore_index: int = 255) -> Labels:
     return labels_HW
 
 
-def _read_images(annotations: Path, *, only_large: bool) -> list[CocoImage]:
+def _run_lengths(segmentation: Any, frame: CocoImage) -> Any:
+    """Return pycocotools' run lengths of polygons or of run lengths, which it calls compressed where they are text."""
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, Mapping):
+        if list(segmentation["size"]) != [frame.height, frame.width]:
+            raise ValueError(f"its size is {segmentation['size']}, that of the image {[frame.height, frame.width]}")
+        if isinstance(segmentation["counts"], str):
+            return {"size": [frame.height, frame.width], "counts": segmentation["counts"].encode("ascii")}
+    return coco_mask.frPyObjects(segmentation, frame.height, frame.width) if segmentation else None
+
+
+def _read_images(content: Mapping[str, Any], labels: Mapping[int, int], *, min_pixels: int) -> list[CocoImage]:
     """Keep of the annotations (half a gigabyte for train) what the labels need, in the order of image ids."""
-    try:
-        content = json.loads(annotations.read_text(encoding="utf-8"))
-        instances: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
-        pixels = dict.fromkeys(instances, 0.0)
-        for one in content["annotations"]:
-            label = _LABEL.get(one["category_id"])
-            if label is not None:
-                instances[one["image_id"]].append((label, one["segmentation"]))
-                pixels[one["image_id"]] += one["area"]
-        frames = [
-            _parse_image(image, instances[image["id"]])
-            for image in sorted(content["images"], key=lambda image: image["id"])
-            if not only_large or pixels[image["id"]] > _MIN_PIXELS
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"'{annotations}' is not an instances file of COCO: {type(error).__name__} at {error}.") from None
-    if not frames:
-        raise DataError(f"'{annotations}' has no image with more than {_MIN_PIXELS} pixels of VOC's categories.")
-    return frames
+    instances: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
+    pixels = dict.fromkeys(instances, 0.0)
+    for one in content["annotations"]:
+        label = labels.get(one["category_id"])
+        if label is not None:
+            instances[one["image_id"]].append((label, one["segmentation"]))
+            pixels[one["image_id"]] += one.get("area", 0)
+    return [
+        _parse_image(image, instances[image["id"]])
+        for image in sorted(content["images"], key=lambda image: image["id"])
+        if not min_pixels or pixels[image["id"]] > min_pixels
+    ]
 
 
 def _parse_image(image: Mapping[str, Any], instances: Sequence[Instance]) -> CocoImage:
     file_name, height, width = image["file_name"], int(image["height"]), int(image["width"])
-    if Path(file_name).name != file_name or height < 1 or width < 1:
-        raise ValueError(f"image {image['id']}")
+    if Path(file_name).name != file_name or height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"image {image['id']} ({file_name!r}, {width} x {height})")
     return CocoImage(file_name, height, width, tuple(instances))
