@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab as DeepLab
     from deeplabzoo.models.encoder_table import list_encoders as list_encoders
     from deeplabzoo.models.encoder_table import supports as supports
-    from deeplabzoo.optimization.autotune import measure_engines as measure_engines
+    from deeplabzoo.optimization.optimized_model import measure_engines as measure_engines
     from deeplabzoo.optimization.optimized_model import optimize as optimize
 
 
@@ -40,7 +40,7 @@ _HOME = {
     "Predictor": "deeplabzoo.inference.predictor",
     "evaluate": "deeplabzoo.evaluation.evaluate",
     "optimize": "deeplabzoo.optimization.optimized_model",
-    "measure_engines": "deeplabzoo.optimization.autotune",
+    "measure_engines": "deeplabzoo.optimization.optimized_model",
     "DeepLab": "deeplabzoo.models.deeplab",
     "DeepLabConfig": "deeplabzoo.models.config",
     "Preprocessing": "deeplabzoo.models.config",

@@ -24,7 +24,7 @@ else:
 MOVED: dict[str, str] = {
     "deeplabzoo.data.base": "deeplabzoo.data.dataset",
     "deeplabzoo.inference.engine": "deeplabzoo.optimization.optimized_model",
-    "deeplabzoo.inference.engine_choice": "deeplabzoo.optimization.autotune",
+    "deeplabzoo.inference.engine_choice": "deeplabzoo.optimization.optimized_model",
     "deeplabzoo.inference.evaluation": "deeplabzoo.evaluation.evaluate",
     "deeplabzoo.inference.labels": "deeplabzoo.processing.postprocessing",
     "deeplabzoo.inference.preprocess": "deeplabzoo.processing.preprocessing",

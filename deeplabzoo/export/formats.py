@@ -17,8 +17,7 @@ from timm.layers.conv2d_same import Conv2dSame
 
 from deeplabzoo.errors import DeepLabZooError, OutputError, UsageError
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization.backends.onnxruntime_backend import session_runner
-from deeplabzoo.optimization.backends.openvino_backend import openvino_runner
+from deeplabzoo.optimization.graph_backend import onnxruntime_runner, openvino_runner
 from deeplabzoo.optimization.onnx_export import OPSET, OPSETS, ExportModule, Output, Runner, onnx_bytes, onnx_metadata
 from deeplabzoo.optimization.quantization import Calibration, quantised_bytes
 from deeplabzoo.optional_imports import require_module
@@ -164,7 +163,7 @@ def runner(format: Format, path: Path) -> Runner:
         return lambda image: program(torch.from_numpy(image)).numpy()
     if format == "executorch":
         return executorch_runner(path)
-    return session_runner(path) if format == "onnx" else openvino_runner(path)
+    return onnxruntime_runner(path) if format == "onnx" else openvino_runner(path)
 
 
 def add_metadata(format: Format, path: Path, facts: Metadata) -> None:

@@ -31,8 +31,7 @@ from deeplabzoo.inference.tiling import Band, Tiling, parse_tiling, predict_band
 from deeplabzoo.inference.visualization import Color, blend, with_legend
 from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization.autotune import OptimizedModelCache
-from deeplabzoo.optimization.optimized_model import OptimizedDeepLab, require_known_engine
+from deeplabzoo.optimization.optimized_model import OptimizedDeepLab, OptimizedModelCache, require_known_engine
 from deeplabzoo.processing.postprocessing import ClassArea, Confidence, class_areas, class_logits, class_probability
 from deeplabzoo.processing.preprocessing import (
     InputPixels,

@@ -23,7 +23,7 @@ from deeplabzoo.export.formats import SUFFIXES, DynamicConv2dSame, Format, execu
 from deeplabzoo.hub.manifest import BundledSource, released
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization.backends.openvino_backend import openvino_runner
+from deeplabzoo.optimization.graph_backend import openvino_runner
 from deeplabzoo.processing.preprocessing import prepare
 
 ROOT = Path(__file__).resolve().parents[2]

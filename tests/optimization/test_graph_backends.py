@@ -1,7 +1,7 @@
 """ONNX Runtime and OpenVINO under our label maps: same logits, one graph in the cache, int8 from real photos."""
 
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.hub.download import cache_folder
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization.backends import onnxruntime_backend, openvino_backend
+from deeplabzoo.optimization import graph_backend
 from deeplabzoo.optimization.onnx_export import cached_graph
 from deeplabzoo.optimization.quantization import save_quantised
 from deeplabzoo.processing.preprocessing import prepare
 
-ENGINES = pytest.mark.parametrize("engine", [onnxruntime_backend, openvino_backend], ids=["onnxruntime", "openvino"])
+ENGINES = pytest.mark.parametrize(
+    "build", [graph_backend.build_onnxruntime, graph_backend.build_openvino], ids=["onnxruntime", "openvino"]
+)
 PHOTOS = Path(__file__).resolve().parents[2] / "docs" / "images"
 
 
@@ -48,19 +50,19 @@ def furthest(net: DeepLab, run: Any, *shape: int) -> float:
 
 
 @ENGINES
-def test_logits_are_the_models_at_any_size(engine: ModuleType) -> None:
+def test_logits_are_the_models_at_any_size(build: Callable[..., graph_backend.Forward]) -> None:
     """Sizes that change, sizes that come back (then in a graph of their own), batches of 1 and 3."""
     net = network()
-    run = engine.build(net)
+    run = build(net)
     for shape in ((1, 65, 97), (3, 64, 33), (3, 64, 33), (3, 64, 33), (1, 129, 65), (1, 65, 97), (1, 65, 97)):
         assert furthest(net, run, shape[0], 3, *shape[1:]) < 1e-4
 
 
 @ENGINES
-def test_the_callers_own_arithmetic_stays(engine: ModuleType) -> None:
+def test_the_callers_own_arithmetic_stays(build: Callable[..., graph_backend.Forward]) -> None:
     """An engine that lets denormals be zero does so for itself alone, while it runs."""
     smallest = np.float64(5e-324)
-    run = engine.build(network())
+    run = build(network())
     assert smallest * 1.0 != 0
     run(torch.randn(1, 3, 65, 65))
     assert smallest * 1.0 != 0
@@ -68,21 +70,21 @@ def test_the_callers_own_arithmetic_stays(engine: ModuleType) -> None:
 
 @ENGINES
 def test_the_graph_is_written_once(
-    engine: ModuleType, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    build: Callable[..., graph_backend.Forward], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A second start reads the cache, other weights get a graph of their own, and start-up is said."""
     caplog.set_level("INFO", logger="deeplabzoo")
     net = network()
-    engine.build(net)
+    build(net)
     first = cached()
     assert len(first) == 1
     assert "ONNX graph written in" in caplog.text
     assert "ready after" in caplog.text
     caplog.clear()
-    engine.build(net)
+    build(net)
     assert cached() == first
     assert "ONNX graph written" not in caplog.text
-    engine.build(network(seed=1))
+    build(network(seed=1))
     assert len(cached()) == 2
     assert not [name for name in cached() if name.endswith(".part")]
 
@@ -90,33 +92,35 @@ def test_the_graph_is_written_once(
 def test_both_engines_share_the_graph() -> None:
     """One file serves both libraries."""
     net = network()
-    onnxruntime_backend.build(net)
-    openvino_backend.build(net)
+    graph_backend.build_onnxruntime(net)
+    graph_backend.build_openvino(net)
     assert len(cached()) == 1
 
 
 @ENGINES
-def test_a_precision_that_it_has_not_is_refused(engine: ModuleType) -> None:
+def test_a_precision_that_it_has_not_is_refused(build: Callable[..., graph_backend.Forward]) -> None:
     """In one sentence that names those it has."""
     with pytest.raises(UsageError, match="not 'fp16'"):
-        engine.build(network(), "fp16")
+        build(network(), "fp16")
 
 
 @ENGINES
-def test_a_missing_library_is_named_with_its_extra(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_extra(
+    build: Callable[..., graph_backend.Forward], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No traceback of an import."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DeepLabZooError, match=r"install it with `pip install"):
-        engine.build(network())
+        build(network())
 
 
 @ENGINES
-def test_int8_without_images_is_refused(engine: ModuleType) -> None:
+def test_int8_without_images_is_refused(build: Callable[..., graph_backend.Forward]) -> None:
     """Ranges cannot be guessed; the sentence says what is wanted."""
     net = network()
     for none in (None, []):
         with pytest.raises(UsageError, match="precision='int8' needs calibration="):
-            engine.build(net, "int8", calibration=none)
+            build(net, "int8", calibration=none)
 
 
 @pytest.mark.slow
@@ -124,7 +128,7 @@ def test_int8_of_openvino_labels_an_image() -> None:
     """Calibrated on two photos, 97 % of the pixels keep their label; a second start reads the model from the cache."""
     net = deeplabzoo.create("deeplabv3plus_mobilenetv2_person", pretrained=True)
     photos = [np.asarray(Image.open(PHOTOS / name).convert("RGB").resize((160, 160))) for name in ("astronaut.jpg", "cat.jpg")]
-    run = openvino_backend.build(net, "int8", calibration=photos)
+    run = graph_backend.build_openvino(net, "int8", calibration=photos)
     image_BCHW = prepare(photos[0], net.preprocessing).tensor_1CHW
     with torch.inference_mode():
         expected = net.forward_low_resolution(image_BCHW)
@@ -132,7 +136,7 @@ def test_int8_of_openvino_labels_an_image() -> None:
     assert not torch.allclose(low, expected, rtol=1e-4)
     assert float((low.argmax(1) == expected.argmax(1)).float().mean()) > 0.97
     files = cached()
-    assert torch.equal(openvino_backend.build(net, "int8", calibration=photos)(image_BCHW), low)
+    assert torch.equal(graph_backend.build_openvino(net, "int8", calibration=photos)(image_BCHW), low)
     assert cached() == files
 
 
@@ -144,7 +148,7 @@ def test_int8_labels_an_image_and_comes_back_from_a_file(tmp_path: Path) -> None
         picture = Image.open(PHOTOS / name).convert("RGB").resize((160, 160))
         picture.save(tmp_path / f"{name}.png")
         photos.append(np.asarray(picture))
-    run = onnxruntime_backend.build(net, "int8", calibration=tmp_path)
+    run = graph_backend.build_onnxruntime(net, "int8", calibration=tmp_path)
     image_BCHW = prepare(photos[0], net.preprocessing).tensor_1CHW
     with torch.inference_mode():
         expected = net.forward_low_resolution(image_BCHW)
@@ -153,12 +157,12 @@ def test_int8_labels_an_image_and_comes_back_from_a_file(tmp_path: Path) -> None
     assert float((low.argmax(1) == expected.argmax(1)).float().mean()) > 0.97
     assert len(cached()) == 2
     saved = tmp_path / "mine.onnx"
-    save_quantised(net, cached_graph(net, onnxruntime_backend.session_runner), tmp_path, saved)
+    save_quantised(net, cached_graph(net, graph_backend.onnxruntime_runner), tmp_path, saved)
     assert len(cached()) == 2
-    loaded = onnxruntime_backend.build(net, "int8", calibration=saved)
+    loaded = graph_backend.build_onnxruntime(net, "int8", calibration=saved)
     assert torch.equal(run(image_BCHW), loaded(image_BCHW))
     with pytest.raises(UsageError, match="not an int8 graph of this network"):
-        onnxruntime_backend.build(network(seed=1), "int8", calibration=saved)
+        graph_backend.build_onnxruntime(network(seed=1), "int8", calibration=saved)
 
 
 def test_int8_takes_a_list_of_arrays(tmp_path: Path) -> None:
@@ -167,6 +171,6 @@ def test_int8_takes_a_list_of_arrays(tmp_path: Path) -> None:
     photos = [np.random.default_rng(index).integers(0, 255, (64, 80, 3), dtype=np.uint8) for index in range(2)]
     for index, photo in enumerate(photos):
         Image.fromarray(photo).save(tmp_path / f"{index}.png")
-    onnxruntime_backend.build(net, "int8", calibration=photos)
-    onnxruntime_backend.build(net, "int8", calibration=tmp_path)
+    graph_backend.build_onnxruntime(net, "int8", calibration=photos)
+    graph_backend.build_onnxruntime(net, "int8", calibration=tmp_path)
     assert len(cached()) == 2

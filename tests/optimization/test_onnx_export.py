@@ -13,7 +13,7 @@ from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization import onnx_export
-from deeplabzoo.optimization.backends.onnxruntime_backend import session_runner
+from deeplabzoo.optimization.graph_backend import onnxruntime_runner
 from deeplabzoo.optimization.onnx_export import ExportModule, Output, onnx_bytes, require_parity
 from deeplabzoo.optional_imports import require_module
 
@@ -78,7 +78,7 @@ def network(**fields: Any) -> DeepLab:
 def test_every_head_gives_the_models_logits_at_any_batch_and_size(head: str) -> None:
     """Within a thousandth of the largest logit at three shapes that the trace never saw, odd ones among them."""
     net = network(**HEADS[head])
-    assert require_parity(net, session_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
+    assert require_parity(net, onnxruntime_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
 
 
 @pytest.mark.parametrize("output", ["logits", "argmax", "uint8"])
@@ -86,7 +86,7 @@ def test_every_head_gives_the_models_logits_at_any_batch_and_size(head: str) -> 
 def test_outputs_at_the_images_own_size(output: Output, align_corners: bool) -> None:
     """Upsampled in the graph as the network does it; labels in int32 and uint8."""
     net = network(architecture="deeplabv3plus", encoder="mobilenetv2_050", align_corners=align_corners)
-    run = session_runner(onnx_bytes(net, output))
+    run = onnxruntime_runner(onnx_bytes(net, output))
     require_parity(net, run, output, SHAPES)
     image_BCHW = torch.randn(2, 3, 67, 45)
     given = run(image_BCHW.numpy())
@@ -103,7 +103,7 @@ def test_a_size_kept_from_the_trace_is_found(monkeypatch: pytest.MonkeyPatch) ->
         patched.setattr("deeplabzoo.optimization.onnx_export._TRACEABLE", {})
         wrong = onnx_bytes(net, "low")
     with pytest.raises(DeepLabZooError, match="does not compute what the network does"):
-        require_parity(net, session_runner(wrong), "low", SHAPES)
+        require_parity(net, onnxruntime_runner(wrong), "low", SHAPES)
 
 
 def test_a_fixed_size_is_fixed() -> None:
@@ -169,7 +169,7 @@ def test_other_families_give_the_models_logits(family: str) -> None:
         "sknet": "skresnet18",
     }[family]
     net = network(architecture="deeplabv3plus", encoder=encoder)
-    assert require_parity(net, session_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
+    assert require_parity(net, onnxruntime_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
 
 
 SHAPE_ARITHMETIC = {"Shape", "Cast", "Ceil", "ConstantOfShape", "Gather", "Slice", "Constant", "Unsqueeze", "Range", "Where"}
@@ -185,7 +185,7 @@ def test_a_file_of_one_size_holds_no_shape_arithmetic(encoder: str, output: Outp
     casts = {"Cast"} if output == "argmax" else set()  # class numbers from int64 to int32
     assert {node.op_type for node in graph.graph.node} & (SHAPE_ARITHMETIC - casts) == set()
     assert [one.domain for one in graph.opset_import] == [""]
-    assert require_parity(net, session_runner(model), output, ((1, 65, 97),)) <= (1e-4 if output == "logits" else 0.01)
+    assert require_parity(net, onnxruntime_runner(model), output, ((1, 65, 97),)) <= (1e-4 if output == "logits" else 0.01)
 
 
 @pytest.mark.parametrize("opset", [11, 13, 17, 21])
@@ -194,7 +194,7 @@ def test_the_operator_set_can_be_chosen(opset: int) -> None:
     net = network(**HEADS["v3plus"])
     model = onnx_bytes(net, "logits", opset=opset)
     assert onnx.load_from_string(model).opset_import[0].version == opset
-    assert require_parity(net, session_runner(model), "logits", SHAPES) < 1e-4
+    assert require_parity(net, onnxruntime_runner(model), "logits", SHAPES) < 1e-4
     with pytest.raises(UsageError, match="expected 11 to 21"):
         onnx_bytes(net, opset=10)
 
@@ -221,4 +221,4 @@ def test_dynamic_dimensions_have_names() -> None:
 def test_a_fixed_size_can_have_a_dynamic_batch() -> None:
     net = network(**HEADS["v3plus"])
     model = onnx_bytes(net, "logits", (65, 97), dynamic_batch=True)
-    assert require_parity(net, session_runner(model), "logits", ((1, 65, 97), (3, 65, 97))) < 1e-4
+    assert require_parity(net, onnxruntime_runner(model), "logits", ((1, 65, 97), (3, 65, 97))) < 1e-4

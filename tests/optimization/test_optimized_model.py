@@ -14,9 +14,16 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization import autotune
-from deeplabzoo.optimization.autotune import EngineTime, cached_engine, fastest_engine
-from deeplabzoo.optimization.optimized_model import ENGINES, OptimizedDeepLab, TensorState, optimize
+from deeplabzoo.optimization import optimized_model
+from deeplabzoo.optimization.optimized_model import (
+    ENGINES,
+    EngineTime,
+    OptimizedDeepLab,
+    TensorState,
+    cached_engine,
+    fastest_engine,
+    optimize,
+)
 from deeplabzoo.processing.preprocessing import image_labels, prepare
 
 
@@ -45,7 +52,7 @@ def test_an_optimized_model_refuses_what_the_model_refuses() -> None:
     fast = small_net().optimize()
     with pytest.raises(UsageError, match="B x 3 x H x W"):
         fast(torch.randn(1, 4, 65, 65))
-    with pytest.raises(UsageError, match="normalize_images float image"):
+    with pytest.raises(UsageError, match="normalized float image"):
         fast.predict_labels(torch.zeros(1, 3, 65, 65, dtype=torch.uint8))
 
 
@@ -126,34 +133,34 @@ def test_auto_measures_once_and_never_compiles(
 ) -> None:
     """The choice is shown, kept for this network, size, precision and thread count, and read back without measuring."""
     monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
-    monkeypatch.setattr(autotune, "_installed_engines", lambda net: ["torch"])
+    monkeypatch.setattr(optimized_model, "_installed_engines", lambda net: ["torch"])
     net = small_net()
     assert cached_engine(net, (65, 65)) is None
     assert net.optimize("auto", size=(65, 65)).engine == "torch"
     assert "engine auto: torch (torch" in caplog.text
     assert cached_engine(net, (65, 65)) == "torch"
     assert cached_engine(net, (65, 97)) is None
-    monkeypatch.setattr(autotune, "measure_engines", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(optimized_model, "measure_engines", lambda *_: pytest.fail("measured again"))
     assert fastest_engine(net, (65, 65)) == "torch"
     assert "compiled" in ENGINES
-    assert "compiled" not in autotune._CANDIDATES
+    assert "compiled" not in optimized_model._CANDIDATES
 
 
 def test_a_choice_that_is_no_longer_installed_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A cached name must not send a user to a library that is gone."""
     monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
     net = small_net()
-    monkeypatch.setattr(autotune, "_installed_engines", lambda net: ["torch", "openvino"])
-    monkeypatch.setattr(autotune, "measure_engines", lambda *_: [EngineTime("openvino", 1.0, 0.0)])
+    monkeypatch.setattr(optimized_model, "_installed_engines", lambda net: ["torch", "openvino"])
+    monkeypatch.setattr(optimized_model, "measure_engines", lambda *_: [EngineTime("openvino", 1.0, 0.0)])
     assert fastest_engine(net) == "openvino"
-    monkeypatch.setattr(autotune, "_installed_engines", lambda net: ["torch"])
+    monkeypatch.setattr(optimized_model, "_installed_engines", lambda net: ["torch"])
     assert cached_engine(net) is None
 
 
 def test_a_predictor_measures_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever labels one photo does not wait for a comparison of engines."""
     monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
-    monkeypatch.setattr(autotune, "measure_engines", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(optimized_model, "measure_engines", lambda *_: pytest.fail("measured"))
     assert Predictor(small_net(), device="cpu")(np.zeros((65, 65, 3), np.uint8)).labels.shape == (65, 65)
 
 

@@ -25,10 +25,9 @@ from deeplabzoo.errors import DeepLabZooError
 from deeplabzoo.evaluation.evaluate import prefetch
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.deeplab import DeepLab
-from deeplabzoo.optimization.backends import compiled_backend
-from deeplabzoo.optimization.backends.onnxruntime_backend import SizeSpecializedRunner
-from deeplabzoo.optimization.backends.openvino_backend import openvino_runner
+from deeplabzoo.optimization import torch_backend
 from deeplabzoo.optimization.fused_conv import fold_batchnorm
+from deeplabzoo.optimization.graph_backend import SizeSpecializedRunner, openvino_runner
 from deeplabzoo.optimization.onednn import onednn_available, prepack
 
 THREADS = 8
@@ -174,9 +173,9 @@ def test_a_second_size_that_cannot_be_compiled_is_a_sentence(monkeypatch: pytest
 
         return forward
 
-    monkeypatch.setattr(compiled_backend, "_compile_frozen", frozen)
+    monkeypatch.setattr(torch_backend, "_compile_frozen", frozen)
     net = deeplabzoo.create("deeplabv3_resnet10t", num_classes=3, encoder_pretrained=False).eval()
-    run = compiled_backend.build(net, size=(33, 65))
+    run = torch_backend.build_compiled(net, size=(33, 65))
     for _ in range(2):
         with pytest.raises(DeepLabZooError, match=r"compiled for 97 x 65 \(expected an int, got None\); use engine='torch'"):
             run(torch.zeros(1, 3, 65, 97))

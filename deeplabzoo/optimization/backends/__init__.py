@@ -1,1 +1,0 @@
-"""Other libraries' kernels under our label maps; each module has `build(net, precision, ...)`."""
