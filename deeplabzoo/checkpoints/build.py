@@ -5,13 +5,13 @@ encoder, norm or set of atrous rates) is refused.
 """
 
 import dataclasses
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from deeplabzoo.checkpoints.state_dict import find_encoder
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.data.classes import CLASS_LISTS, class_list
 from deeplabzoo.errors import UsageError, WeightsError
@@ -311,8 +311,7 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
     if checkpoint.encoder is not None and checkpoint.encoder != net.config.encoder:
         raise WeightsError(f"'{checkpoint.label}' holds the encoder {short_name(checkpoint.encoder)}, {encoder} was asked for.")
     expected = net.encoder.state_dict()
-    inside = {name.removeprefix("encoder."): one for name, one in checkpoint.state_dict.items() if name.startswith("encoder.")}
-    state, unused = _match_names(inside or checkpoint.state_dict, expected)
+    state, unused, copies = find_encoder(checkpoint.state_dict, expected)
     adapted = adapt_tensors(state, expected)
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     wrong = sorted(name for name, tensor in adapted.items() if tensor.shape != expected[name].shape)
@@ -326,7 +325,7 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
         own := checkpoint.preprocessing
     ) is not None:  # the scale of the input belongs to the encoder's weights, its size does not
         net.preprocessing = replace(net.preprocessing, mean=own.mean, std=own.std, channel_order=own.channel_order)
-    changes = list(checkpoint.remarks)
+    changes = [*checkpoint.remarks, *copies]
     if any(adapted[name] is not state[name] for name in state):
         changes.append(f"stem adapted to {net.config.in_chans} channels")
     if unused:
@@ -336,13 +335,3 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
 
 def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-
-
-def _match_names(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> tuple[StateDict, list[str]]:
-    """Return the tensors that the encoder has, under its names, and the names of the others.
-
-    timm's feature extractors write `stages_0` for what its classifiers call `stages.0`.
-    """
-    by_spelling = {re.sub(r"[._]", "_", name): name for name in expected}
-    names = {name: by_spelling.get(re.sub(r"[._]", "_", name)) for name in state}
-    return {ours: state[name] for name, ours in names.items() if ours}, [name for name, ours in names.items() if not ours]

@@ -17,7 +17,7 @@ from deeplabzoo.checkpoints.converters import smp, torchvision, transformers
 from deeplabzoo.checkpoints.converters.key_mapping import ExportedCheckpoint
 from deeplabzoo.checkpoints.load import read_weights
 from deeplabzoo.checkpoints.native import read_checkpoint
-from deeplabzoo.checkpoints.safe_pickle import read_state_dict
+from deeplabzoo.checkpoints.state_dict import read_state_dict
 from deeplabzoo.errors import OutputError, UsageError, WeightsError
 from deeplabzoo.files import write_atomically
 from deeplabzoo.models.deeplab import DeepLab

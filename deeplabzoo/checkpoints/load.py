@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from deeplabzoo.checkpoints.converters import find_converter, read_foreign
+from deeplabzoo.checkpoints.converters import convert_contents, read_foreign
 from deeplabzoo.checkpoints.native import is_native_checkpoint, read_checkpoint
-from deeplabzoo.checkpoints.safe_pickle import read_state_dict
-from deeplabzoo.checkpoints.types import BARE, Checkpoint
+from deeplabzoo.checkpoints.state_dict import read_state_dict
+from deeplabzoo.checkpoints.tensor_file import Contents
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.strict_json import parse_json
 
@@ -36,13 +37,12 @@ def read_weights(path: Path, source: str | None = None) -> Checkpoint:
     """
     path = find_weights_file(path)
     if path.name.endswith(".index.json"):
-        checkpoint = _convert_tensors(_read_shards(path), path)
+        checkpoint = convert_contents(Contents(path, dict(_read_shards(path))))
     elif is_native_checkpoint(path):
         checkpoint = read_checkpoint(path)
         checkpoint = replace(checkpoint, source={"trained": dict(checkpoint.source)} if checkpoint.source else {})
     else:
-        found = read_foreign(path)
-        checkpoint = found if isinstance(found, Checkpoint) else _bare(found)
+        checkpoint = read_foreign(path)
     _check_values(checkpoint.state_dict, path)
     return replace(checkpoint, source={**checkpoint.source, "source": source or path.name})
 
@@ -93,15 +93,6 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if absent := sorted(listed - tensors.keys()):
         raise WeightsError(f"The shards of '{index}' lack {len(absent)} of its tensors, such as '{absent[0]}'.")
     return tensors
-
-
-def _convert_tensors(tensors: dict[str, torch.Tensor], path: Path) -> Checkpoint:
-    converter = find_converter(tensors)
-    return _bare(tensors) if converter is None else converter.convert(tensors, path)
-
-
-def _bare(tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
-    return Checkpoint(format_name=BARE, config=None, encoder=None, state_dict=tensors)
 
 
 def _check_values(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

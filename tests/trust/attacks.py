@@ -194,6 +194,49 @@ def torch_bombs() -> dict[str, bytes]:
         "nested tuples": in_torch_zip(b"\x80\x02)" + b"\x85" * 200_000 + b"."),
         "many dimensions": in_torch_zip(_tensor(4, (1,) * 60_000, (1,) * 60_000), **{"data/0": four}),
         "counter": in_torch_zip(b"\x80\x02ccollections\nCounter\n" + _short(b"x" * 1000) + b"\x85R."),
+        **{f"{name}, in a record called data.PKL": _zip_of({"archive/data.PKL": data}) for name, data in _copies().items()},
+        **{
+            f"{name}, in the first of two directories": _zip_of({"archive/data.pkl": data}) + in_torch_zip(b"\x80\x02}.")
+            for name, data in _copies().items()
+        },
+        **{name: in_torch_zip(data) for name, data in _copies().items()},
+        **{f"{name}, in an old file": in_old_torch_file(data) for name, data in _copies().items()},
+    }
+
+
+def _zip_of(records: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in ({"archive/version": b"3\n", "archive/byteorder": b"little"} | records).items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def _copies() -> dict[str, bytes]:
+    """Pickles that copy one long value into many, or hash or compare it without end, by each way that an unpickler has."""
+    keys = b"".join(_short(b"%d" % index) + b"N" for index in range(10_000))
+    many = b"\x80\x02}(" + keys + b"uq\x000"
+    pairs = b"(" + b"K\x00" * 30_000 + b"tq\x000"
+    doubled = b"\x80\x02}q\x00K\x01\x85" + b"2\x86" * 100
+    colliding = b"".join(_long((2**61 - 1) * index) + b"N" for index in range(20_000))
+    return {
+        "BUILD on many dictionaries": many + b"ccollections\nOrderedDict\nq\x010(" + b"h\x01)Rh\x00b" * 5_000 + b"t.",
+        "BUILD on many counters": many + b"ccollections\nCounter\nq\x010(" + b"h\x01)Rh\x00b" * 5_000 + b"t.",
+        "BUILD on many numpy numbers": many + b"cnumpy.core.multiarray\nscalar\nq\x010(" + b"h\x01)Rh\x00b" * 5_000 + b"t.",
+        "many torch.Size by REDUCE": b"\x80\x02" + pairs + b"ctorch\nSize\nq\x010(" + b"h\x01h\x00\x85R" * 30_000 + b"t.",
+        "many torch.Size by NEWOBJ": b"\x80\x02" + pairs + b"ctorch\nSize\nq\x010(" + b"h\x01h\x00\x85\x81" * 30_000 + b"t.",
+        "many tensors of one list": b"\x80\x02" + pairs + b"ctorch\nFloatTensor\nq\x010(" + b"h\x01h\x00\x85R" * 40_000 + b"t.",
+        "a codec that takes long": b"\x80\x02c_codecs\nencode\n("
+        + _short("\u00e4\u4e00".encode() * 20_000)
+        + _short(b"punycode")
+        + b"tR.",
+        "a key that takes for ever to hash": doubled + b"Ns.",
+        "a set that takes for ever to hash": b"\x80\x04\x8fq\x00(K\x01\x85" + b"2\x86" * 100 + b"\x90.",
+        "keys that collide": b"\x80\x02}(" + colliding + b"u.",
+        "a long key before many": b"\x80\x02}" + _short(b"x" * 1_000_000) + b"}(" + keys.replace(b"N", b"}") + b"us.",
+        "dictionaries that hold each other": b"\x80\x02}q\x00("
+        + b"".join(_short(b"%d" % index) + b"h\x00" for index in range(5_000))
+        + b"u.",
     }
 
 
@@ -224,6 +267,7 @@ def array_bombs() -> dict[str, bytes]:
         "a dictionary that is its own key": b"\x80\x02}q\x00h\x00K\x01s.",
         "a long number": b"\x80\x02\x8b" + struct.pack("<i", 1 << 20) + b"\xff" * (1 << 20) + b".",
         "digits": b"\x80\x02L" + b"9" * 200_000 + b"L\n.",
+        **_copies(),
     }
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import deeplabzoo
 from deeplabzoo.checkpoints.converters.key_mapping import read_config_json
 from deeplabzoo.checkpoints.load import read_weights
-from deeplabzoo.checkpoints.safe_pickle import read_state_dict
+from deeplabzoo.checkpoints.state_dict import read_state_dict
 from deeplabzoo.errors import WeightsError
 
 PROGRAMS = attacks.programs()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
+from deeplabzoo.checkpoints.converters.key_mapping import Rules, converted_checkpoint, rename
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -39,7 +39,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     encoder = _encoder(tensors, path)
     if not is_v3 and (_FUSION not in tensors or any(name.startswith("sem_seg_head.decoder.res3.") for name in tensors)):
         raise WeightsError(f"'{path}' is a DeepLabV3+ of detectron2 with another decoder than two 3x3 convolutions on one map.")
-    num_classes = tensors[_CLASSIFIER].shape[0]
+    num_classes = max(2, tensors[_CLASSIFIER].shape[0])
     config = DeepLabConfig(
         architecture="deeplabv3" if is_v3 else "deeplabv3plus",
         encoder=encoder,
@@ -55,16 +55,13 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         decoder_low_level_first=not is_v3,
         encoder_dilate_strided=True,
     )
-    classes, palette, notes = assume_classes(num_classes, ("cityscapes", "voc", "ade20k"))
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=encoder,
         state_dict=rename(tensors, _rules("aspp" if is_v3 else "decoder.res5.project_conv"), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
+        datasets=("cityscapes", "voc", "ade20k"),
         preprocessing=_PREPROCESSING,
-        notes=("output stride 16, multi-grid 1, 2, 4 and crops of 512 x 1024 assumed, as in the published files", *notes),
+        notes=("output stride 16, multi-grid 1, 2, 4 and crops of 512 x 1024 assumed, as in the published files",),
     )
 
 

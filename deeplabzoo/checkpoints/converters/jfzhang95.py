@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
+from deeplabzoo.checkpoints.converters.key_mapping import Rules, converted_checkpoint, rename
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -68,7 +68,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     config = DeepLabConfig(
         architecture="deeplabv3plus",
         encoder=encoder,
-        num_classes=tensors[classifier].shape[0],
+        num_classes=max(2, tensors[classifier].shape[0]),
         in_chans=stem.shape[1],
         output_stride=16 if is_resnet else 8,
         multi_grid=(1, 2, 4) if is_resnet else None,
@@ -83,16 +83,13 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         (rf"decoder\.last_conv\.{places[1]}\.(\w+)", r"head.decoder.1.norm.\1"),
         (rf"decoder\.last_conv\.{places[2]}\.(\w+)", r"head.classifier.\1"),
     )
-    classes, palette, notes = assume_classes(config.num_classes, ("voc", "cityscapes"))
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=encoder,
         state_dict=rename(tensors, (*_RULES, *second), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
+        datasets=("voc", "cityscapes"),
         preprocessing=_PREPROCESSING,
-        notes=(f"output stride {config.output_stride} assumed, as in the published files", *notes),
+        notes=(f"output stride {config.output_stride} assumed, as in the published files",),
     )
 
 

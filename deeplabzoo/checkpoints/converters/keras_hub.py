@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import assume_classes
+from deeplabzoo.checkpoints.converters.key_mapping import converted_checkpoint
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -51,7 +51,15 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
             file.visititems(lambda name, found: _note(names, name, is_array=isinstance(found, h5py.Dataset)))
             if len(names) > _MAX_ARRAYS:
                 raise WeightsError(f"'{path}' holds more than {_MAX_ARRAYS} arrays, too many for a DeepLab.")
-            return {name: _tensor(file[name], name) for name in names if file[name].dtype.kind == "f"}
+            arrays = {name: file[name] for name in names if file[name].dtype.kind == "f"}
+            for name, array in arrays.items():
+                if array.external or array.is_virtual or array.id.get_storage_size() < array.nbytes:
+                    raise WeightsError(
+                        f"Array '{name}' of the HDF5 file is compressed, incomplete or kept elsewhere; save it plainly."
+                    )
+            if sum(array.nbytes for array in arrays.values()) > path.stat().st_size:
+                raise WeightsError(f"'{path}' claims more bytes of arrays than it has; some share theirs, so it is not read.")
+            return {name: _tensor(array, name) for name, array in arrays.items()}
     except WeightsError:
         raise
     except Exception as error:  # a damaged file can fail in any way its bytes lead the library to
@@ -67,8 +75,6 @@ def _note(names: list[str], name: str, *, is_array: bool) -> bool | None:
 
 
 def _tensor(array: Any, name: str) -> Tensor:
-    if array.external or array.is_virtual or array.id.get_storage_size() < array.nbytes:
-        raise WeightsError(f"Array '{name}' of the HDF5 file is compressed, incomplete or kept elsewhere; save it plainly.")
     values = torch.from_numpy(np.asarray(array, np.float32))
     if not torch.isfinite(values).all():
         raise WeightsError(f"Array '{name}' of the HDF5 file holds values that are not finite; it cannot be used.")
@@ -106,16 +112,15 @@ def convert(path: Path) -> Checkpoint:
     if classifier is None or classifier.ndim != 4 or not any(name.startswith(_ASPP) for name in found):
         raise WeightsError(f"'{path}' is an HDF5 file, but holds no DeepLabV3+ of keras-hub; no other layout of Keras is read.")
     state = _state(found, path)
-    num_classes = classifier.shape[-1]
+    outputs = classifier.shape[-1]
     state["head.classifier.weight"] = _kernel(classifier)
-    state["head.classifier.bias"] = torch.zeros(num_classes)
-    classes, palette, notes = assume_classes(num_classes)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    state["head.classifier.bias"] = torch.zeros(outputs)
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=DeepLabConfig(
             architecture="deeplabv3plus",
             encoder="resnet50",
-            num_classes=num_classes,
+            num_classes=max(2, outputs),
             output_stride=32,
             atrous_rates=(6, 12, 18),
             norm_eps=1e-3,
@@ -125,13 +130,10 @@ def convert(path: Path) -> Checkpoint:
             decoder_kernel=1,
             decoder_separable=False,
         ),
-        encoder="resnet50",
         state_dict=state,
-        classes=classes,
-        palette=palette,
         preprocessing=_PIXELS,
         dropped=("the optimizer's state",) if any(name.startswith("optimizer/") for name in arrays) else (),
-        notes=("rates 6, 12, 18 at output stride 32 and pixels 0 to 255 assumed, as in Keras' guide", *notes),
+        notes=("rates 6, 12, 18 at output stride 32 and pixels 0 to 255 assumed, as in Keras' guide",),
     )
 
 

@@ -4,16 +4,17 @@ import dataclasses
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.data.classes import Palette, class_list, default_palette
 from deeplabzoo.errors import WeightsError
-from deeplabzoo.models.config import DeepLabConfig
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.encoder_table import encoder_info, list_encoders
 from deeplabzoo.models.heads import resolve_atrous_rates
 from deeplabzoo.strict_json import parse_json
@@ -85,6 +86,91 @@ def _invert_rule(pattern: str, template: str) -> tuple[str, str]:
     return config, library_config
 
 
+# The record that every converter returns.
+
+
+_BINARY = ("background", "foreground")
+
+
+def converted_checkpoint(
+    format_name: str,
+    config: DeepLabConfig,
+    state_dict: Mapping[str, Tensor],
+    preprocessing: Preprocessing,
+    *,
+    datasets: Sequence[str] | None = ("voc",),
+    classes: tuple[tuple[str, ...], Palette] | None = None,
+    dropped: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Checkpoint:
+    """Return a converted segmentation model, with what holds for every layout.
+
+    A head of one channel is a yes or no through a sigmoid. It becomes two classes, the first one's logit always 0: softmax and
+    arg-max of the two are the sigmoid and its threshold of one half. An auxiliary head of another number of classes than the
+    classifier belongs to a classifier that was replaced, and is dropped.
+
+    Args:
+        format_name: Name of the layout, as in the manifest.
+        config: What the tensors compute; `num_classes` is corrected for a head of one channel.
+        state_dict: float32 tensors under our names.
+        preprocessing: What the library's own code does to an image.
+        datasets: Class lists to assume where the file names no classes, the likelier first; None for no names at all.
+        classes: Names and colours, where the file names them.
+        dropped: What the file holds and we do not use, as short phrases for the loading line.
+        notes: What was assumed because the file does not say, as short phrases.
+    """
+    state = dict(state_dict)
+    outputs = state["head.classifier.weight"].shape[0]
+    auxiliary = state.get("aux_head.classifier.weight")
+    if auxiliary is not None and auxiliary.shape[0] != outputs:
+        state = drop_auxiliary(state)
+        dropped = (*dropped, f"auxiliary head ({auxiliary.shape[0]} channels, the classifier has {outputs})")
+        config = replace(config, aux_head=False)
+    if outputs == 1:
+        config = replace(config, num_classes=2)
+        notes = (*notes, "one sigmoid channel made background and foreground")
+        for name in (
+            "head.classifier.weight",
+            "head.classifier.bias",
+            "aux_head.classifier.weight",
+            "aux_head.classifier.bias",
+        ):
+            if name in state:
+                state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
+        classes = classes if classes and len(classes[0]) == 2 else (_BINARY, default_palette(2))
+    names, palette = classes or (None, None)
+    if classes is None and datasets is not None:
+        names, palette, assumed = assume_classes(config.num_classes, datasets)
+        notes = (*notes, *assumed)
+    return Checkpoint(
+        format_name=format_name,
+        config=config,
+        encoder=config.encoder,
+        state_dict=state,
+        classes=names,
+        palette=palette,
+        preprocessing=preprocessing,
+        dropped=dropped,
+        notes=notes,
+    )
+
+
+def with_classes(converted: Checkpoint, names: tuple[str, ...], palette: Palette | None) -> Checkpoint:
+    """Return a checkpoint with the class names that its file holds, where they are as many as its outputs."""
+    if converted.config is None:
+        return converted
+    count = converted.config.num_classes
+    if converted.classes == _BINARY and len(names) == 1:
+        names, palette = ("background", *names), None
+    if len(names) != count:
+        return replace(converted, notes=(*converted.notes, f"the file names {len(names)} classes for {count}: ignored"))
+    notes = tuple(note for note in converted.notes if not note.startswith(_NO_CLASSES))
+    return replace(converted, classes=names, palette=palette or default_palette(count), notes=notes)
+
+
+_NO_CLASSES = "the file names no classes"
+
+
 # Names and colours of classes for a file that holds neither, and a phrase that says that they were assumed.
 
 
@@ -97,10 +183,10 @@ def assume_classes(num_classes: int, candidates: Sequence[str] = ("voc",)) -> tu
     for data in candidates:
         known = class_list(data)
         if known.num_classes == num_classes:
-            note = f"the file names no classes: {data.upper()}'s assumed, as there are {num_classes}"
+            note = f"{_NO_CLASSES}: {data.upper()}'s assumed, as there are {num_classes}"
             return known.classes, known.palette, (note,)
     names = tuple(f"class_{index}" for index in range(num_classes))
-    return names, default_palette(num_classes), (f"the file names no classes: class_0 to class_{num_classes - 1} given",)
+    return names, default_palette(num_classes), (f"{_NO_CLASSES}: class_0 to class_{num_classes - 1} given",)
 
 
 # The `config.json` that transformers and SMP keep beside their tensors, which anybody may have written.

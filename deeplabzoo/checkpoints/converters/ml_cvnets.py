@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, encoder_from_widths, rename
+from deeplabzoo.checkpoints.converters.key_mapping import Rules, converted_checkpoint, encoder_from_widths, rename
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -48,7 +48,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         raise WeightsError(
             f"'{path}' is a DeepLabV3 of ml-cvnets on an encoder that cannot be read; it lacks {error}."
         ) from None
-    num_classes = next(tensors[name].shape[0] for name in _CLASSIFIERS if name in tensors)
+    num_classes = max(2, next(tensors[name].shape[0] for name in _CLASSIFIERS if name in tensors))
     channels = tensors[_PROJECT].shape[0]
     is_v2 = encoder.startswith("mobilevitv2")
     stride = 16 if channels == 256 or (is_v2 and num_classes == 21) else 8
@@ -64,18 +64,15 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         encoder_final_conv=False if encoder.startswith("mobilevit_") else None,
         encoder_dilate_local_conv=not encoder.startswith("mobilevit_"),
     )
-    classes, palette, notes = assume_classes(num_classes, ("voc", "ade20k"))
     has_auxiliary = any(name.startswith("seg_head.aux_head.") for name in tensors)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=encoder,
         state_dict=rename(tensors, (*rules, *_head_rules()), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
+        datasets=("voc", "ade20k"),
         preprocessing=_BGR if channels == 256 else _RGB,
         dropped=("auxiliary head (of another width than ours)",) if has_auxiliary else (),
-        notes=(f"output stride {stride} assumed, as in the published files of this kind", *notes),
+        notes=(f"output stride {stride} assumed, as in the published files of this kind",),
     )
 
 

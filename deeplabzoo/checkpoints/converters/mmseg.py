@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
+from deeplabzoo.checkpoints.converters.key_mapping import Rules, converted_checkpoint, rename
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -79,17 +79,14 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for encoders that have no equal and unknown tensors."""
     config = _describe(tensors, path)
     is_mobilenet = _MOBILENET_STEM in tensors
-    classes, palette, notes = assume_classes(config.num_classes, _LIKELY_DATASETS)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=config.encoder,
         state_dict=rename(tensors, (*_HEAD_RULES, *(_mobilenet_rules() if is_mobilenet else _RESNET_RULES)), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
+        datasets=_LIKELY_DATASETS,
         preprocessing=_EXACTNESS_SIZES.get(config.num_classes, _DEFAULT_SIZE),
         dropped=("auxiliary head (its width has no equal)",) if is_mobilenet and _AUXILIARY in tensors else (),
-        notes=("output stride 8 and no aligned corners assumed, as in its `d8` networks but those of 769x769", *notes),
+        notes=("output stride 8 and no aligned corners assumed, as in its `d8` networks but those of 769x769",),
     )
 
 
@@ -104,7 +101,7 @@ def _describe(tensors: Mapping[str, Tensor], path: Path) -> DeepLabConfig:
     return DeepLabConfig(
         architecture="deeplabv3plus" if is_v3plus else "deeplabv3",
         encoder=encoder,
-        num_classes=tensors[_CLASSIFIER].shape[0],
+        num_classes=max(2, tensors[_CLASSIFIER].shape[0]),
         in_chans=stem.shape[1],
         output_stride=8,
         atrous_rates=_RATES,

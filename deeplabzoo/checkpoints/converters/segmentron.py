@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
+from deeplabzoo.checkpoints.converters.key_mapping import Rules, converted_checkpoint, rename
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -38,7 +38,7 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         )
     encoder = _encoder(tensors, path)
     is_xception = encoder == "xception65"
-    num_classes = tensors[_CLASSIFIER].shape[0]
+    num_classes = max(2, tensors[_CLASSIFIER].shape[0])
     config = DeepLabConfig(
         architecture="deeplabv3plus",
         encoder=encoder,
@@ -51,18 +51,15 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         encoder_norm_eps=1e-3 if is_xception else None,
     )
     preprocessing = _CITYSCAPES if num_classes == 19 else _VOC
-    classes, palette, notes = assume_classes(num_classes, ("voc", "cityscapes", "ade20k"))
     has_auxiliary = any(name.startswith("auxlayer.") for name in tensors)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=encoder,
         state_dict=rename(tensors, (*(_xception_rules() if is_xception else _RESNET_RULES), *_head_rules()), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
+        datasets=("voc", "cityscapes", "ade20k"),
         preprocessing=replace(preprocessing, mean=_HALF, std=_HALF) if is_xception else preprocessing,
         dropped=("auxiliary head",) if has_auxiliary else (),
-        notes=("output stride 16 assumed, as in the published files", *notes),
+        notes=("output stride 16 assumed, as in the published files",),
     )
 
 

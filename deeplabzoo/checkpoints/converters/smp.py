@@ -25,6 +25,7 @@ from deeplabzoo.checkpoints.converters.key_mapping import (
     ExportedCheckpoint,
     Rules,
     check_same_arithmetic,
+    converted_checkpoint,
     drop_auxiliary,
     invert_rules,
     read_config_json,
@@ -75,40 +76,31 @@ def head_rules(config: DeepLabConfig) -> Rules:
 FORMAT_NAME = "segmentation_models_pytorch"
 
 _HEAD = "segmentation_head.0.weight"
-_BINARY = ("background", "foreground")
 _CLASSES: Mapping[Architecture, str] = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus"}
 
 
 def can_convert(names: Collection[str]) -> bool:
-    """Whether tensors of these names are those of an SMP model, perhaps inside a module of the user's (`model.`)."""
-    prefix = _prefix(names)
-    return prefix is not None and any(name.startswith(f"{prefix}decoder.") for name in names)
+    """Whether tensors of these names are those of an SMP model."""
+    return _HEAD in names and any(name.startswith("decoder.") for name in names)
 
 
 def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for SMP's other models and for encoders without an equal."""
-    prefix = _prefix(tensors) or ""
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    own = {_current_name(name): tensor for name, tensor in own.items()}
+    own = {_current_name(name): tensor for name, tensor in tensors.items()}
     settings = _settings(path, _architecture(own))
     try:
         config, encoder, assumed = _describe(own, settings)
     except (TypeError, UsageError) as error:
         raise WeightsError(f"The config.json beside '{path}' describes no network that could exist: {error}") from None
     state = rename(own, (*head_rules(config), (r"classification_head\..*", None), *encoder.rules), FORMAT_NAME)
-    binary = config.num_classes == 2 and state["head.classifier.weight"].shape[0] == 1
-    if binary:
-        state |= _with_background(state)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
-        config=config,
-        encoder=config.encoder,
-        state_dict=state,
-        classes=_BINARY if binary else None,
-        palette=None,
-        preprocessing=_preprocessing(encoder),
-        dropped=_dropped(tensors, own, settings),
-        notes=(*assumed, *(("one sigmoid channel made background and foreground",) if binary else ())),
+    return converted_checkpoint(
+        FORMAT_NAME,
+        config,
+        state,
+        _preprocessing(encoder),
+        datasets=None,
+        dropped=_dropped(own, settings),
+        notes=assumed,
     )
 
 
@@ -187,11 +179,6 @@ def _config(
     )
 
 
-def _prefix(names: Collection[str]) -> str | None:
-    head = next((name for name in names if name.endswith(_HEAD)), None)
-    return None if head is None else head.removesuffix(_HEAD)
-
-
 def _current_name(name: str) -> str:
     """Return the name that SMP since 0.4 gives to a tensor of its earlier V3 decoder, which was a Sequential."""
     for old, new in (("decoder.0.", "decoder.aspp."), ("decoder.1.", "decoder.conv."), ("decoder.2.", "decoder.bn.")):
@@ -247,12 +234,6 @@ def _describe(
     return config, encoder, (*encoder.notes, *assumed)
 
 
-def _with_background(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the classifier with a channel before its only one whose logit is always 0."""
-    names = ("head.classifier.weight", "head.classifier.bias")
-    return {name: torch.cat([torch.zeros_like(state[name]), state[name]]) for name in names}
-
-
 def _preprocessing(encoder: SMPEncoder) -> Preprocessing:
     """Return what SMP's `get_preprocessing_params` says of the encoder's ImageNet weights; SMP resizes nothing by itself."""
     plain = Preprocessing(size=(512, 512), resize="none")
@@ -262,14 +243,10 @@ def _preprocessing(encoder: SMPEncoder) -> Preprocessing:
     return Preprocessing.from_dict({**plain.to_dict(), "mean": published.mean, "std": published.std})
 
 
-def _dropped(
-    tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], settings: Mapping[str, Any]
-) -> tuple[str, ...]:
+def _dropped(own: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> tuple[str, ...]:
     dropped = []
     if any(name.startswith("classification_head.") for name in own):
         dropped.append("classification head")
     if settings.get("activation"):
         dropped.append(f"activation {settings['activation']}")
-    if others := len(tensors) - len(own):
-        dropped.append(f"{others} tensors beside the model")
     return tuple(dropped)

@@ -16,8 +16,8 @@ from torch import Tensor
 from deeplabzoo.checkpoints.converters.key_mapping import (
     ExportedCheckpoint,
     Rules,
-    assume_classes,
     check_same_arithmetic,
+    converted_checkpoint,
     drop_auxiliary,
     invert_rules,
     rename,
@@ -81,22 +81,17 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     is_mobilenet = _MOBILENET_STEM in tensors
     config = _config(
         _MOBILENET if is_mobilenet else _resnet(tensors, path),
-        num_classes=tensors[_CLASSIFIER].shape[0],
+        num_classes=max(2, tensors[_CLASSIFIER].shape[0]),
         in_chans=tensors[_MOBILENET_STEM if is_mobilenet else _RESNET_STEM].shape[1],
         aux_head=_AUXILIARY in tensors and not is_mobilenet,
     )
     drops_auxiliary = is_mobilenet and _AUXILIARY in tensors
-    classes, palette, notes = assume_classes(config.num_classes)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=config.encoder,
         state_dict=rename(tensors, _rules(config), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
         preprocessing=PREPROCESSING,
         dropped=("auxiliary head (it reads a map inside a stage)",) if drops_auxiliary else (),
-        notes=notes,
     )
 
 

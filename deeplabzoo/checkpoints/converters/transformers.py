@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from deeplabzoo.checkpoints.converters.key_mapping import assume_classes, encoder_from_widths, read_config_json, rename
+from deeplabzoo.checkpoints.converters.key_mapping import converted_checkpoint, encoder_from_widths, read_config_json, rename
 from deeplabzoo.checkpoints.converters.transformers_export import export as export
 from deeplabzoo.checkpoints.converters.transformers_layout import (
     fuse_qkv,
@@ -59,17 +59,14 @@ def convert(tensors: Mapping[str, torch.Tensor], path: Path) -> Checkpoint:
         raise WeightsError(f"The transformers checkpoint lacks the tensor {error}.") from None
     except (TypeError, UsageError) as error:
         raise WeightsError(f"The config.json beside '{path}' describes no network that could exist: {error}") from None
-    classes, palette, assumed = _classes(settings, config.num_classes)
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=config.encoder,
         state_dict=state,
-        classes=classes,
-        palette=palette,
+        classes=_classes(settings, config.num_classes),
         preprocessing=preprocessing,
         dropped=dropped,
-        notes=(*notes, *assumed),
+        notes=notes,
     )
 
 
@@ -94,7 +91,7 @@ def _mobilenetv2(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any
     config = mobilenetv2_config(
         encoder,
         settings,
-        num_classes=tensors[_CLASSIFIER].shape[0],
+        num_classes=max(2, tensors[_CLASSIFIER].shape[0]),
         in_chans=tensors["mobilenet_v2.conv_stem.first_conv.convolution.weight"].shape[1],
         head_channels=tensors["segmentation_head.conv_projection.convolution.weight"].shape[0],
     )
@@ -115,7 +112,7 @@ def _mobilevit(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any])
     config = mobilevit_config(
         encoder,
         settings,
-        num_classes=tensors[_CLASSIFIER].shape[0],
+        num_classes=max(2, tensors[_CLASSIFIER].shape[0]),
         in_chans=tensors[f"{model_type}.conv_stem.convolution.weight"].shape[1],
         head_channels=tensors["segmentation_head.aspp.project.convolution.weight"].shape[0],
     )
@@ -132,8 +129,8 @@ def _settings(path: Path, model_type: str) -> tuple[Mapping[str, Any], tuple[str
     return {}, (f"no config.json beside it: output stride {stride} and the other settings of the published models assumed",)
 
 
-def _classes(settings: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], Palette, tuple[str, ...]]:
+def _classes(settings: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], Palette] | None:
     labels = settings.get("id2label")
     if isinstance(labels, dict) and set(labels) == {str(index) for index in range(count)}:
-        return tuple(str(labels[str(index)]) for index in range(count)), default_palette(count), ()
-    return assume_classes(count)
+        return tuple(str(labels[str(index)]) for index in range(count)), default_palette(count)
+    return None

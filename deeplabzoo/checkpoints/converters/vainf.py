@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deeplabzoo.checkpoints.converters.key_mapping import Rules, assume_classes, rename
+from deeplabzoo.checkpoints.converters.key_mapping import Rules, converted_checkpoint, rename
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
@@ -48,6 +48,20 @@ _V3PLUS_RULES: Rules = (
 )
 
 
+_SEPARABLE_RULES: Rules = (
+    (rf"{_ASPP}\.convs\.([1-3])\.0\.body\.0\.(\w+)", r"head.aspp.branches.\1.depthwise.conv.\2"),
+    (rf"{_ASPP}\.convs\.([1-3])\.0\.body\.1\.(\w+)", r"head.aspp.branches.\1.pointwise.conv.\2"),
+    (rf"{_ASPP}\.convs\.([1-3])\.1\.(\w+)", r"head.aspp.branches.\1.pointwise.norm.\2"),
+)
+"""What `--separable_conv` makes of the head's 3x3 convolutions: two with nothing between them."""
+_SEPARABLE_V3PLUS_RULES: Rules = (
+    (r"classifier\.classifier\.0\.body\.0\.(\w+)", r"head.decoder.0.depthwise.conv.\1"),
+    (r"classifier\.classifier\.0\.body\.1\.(\w+)", r"head.decoder.0.pointwise.conv.\1"),
+    (r"classifier\.classifier\.1\.(\w+)", r"head.decoder.0.pointwise.norm.\1"),
+)
+_REFINE = "classifier.classifier.1"
+
+
 def can_convert(names: Collection[str]) -> bool:
     """Whether tensors of these names are those of this repository's DeepLabs, on any of its encoders."""
     return (_V3 in names and _LAST["deeplabv3"] in names) or (_V3PLUS in names and _LAST["deeplabv3plus"] in names)
@@ -55,30 +69,39 @@ def can_convert(names: Collection[str]) -> bool:
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the network under our names; raises WeightsError for its MobileNetV2, HRNet and Xception encoders."""
-    is_v3 = _V3 in tensors
-    encoder = _resnet(tensors, path)
+    is_v3, is_separable = (_V3 in tensors), any(".body.0." in name for name in tensors)
     config = DeepLabConfig(
         architecture="deeplabv3" if is_v3 else "deeplabv3plus",
-        encoder=encoder,
-        num_classes=tensors[_LAST["deeplabv3" if is_v3 else "deeplabv3plus"]].shape[0],
+        encoder=_resnet(tensors, path),
+        num_classes=max(2, tensors[_LAST["deeplabv3" if is_v3 else "deeplabv3plus"]].shape[0]),
         in_chans=tensors["backbone.conv1.weight"].shape[1],
         output_stride=16,
-        aspp_separable=False,
+        aspp_separable=is_separable,
+        depthwise_norm=not is_separable,
         decoder_convs=1,
-        decoder_separable=False,
+        decoder_separable=is_separable and not is_v3,
         decoder_low_level_first=True,
     )
-    classes, palette, notes = assume_classes(config.num_classes, ("voc", "cityscapes"))
-    return Checkpoint(
-        format_name=FORMAT_NAME,
+    rules = (*_RULES, *(_V3_RULES if is_v3 else _V3PLUS_RULES))
+    if is_separable:
+        rules = (*_SEPARABLE_RULES, *(() if is_v3 else _SEPARABLE_V3PLUS_RULES), *rules)
+    return converted_checkpoint(
+        FORMAT_NAME,
         config=config,
-        encoder=encoder,
-        state_dict=rename(tensors, (*_RULES, *(_V3_RULES if is_v3 else _V3PLUS_RULES)), FORMAT_NAME),
-        classes=classes,
-        palette=palette,
+        state_dict=rename(_join_refine(tensors), rules, FORMAT_NAME),
+        datasets=("voc", "cityscapes"),
         preprocessing=_CITYSCAPES if config.num_classes == 19 else Preprocessing(),
-        notes=("output stride 16 assumed, as in the published files", *notes),
+        notes=("output stride 16 assumed, as in the published files",),
     )
+
+
+def _join_refine(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return V3's separable convolution after ASPP as the plain one that it equals: ours is plain, and nothing is between."""
+    depthwise, pointwise = f"{_REFINE}.body.0.weight", f"{_REFINE}.body.1.weight"
+    if depthwise not in tensors:
+        return tensors
+    joined = tensors[pointwise] * tensors[depthwise].transpose(0, 1)
+    return {name: one for name, one in tensors.items() if name not in (depthwise, pointwise)} | {f"{_REFINE}.weight": joined}
 
 
 def _resnet(tensors: Mapping[str, Tensor], path: Path) -> str:

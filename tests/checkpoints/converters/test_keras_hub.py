@@ -1,4 +1,7 @@
-"""Files in the layout of keras-hub's DeepLabV3+, against an independent list of its layers (its code: checkpoints/converters/test_keras_hub_own_code.py)."""
+"""Files in the layout of keras-hub's DeepLabV3+, against an independent list of its layers.
+
+Its own code is used in `test_keras_hub_own_code.py`.
+"""
 
 import shutil
 import sys

@@ -1,6 +1,6 @@
 """mmsegmentation's DeepLabs: recognised, complete, and with the logits of its documented network.
 
-The reference is written out in `mmseg_reference.py`; `checkpoints/converters/test_mmseg_own_code.py` compares with the original code itself.
+The reference is written out in `mmseg_reference.py`; `test_mmseg_own_code.py` compares with the original code itself.
 """
 
 import functools
@@ -130,7 +130,7 @@ def test_a_name_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     name = "deeplabv3plus_mobilenetv2_cityscapes"
     row = next(row for row in ROWS.values() if row.name == name and row.default)
     published = Published(row, tmp_path)
-    monkeypatch.setattr("deeplabzoo.checkpoints.load.fetch", {row: published.path}.__getitem__)
+    monkeypatch.setattr("deeplabzoo.hub.factory.fetch", {row: published.path}.__getitem__)
     net = deeplabzoo.create(name, pretrained=True)
     assert "(mmsegmentation layout, sha256 " in caplog.messages[-1]
     assert (net.classes[13], net.preprocessing.size, net.output_stride) == ("car", (1024, 2048), 8)

@@ -110,7 +110,7 @@ def test_a_name_alone_is_enough(
     theirs = original(name)
     file = tmp_path / "published.pth"
     torch.save(theirs.state_dict(), file)
-    monkeypatch.setattr("deeplabzoo.checkpoints.load.fetch", {row_of(name): file}.__getitem__)
+    monkeypatch.setattr("deeplabzoo.hub.factory.fetch", {row_of(name): file}.__getitem__)
     net = deeplabzoo.create(name, pretrained=True)
     image_BCHW = random_images(1, (65, 97))
     with torch.inference_mode():

@@ -123,3 +123,41 @@ def test_other_encoders_are_refused_in_a_sentence(old: str, new: str, sentence: 
     assert layout is not None
     with pytest.raises(WeightsError, match=sentence):
         layout.convert(tensors, tmp_path / "other.pth")
+
+
+class Separable(nn.Module):
+    """What `--separable_conv` puts in the place of a convolution."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        spread = {"padding": conv.padding, "dilation": conv.dilation, "groups": conv.in_channels, "bias": False}
+        self.body = nn.Sequential(
+            nn.Conv2d(conv.in_channels, conv.in_channels, conv.kernel_size, **spread),  # type: ignore[arg-type]
+            nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        separated: torch.Tensor = self.body(x)
+        return separated
+
+
+def separate(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and child.kernel_size[0] > 1:
+            setattr(module, name, Separable(child))
+        else:
+            separate(child)
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv3", "deeplabv3plus"])
+def test_files_with_separable_convolutions_are_read(architecture: str, tmp_path: Path) -> None:
+    """Its `--separable_conv`: every 3x3 convolution of the head in two parts, with nothing between them."""
+    torch.manual_seed(0)
+    theirs = Reference(architecture, "resnet50")
+    separate(theirs.classifier)
+    theirs = randomised(theirs)
+    path = tmp_path / "net.pth"
+    torch.save({"model_state": theirs.state_dict()}, path)
+    ours = deeplabzoo.load(path)
+    with torch.inference_mode():
+        require_same_logits(ours(image(65, 97)), theirs(image(65, 97)))

@@ -10,7 +10,7 @@ from typing import Any
 from deeplabzoo.checkpoints.converters import smp, transformers
 from deeplabzoo.checkpoints.converters.tensorflow import frozen_graph, tflite, tflite_mobilenetv2
 from deeplabzoo.checkpoints.load import read_weights
-from deeplabzoo.checkpoints.safe_pickle import read_state_dict
+from deeplabzoo.checkpoints.state_dict import read_state_dict
 from deeplabzoo.data.class_file import read_class_file
 from deeplabzoo.data.download import extract_folder
 from deeplabzoo.hub.manifest import read_manifest

@@ -79,8 +79,8 @@ def read_convolution(graph: GraphDef, scope: str) -> Convolution:
     consumers = graph.consumers_of(graph.nodes[name])
     if len(consumers) != 1 or consumers[0].op != expected:
         raise WeightsError(
-            f"The weights '{name}' are read by {len(consumers)} nodes ({', '.join(one.op for one in consumers[:3])}); expected one "
-            f"{expected}, as in graphs of a single scale without quantisation."
+            f"The weights '{name}' are read by {len(consumers)} nodes ({', '.join(one.op for one in consumers[:3])}); expected "
+            f"one {expected}, as in graphs of a single scale without quantisation."
         )
     node = consumers[0]
     if weight.ndim != 4 or node.text("data_format", "NHWC") != "NHWC" or (depthwise and weight.shape[3] != 1):
@@ -147,8 +147,8 @@ def _following_ops(graph: GraphDef, node: Node, channels: int, scope: str) -> tu
             raise WeightsError(f"The batch norm of '{scope}' has epsilon {eps}; the file is damaged.")
         return None, Norm(vectors[0], vectors[1], vectors[2], vectors[3], eps), found
     raise WeightsError(
-        f"Convolution '{scope}' is followed by {', '.join(one.op for one in consumers[:3]) or 'nothing'}; expected a bias or one "
-        "fused batch norm, as in the frozen graphs of TensorFlow's DeepLab zoo."
+        f"Convolution '{scope}' is followed by {', '.join(one.op for one in consumers[:3]) or 'nothing'}; expected a bias or "
+        "one fused batch norm, as in the frozen graphs of TensorFlow's DeepLab zoo."
     )
 
 

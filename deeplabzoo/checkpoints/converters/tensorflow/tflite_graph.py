@@ -28,7 +28,7 @@ _OPERATORS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's declaration: shape in NHWC order, type, and `float_values = (stored - zero_point) * scale` if it is quantised."""
+    """A tensor's declaration: shape in NHWC order, type, and `value = (stored - zero_point) * scale` if it is quantised."""
 
     shape: tuple[int, ...]
     type: int
