@@ -193,7 +193,9 @@ class Pickle:
         """Return what a call stands for: a tensor, an array, a dictionary, or a placeholder."""
         if not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("it calls something with what are no arguments")
-        label = getattr(function, "label", "object")
+        if not isinstance(function, Global):
+            raise pickle.UnpicklingError("it calls something that it made, such as a method")
+        label = function.label
         if label in _BUILDERS:
             return _BUILDERS[label](self, *arguments)
         if re.fullmatch(r"torch\._utils\._rebuild_\w+|torch\.(cuda\.)?(sparse\.)?\w*Tensor", label):

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import deeplabzoo
-from deeplabzoo.checkpoints import load
 from deeplabzoo.checkpoints.converters import find_converter
 from deeplabzoo.checkpoints.converters.transformers import can_convert, convert
 from deeplabzoo.errors import UsageError, WeightsError
@@ -193,7 +192,7 @@ def test_a_released_name_gives_the_row(tmp_path: Path, monkeypatch: pytest.Monke
     theirs = original(MOBILENET)
     file = tmp_path / "model.safetensors"
     save_file(theirs.state_dict(), file)
-    monkeypatch.setattr(load, "fetch", lambda row: file)
+    monkeypatch.setattr("deeplabzoo.hub.factory.fetch", lambda row: file)
     net = deeplabzoo.create(MOBILENET, pretrained=True)
     assert net.config == row_of(MOBILENET).config
     assert net.weights_source["tag"] == "google"
