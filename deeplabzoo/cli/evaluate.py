@@ -18,6 +18,7 @@ from deeplabzoo.cli.parser import (
     run,
     write_json,
 )
+from deeplabzoo.cli.predict import TILE
 from deeplabzoo.errors import OutputError, printable
 from deeplabzoo.files import ensure_folder
 from deeplabzoo.log import logger
@@ -52,6 +53,19 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--output-stride", type=int, choices=OUTPUT_STRIDES, help="evaluate at this stride instead of the model's own"
     )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        nargs="?",
+        const=TILE,
+        metavar="SIDE",
+        help=f"cut images into overlapping tiles at their own resolution (SIDE in pixels, default {TILE}), as predict "
+        "--tile does; without it only images are cut that predict cuts by default",
+    )
+    parser.add_argument(
+        "--overlap", type=int, metavar="N", help="with --tile: pixels that neighbours share (a quarter of SIDE)"
+    )
+    parser.add_argument("--scale", type=float, metavar="S", help="with --tile: resize images by this factor first (default 1)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images; recorded in the report")
     add_json_option(parser, "the whole report")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw confusion matrix, IoU by class and the worst images")
@@ -95,6 +109,9 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
         engine=args.backend,
         precision=args.precision,
         seen=worst.add if worst else None,
+        tile="auto" if args.tile is None else args.tile,
+        overlap=args.overlap,
+        scale=args.scale,
     )
     report = dataclasses.replace(report, command=shlex.join(["python", "-m", "deeplabzoo.evaluate", *arguments]))
     # class names come from files: control characters in them must not reach the terminal

@@ -33,6 +33,8 @@ class Protocol:
     """Nominal network input (height, width) in pixels that `resize` and `pad` refer to."""
     pad: bool
     ignore_index: int
+    tiles: str | None = None
+    """How images were cut into tiles, None where none was."""
     label_resolution: str = "original"
     miou: str = MIOU_DEFINITION
 
@@ -42,7 +44,8 @@ class Protocol:
         resize = "photo at its own size" if self.resize == "none" else f"{self.resize} side to {self.size[0]} x {self.size[1]}"
         return (
             f"{passes}, {'flip' if self.flip else 'no flip'}, output stride {self.output_stride}, "
-            f"{resize}{', padded' if self.pad else ''}, logits upsampled to the labels' own resolution, "
+            f"{resize}{', padded' if self.pad else ''}{f', {self.tiles}' if self.tiles else ''}, "
+            "logits upsampled to the labels' own resolution, "
             f"label {self.ignore_index} ignored, mean over classes with union > 0"
         )
 

@@ -18,7 +18,7 @@ background with logit 0 and foreground, so softmax and arg-max of the two are th
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,13 @@ class OutputGeometry:
 def upsampled_logits(low_1CHW: torch.Tensor, grid: OutputGeometry) -> torch.Tensor:
     """Return logits at the image's own size, 1 x classes x H x W float32, of low-resolution logits 1 x classes x h x w."""
     return _upsample_columns(_upsample_rows(low_1CHW.float(), grid), grid)
+
+
+def logit_bands(low_1CHW: torch.Tensor, grid: OutputGeometry) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (first row, row after the last, logits 1 x C x rows x W) of the image's own size, in bands of bounded memory."""
+    rows_1CHW = _upsample_rows(low_1CHW.detach().float(), grid)
+    for top, bottom in _row_bands(low_1CHW.shape[1], grid):
+        yield top, bottom, _upsample_columns(rows_1CHW[:, :, top:bottom], grid)
 
 
 def argmax_labels(low_1CHW: torch.Tensor, grid: OutputGeometry) -> Labels:

@@ -152,7 +152,10 @@ def _transfer_classifier(
     """Copy the rows of classes that both have; in a wider target the further inputs start at 0. Returns how many."""
     assert source.bias is not None
     assert target.bias is not None
-    known = source.weight.shape[1]
+    weight, bias = source.weight, source.bias
+    if len(weight) == 1 < len(source_classes):  # one sigmoid channel: the logit of background is 0
+        weight, bias = (torch.cat([torch.zeros_like(one), one]) for one in (weight, bias))
+    known = weight.shape[1]
     if known > target.weight.shape[1]:
         raise WeightsError(f"The classifier reads {target.weight.shape[1]} channels, the initial weights' {known}.")
     rows = 0
@@ -160,8 +163,8 @@ def _transfer_classifier(
         if name in source_classes:
             theirs = list(source_classes).index(name)
             target.weight[ours] = 0
-            target.weight[ours, :known] = source.weight[theirs]
-            target.bias[ours] = source.bias[theirs]
+            target.weight[ours, :known] = weight[theirs]
+            target.bias[ours] = bias[theirs]
             rows += 1
     return rows
 

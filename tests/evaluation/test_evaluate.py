@@ -1,11 +1,13 @@
 """Evaluation from files to report: known answers, conditions that are named, and a command that fails in sentences."""
 
+import dataclasses
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,17 @@ import deeplabzoo
 import deeplabzoo.cli.evaluate
 from deeplabzoo.data.classes import subset_note
 from deeplabzoo.data.dataset import build_dataset
+from deeplabzoo.device import eval_mode
 from deeplabzoo.errors import DataError, UnknownNameError, UnsupportedStrideError, UsageError
-from deeplabzoo.evaluation.evaluate import evaluate
+from deeplabzoo.evaluation.evaluate import evaluate, evaluate_images
 from deeplabzoo.evaluation.metrics import ConfusionMatrix
 from deeplabzoo.evaluation.report import Report
+from deeplabzoo.inference import tiling
+from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.processing import postprocessing
+from deeplabzoo.processing.preprocessing import image_logits, prepare
 
 AS_IT_IS = Preprocessing(size=(65, 65), resize="none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -197,6 +204,7 @@ def test_the_report_names_every_condition(root: Path) -> None:
         "size": [65, 65],
         "pad": False,
         "ignore_index": 255,
+        "tiles": None,
         "label_resolution": "original",
         "miou": "",
     }
@@ -256,14 +264,14 @@ def test_all_void_is_no_score(tmp_path: Path) -> None:
     make_data(tmp_path / "val", ((40, 40),))
     Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / "val" / "masks" / "p0.png")
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match=r"All pixels of these 1 pictures are void \(255\)"):
+    with pytest.raises(DataError, match=r"All pixels of these 1 images are void \(255\)"):
         evaluate(Threshold(classes=("a", "b", "c")), "folder", tmp_path, progress=False)
 
 
 def test_the_package_attribute_stays_callable(root: Path) -> None:
-    """`import deeplabzoo.cli.evaluate` puts the module over the function of the same name; both must evaluate."""
-    assert isinstance(sys.modules["deeplabzoo.cli.evaluate"], ModuleType)
-    assert deeplabzoo.cli.evaluate(Threshold(), data="folder", root=root, split="val", progress=False).miou == 1.0
+    """`deeplabzoo.evaluate` is the function, also after the command of that name was imported."""
+    importlib.import_module("deeplabzoo.evaluate")
+    assert deeplabzoo.evaluate(Threshold(), data="folder", root=root, split="val", progress=False).miou == 1.0
 
 
 @pytest.fixture
@@ -297,7 +305,7 @@ def test_the_command_prints_a_table_and_writes_json(
     assert 0 <= values["miou"] <= 1
     assert set(values["per_class"]) == {"dark", "bright"}
     assert values["weights"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert values["command"].startswith(f"python -m deeplabzoo.cli.evaluate {checkpoint} --data folder")
+    assert values["command"].startswith(f"python -m deeplabzoo.evaluate {checkpoint} --data folder")
     assert [path.name for path in target.parent.iterdir()] == ["report.json"]
     assert again_of(checkpoint, root).miou == values["miou"]
 
@@ -331,7 +339,7 @@ def test_the_command_fails_in_one_sentence(
 
 def test_the_module_runs_as_a_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deeplabzoo.cli.evaluate", "nonsense"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "deeplabzoo.evaluate", "nonsense"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
@@ -357,3 +365,122 @@ def test_a_part_of_a_published_split_is_called_a_subset() -> None:
     assert subset_note("voc", "val", 173) == "173-image subset of 1449"
     assert subset_note("voc", "val", 1449) is None
     assert subset_note("folder", "val", 3) is None
+
+
+def random_model(num_classes: int = 2, *, resize: str = "none") -> DeepLab:
+    torch.manual_seed(0)
+    config = DeepLabConfig(architecture="deeplabv3plus", encoder="lcnet_050", num_classes=num_classes, head_channels=8)
+    preprocessing = Preprocessing(size=(65, 65), resize=resize, pad=False)  # type: ignore[arg-type]
+    net = DeepLab(config, preprocessing=preprocessing).eval()
+    torch.nn.init.normal_(net.head.classifier.weight, std=5.0)
+    return net
+
+
+@pytest.mark.parametrize("resize", ["none", "longest"])
+@pytest.mark.parametrize("settings", [{}, {"tile": 96}, {"tile": (128, 96), "overlap": 32, "scale": 0.5}, {"tile": None}])
+def test_images_are_cut_exactly_where_predict_cuts_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch, resize: str, settings: dict[str, Any]
+) -> None:
+    """Tiles change labels, so a score of uncut images would be of other labels; the report says how they were cut."""
+    monkeypatch.setattr(tiling, "AUTO_PIXELS", 5000)
+    monkeypatch.setattr(tiling, "TILE", 96)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 150, 3), np.uint8)).save(root / "val" / "images" / "p0.png")
+    Image.fromarray(rng.integers(0, 2, (200, 150), np.uint8)).save(root / "val" / "masks" / "p0.png")
+    net = random_model(resize=resize)
+    predictor = Predictor(net, engine="torch", **settings)
+    found: dict[str, np.ndarray] = {}
+    report = evaluate(
+        net, "folder", root, progress=False, seen=lambda sample, labels: found.update({sample.name: labels}), **settings
+    )
+    for name, labels in found.items():
+        np.testing.assert_array_equal(labels, predictor(root / "val" / "images" / f"{name}.png").labels)
+    cut = settings.get("tile", "auto") not in ("auto", None) or ("tile" not in settings and resize == "none")
+    assert (report.protocol.tiles is not None) == cut
+    assert ("tiles of" in str(report.protocol)) == cut
+
+
+def test_tiles_and_averaging_exclude_each_other(root: Path) -> None:
+    with pytest.raises(UsageError, match="Tiles are evaluated in a single pass"):
+        evaluate(Threshold(), "folder", root, tile=96, flip=True)
+
+
+@pytest.mark.parametrize("resize", ["none", "longest"])
+def test_the_loop_measures_loss_without_full_size_logits(root: Path, monkeypatch: pytest.MonkeyPatch, resize: str) -> None:
+    """In bands of a few rows, labels, loss and number of pixels are those of the whole logits."""
+    net = random_model(3, resize=resize)
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    data = build_dataset("folder", root, "val")
+    expected, pixels = 0.0, 0
+    labels: list[np.ndarray] = []
+    with eval_mode(net):
+        for index in range(len(data)):
+            sample = data[index]
+            logits = image_logits(net, prepare(sample.image, net.preprocessing))
+            truth = torch.from_numpy(sample.labels.astype(np.int64))[None]
+            expected += float(torch.nn.functional.cross_entropy(logits, truth, ignore_index=255, reduction="sum"))
+            pixels += int((truth != 255).sum())
+            labels.append(logits[0].argmax(0).numpy())
+        monkeypatch.setattr(postprocessing, "BAND_VALUES", 3 * 64 * 4)
+        seen: list[np.ndarray] = []
+        sums = evaluate_images(net, data, range(3), with_loss=True, seen=lambda _, predicted: seen.append(predicted))
+    assert sums.loss == pytest.approx(expected, rel=1e-5)
+    assert sums.loss_pixels == pixels
+    for ours, theirs in zip(seen, labels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_model_of_one_sigmoid_channel_is_scored_as_background_and_foreground(root: Path) -> None:
+    """Its arg-max is 0 everywhere; its sign is the label."""
+
+    class Sigmoid(Threshold):
+        def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+            return (image_BCHW[:, :1] - 0.5) * 100
+
+    net = Sigmoid(classes=("bright",))
+    for settings in ({}, {"flip": True}, {"engine": None}):
+        assert evaluate(net, "folder", root, progress=False, **settings).miou == 1.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrapper", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_models_are_unwrapped(root: Path, wrapper: Any) -> None:
+    assert evaluate(wrapper(Threshold()), "folder", root, progress=False).miou == 1.0
+
+
+def test_a_file_and_a_half_precision_model_are_evaluated(root: Path, checkpoint: Path) -> None:
+    """A name or a file in place of a model; a model in another float type without a backend."""
+    whole = evaluate(checkpoint, "folder", root, progress=False)
+    assert whole.weights["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    for dtype in (torch.bfloat16, torch.float64):
+        net = deeplabzoo.load(checkpoint).to(dtype)
+        assert evaluate(net, "folder", root, progress=False, engine=None).miou == pytest.approx(whole.miou, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "sentence"),
+    [
+        (torch.nn.Linear(1, 1), "folder", "evaluate takes a DeepLab model.*, not Linear"),
+        (None, "folder", "not NoneType"),
+        ("model", torch.utils.data.TensorDataset(torch.zeros(1)), "not TensorDataset .it has no classes"),
+        ("model", [1, 2], "not list"),
+        ("model", 3, "not int"),
+    ],
+)
+def test_other_kinds_of_models_and_data_are_one_sentence(root: Path, net: Any, data: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        evaluate(Threshold() if net == "model" else net, data, root, progress=False)
+
+
+def test_models_of_other_channels_are_one_sentence(root: Path) -> None:
+    net = Threshold()
+    net.config = dataclasses.replace(net.config, in_chans=4)
+    with pytest.raises(UsageError, match="takes 4 channels"):
+        evaluate(net, "folder", root, progress=False)
+
+
+def test_an_ignored_class_is_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`ignore_index` of a dataset may be one of its classes; then that class is not scored, which is said."""
+    data = dataclasses.replace(build_dataset("folder", root, "val"), ignore_index=0, label_map={0: 0, 1: 1, 255: 0})  # type: ignore[type-var]
+    report = evaluate(Threshold(), data, progress=False)
+    assert report.per_class["dark"] is None
+    assert "label 0 is both the class 'dark' and the ignored label" in caplog.text

@@ -39,7 +39,7 @@ PLUS = dataclasses.replace(POOLED, architecture="deeplabv3plus", atrous_rates=(3
 def _randomized_model(config: DeepLabConfig, seed: int = 0) -> DeepLab:
     """A model whose batch norms have random statistics, scales and shifts."""
     torch.manual_seed(seed)
-    net = DeepLab(config, classes=tuple(f"c{index}" for index in range(config.num_classes))).eval()
+    net = DeepLab(config, classes=tuple(f"c{index}" for index in range(max(2, config.num_classes)))).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):
@@ -215,3 +215,12 @@ def test_random_initialization_is_not_taken_for_folded_weights(caplog: pytest.Lo
     recipe = dataclasses.replace(_recipe(Path("unused")), init=None)
     estimate_batch_norm_stats(build_model(recipe, data), recipe, data)
     assert "batch norm" not in caplog.text
+
+
+def test_a_sigmoid_channel_becomes_background_and_foreground() -> None:
+    """One channel x and the two channels 0, x have the same probabilities."""
+    source = _randomized_model(dataclasses.replace(POOLED, num_classes=1))
+    target = DeepLab(dataclasses.replace(POOLED, num_classes=2), classes=source.classes).eval()
+    assert "2 of 2" in transfer_weights(source, target)
+    image = torch.randn(1, 3, 65, 65)
+    torch.testing.assert_close(target(image).softmax(1)[:, 1:], source(image).sigmoid())

@@ -300,7 +300,7 @@ def test_evaluate_scores_300_classes_one_pixel_and_void_images(net_of_300_classe
     require_equal(report.scores, np.array(report.confusion_matrix), slow_scores(seen, 300))
 
 
-@pytest.mark.parametrize(("label", "sentence"), [(65535, "All pixels of these 2 pictures are void"), (300, "from 300 to 300")])
+@pytest.mark.parametrize(("label", "sentence"), [(65535, "All pixels of these 2 images are void"), (300, "from 300 to 300")])
 def test_evaluate_refuses_what_cannot_be_scored(net_of_300_classes: DeepLab, label: int, sentence: str) -> None:
     """Nothing but void, or a label that is no class: a sentence, never a score of nothing."""
     labels = [np.full((33, 34), label, np.uint16)] * 2

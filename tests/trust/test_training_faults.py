@@ -102,7 +102,7 @@ def test_skipping_touches_no_other_image() -> None:
 
 def test_images_that_are_all_unreadable_end_the_run() -> None:
     """Skipping must not go round for ever."""
-    with pytest.raises(DataError, match="None of the 7 pictures of shapes train can be read"):
+    with pytest.raises(DataError, match="None of the 7 images of shapes train can be read"):
         all_batches(Spoilt(*range(7)))
 
 
@@ -132,7 +132,7 @@ def test_each_missing_image_is_logged_once_and_always_counted(tmp_path: Path, ca
     with RunLog(tmp_path, SKIPPING, 2, ()) as log:
         log.step(3, **lines, skipped=["b", "c"])
     logged = capsys.readouterr().err
-    assert [logged.count(f"'{name}' cannot be read; another picture takes its place") for name in "abc"] == [1, 1, 1]
+    assert [logged.count(f"'{name}' cannot be read; another image takes its place") for name in "abc"] == [1, 1, 1]
     assert [one.get("skipped") for one in read_log(tmp_path / "log.jsonl")] == [["a"], ["a", "b", "a"], ["b", "c"]]
 
 
@@ -198,7 +198,7 @@ def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
 def test_sigterm_in_an_evaluation_leaves_at_once(runs: Driver, pictures: Path, reference: Path, tmp_path: Path) -> None:
     """With its step saved; the resumed run evaluates anew, and measures and trains the same. last.safetensors is not needed."""
     out = tmp_path / "run"
-    moment = ("deeplabzoo.training.validate:image_logits", 4, "before", "SIGTERM", "")
+    moment = ("deeplabzoo.evaluation.evaluate:predict_labels", 4, "before", "SIGTERM", "")
     sentence = failed(runs.train(out, pictures, aim=moment), 143)
     assert sentence == f"error: Stopped by SIGTERM after step 8 of {STEPS}; --resume goes on from there."
     assert [one["kind"] for one in metrics_of(out)][-1] == "step"
@@ -210,7 +210,7 @@ def test_sigterm_in_an_evaluation_leaves_at_once(runs: Driver, pictures: Path, r
 @pytest.mark.parametrize(
     ("settings", "saved", "sentence"),
     [
-        ("loss=ce:1000", False, "no finite numbers after step 1, so that step was not saved; .* No state was saved before."),
+        ("loss=ce:1000", False, "has non-finite values after step 1, so that step was not saved; .* No state was saved before."),
         ("loss=ce", True, "The loss is nan at step 1 .* The state of step 1, in .*, leads straight to this; there is none"),
         (f"evaluations={STEPS}", False, "The validation loss is nan after step 1, so that step was not saved; .* No state was"),
     ],

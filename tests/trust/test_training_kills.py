@@ -46,7 +46,7 @@ AIMED: dict[str, list[Aim]] = {
     "state: before its name": [aim("pathlib:Path.rename", 2, "before", ".writing_")],
     "state: after its name": [aim("pathlib:Path.rename", 3, "after", ".writing_")],
     "state: the oldest renamed": [aim("pathlib:Path.rename", 1, "after", "step_")],
-    "evaluation: before a picture": [aim("deeplabzoo.training.validate:image_logits", 4)],
+    "evaluation: before a picture": [aim("deeplabzoo.evaluation.evaluate:predict_labels", 4)],
     "evaluation: before its line": [aim("deeplabzoo.training.logger:RunLog.evaluation", 2)],
     "evaluation: after its line": [aim("deeplabzoo.training.logger:RunLog.evaluation", 2, "after")],
     "report: before it is measured": [aim("deeplabzoo.training.train:evaluate", 1)],

@@ -27,8 +27,8 @@ LOST = {
     "rank 0 in a step": (0, "deeplabzoo.training.trainer:Trainer.train_step", 7),
     "rank 1 between two steps": (1, "deeplabzoo.training.trainer:ModelEma.update", 9),
     "rank 0 while it writes a state": (0, "deeplabzoo.training.run_dir:save_file", 5),
-    "rank 1 in an evaluation": (1, "deeplabzoo.training.validate:image_logits", 2),
-    "rank 0 in an evaluation": (0, "deeplabzoo.training.validate:image_logits", 2),
+    "rank 1 in an evaluation": (1, "deeplabzoo.evaluation.evaluate:predict_labels", 2),
+    "rank 0 in an evaluation": (0, "deeplabzoo.evaluation.evaluate:predict_labels", 2),
     "rank 0 in the report": (0, "deeplabzoo.training.train:evaluate", 1),
     "rank 1 while it waits for the report": (1, "deeplabzoo.training.distributed:DistributedContext.barrier", 2),
 }
