@@ -232,15 +232,16 @@ def fields_of_shapes(state: Mapping[str, torch.Tensor], encoder: str) -> dict[st
             }
     else:
         fields["refine_conv"] = has("head.refine.")
+    # the names of stem and final convolution depend on the encoder, so a model without memory is built
+    plain = DeepLabConfig(architecture="deeplabv3", encoder=encoder, output_stride=info.strides[0])
+    expected = _meta_model(plain).encoder.state_dict()
     if has("encoder.conv_head."):
         fields["encoder_final_conv"] = True
-    elif info.family == "mobilevit" and not has("encoder.final_conv."):
+    elif any(name.startswith("final_conv.") for name in expected) and not has("encoder.final_conv."):
         fields["encoder_final_conv"] = False
-    # the stem's name depends on the encoder, so a model without memory is built
-    expected = _meta_model(DeepLabConfig(architecture="deeplabv3", encoder=encoder, output_stride=info.strides[0])).encoder
     stems = {
         state[f"encoder.{name}"].shape[1]
-        for name, tensor in expected.state_dict().items()
+        for name, tensor in expected.items()
         if _differs_in_channels(state.get(f"encoder.{name}", tensor), tensor)
     }
     fields = {key: value for key, value in fields.items() if value is not None}
@@ -260,7 +261,7 @@ def _check_same_model(checkpoint: Checkpoint, config: DeepLabConfig, name: Model
         )
     if config.encoder != name.encoder:
         raise WeightsError(f"'{checkpoint.label}' has the encoder {short_name(config.encoder)}, {name} was asked for.")
-    classes = CLASS_LISTS[name.data].num_classes if name.data else config.num_classes
+    classes = len(CLASS_LISTS[name.data].classes) if name.data else config.num_classes
     if classes != config.num_classes and overrides.num_classes is None:
         raise UsageError(
             f"'{checkpoint.label}' has {config.num_classes} classes and {name} has {classes}; pass num_classes={classes} for "

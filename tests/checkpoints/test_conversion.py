@@ -86,7 +86,7 @@ def test_transformers_reads_what_was_written(tmp_path: Path, capsys: pytest.Capt
         (["--to", "torchvision", "--out", "o.pth"], "torchvision has no DeepLab on resnet18; it has resnet50"),
         (["--to", "transformers", "--out", "o"], "transformers has no DeepLab on resnet18"),
         (["--to", "smp", "--out", "o.pth"], r"its network has .*decoder_convs 1.* and this one has .*decoder_convs 2"),
-        (["--to", "smp", "--out", "o.pth", "--precision", "fp16"], "leave it out with --to"),
+        (["--to", "smp", "--out", "o.pth", "--precision", "fp16"], "omit it with --to"),
         (["--to", "keras", "--out", "o.pth"], "invalid choice"),
         (["--to", "smp", "--out", "full"], "a folder that is not empty"),
     ],
