@@ -319,7 +319,8 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
     for names, what in ((missing, "lacks"), (wrong, "has other shapes for")):
         if names:
             raise WeightsError(
-                f"'{checkpoint.label}' {what} {len(names)} of the {len(expected)} tensors of encoder {encoder} ({_some(names)})."
+                f"'{checkpoint.label}' {what} {len(names)} of the {len(expected)} tensors of encoder {encoder} "
+                f"({_some(names)})."
             )
     net.encoder.load_state_dict(adapted, strict=False)  # complete but for batch counters, which old files lack
     if (

@@ -42,8 +42,8 @@ def _prepare(argv: Sequence[str] | None) -> int:
     if options.data == "folder":
         return _check(options.root)
     from deeplabzoo.data.download import prepare_trainaug, prepare_voc
-    from deeplabzoo.hub.download import offline_switch
     from deeplabzoo.hub.http_download import ExpectedFile, download
+    from deeplabzoo.offline import offline_switch
 
     def fetch(url: str, file: Path) -> None:
         if switch := offline_switch():

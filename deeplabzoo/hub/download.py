@@ -11,7 +11,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,6 +20,7 @@ from deeplabzoo.files import write_atomically
 from deeplabzoo.hub.http_download import ExpectedFile, download, sha256_of
 from deeplabzoo.hub.manifest import BundledSource, HubSource, UrlSource, WeightRow, weights_folder
 from deeplabzoo.log import logger
+from deeplabzoo.offline import offline_switch
 
 # Hash cache: a file is hashed once per process, and files of our cache folder once at all. A cached hash is valid while path,
 # size, inode, device, mtime and ctime are unchanged (a program that alters bytes cannot reset the ctime). Files that changed
@@ -84,7 +84,6 @@ def _write(record: Path, metadata: _FileState, sha256: str) -> None:
 
 MAX_SETTINGS_BYTES = 1 << 20
 """Of a JSON file on the Hub; the largest `config.json` and weight index known have some 200 kB."""
-OFFLINE_SWITCHES = ("DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE")
 _LOCK_LOG_AFTER_S = 3.0
 """Waiting for another process is logged after this time."""
 
@@ -156,27 +155,6 @@ def cache_folder() -> Path:
 def cached_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, from the hash cache if the file has not changed."""
     return read_or_compute_sha256(path, cache_folder())
-
-
-def offline_switch() -> str:
-    """Return the name of the environment variable that disables the network, or an empty string."""
-    return next((name for name in OFFLINE_SWITCHES if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")), "")
-
-
-@contextlib.contextmanager
-def hf_offline_mode() -> Iterator[None]:
-    """Apply `DEEPLABZOO_OFFLINE` to the Hub client while other code (timm, for encoder weights) uses it.
-
-    The client reads its own environment variable once, at import.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or bool(offline_switch())
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _bundled(row: WeightRow, path: Path, expected: ExpectedFile) -> Path:

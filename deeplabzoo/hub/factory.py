@@ -15,7 +15,7 @@ from deeplabzoo.checkpoints.native import is_native_checkpoint
 from deeplabzoo.checkpoints.types import NATIVE, Checkpoint
 from deeplabzoo.data.classes import CLASS_LISTS
 from deeplabzoo.errors import UnknownNameError, UsageError, WeightsError
-from deeplabzoo.hub.download import HubFileNotFoundError, cached_sha256, fetch, fetch_from_hub, hf_offline_mode
+from deeplabzoo.hub.download import HubFileNotFoundError, cached_sha256, fetch, fetch_from_hub
 from deeplabzoo.hub.manifest import WeightRow, released_row_of, released_rows
 from deeplabzoo.hub.registry import find_weights
 from deeplabzoo.log import logger
@@ -235,14 +235,13 @@ def _build_random_init(name: ModelName, overrides: ModelOverrides, encoder_pretr
     config = overrides.apply(row.config) if row else overrides.new_model_config(name)
     known = CLASS_LISTS.get(name.data) if name.data else None
     named = known if known and known.num_classes == config.num_classes else None
-    with hf_offline_mode():
-        net = DeepLab(
-            config,
-            classes=named.classes if named else None,
-            palette=named.palette if named else None,
-            preprocessing=row.preprocessing if row else None,
-            encoder_pretrained=encoder_pretrained is True,
-        )
+    net = DeepLab(
+        config,
+        classes=named.classes if named else None,
+        palette=named.palette if named else None,
+        preprocessing=row.preprocessing if row else None,
+        encoder_pretrained=encoder_pretrained is True,
+    )
     start = "random weights"
     if encoder_pretrained is True:
         start = "encoder with timm's ImageNet weights, head with random weights"

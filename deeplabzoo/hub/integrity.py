@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deeplabzoo.errors import ChangedFileError, DownloadError, WeightsError
-from deeplabzoo.hub.download import fetch, hub_file_metadata, offline_switch
+from deeplabzoo.hub.download import fetch, hub_file_metadata
 from deeplabzoo.hub.http_download import TIMEOUT_S, ExpectedFile, SafeRedirects, error_text, underlying_error
 from deeplabzoo.hub.manifest import BundledSource, HubSource, UrlSource, WeightRow
+from deeplabzoo.offline import offline_switch
 
 MAX_PARALLEL_REQUESTS = 8
 """HTTP requests at the same time."""

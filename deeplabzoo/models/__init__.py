@@ -1,1 +1,1 @@
-"""The network: encoder, atrous head, resize. Nothing here knows where weights come from."""
+"""The model: encoder, atrous head, interpolation, and its configuration; independent of where weights come from."""

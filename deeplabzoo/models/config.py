@@ -53,6 +53,13 @@ def scale_atrous_rates(rates: tuple[int, ...], from_stride: int, to_stride: int)
     return tuple(dilation * from_stride // to_stride for dilation in rates)
 
 
+_MAX_RATES = 64
+_MAX_SCALE = 1e6
+"""Largest mean, std and 1 / std of an input whose pixels are 0...1."""
+_MAX_SIDE, _MAX_PADDED_PIXELS = 65_535, 1 << 26
+"""Pixels; the longer side of a JPEG, and an input of 800 MB in float32."""
+
+
 class _JsonDataclass:
     """JSON round trip for the dataclasses below: lists become tuples, unknown fields are refused by name."""
 
@@ -76,9 +83,9 @@ class _JsonDataclass:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepLabConfig(_JsonDataclass):
-    """Everything that decides a network's shape and arithmetic; published checkpoints differ only in these fields.
+    """Everything that decides a model's shape and arithmetic; published checkpoints differ only in these fields.
 
-    Raises UsageError when a value makes no sense; an unsupported (encoder, stride) pair is found when the network is built.
+    Raises UsageError for impossible values; an unsupported (encoder, stride) pair is found when the model is built.
     """
 
     architecture: Architecture
@@ -96,21 +103,21 @@ class DeepLabConfig(_JsonDataclass):
     """Unit rates count half of the last stage's dilation instead of all of it: mmsegmentation's (1, 2, 4) are the dilations
     themselves at output stride 16."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation of encoder and head; "group" is GroupNorm with 32 groups, or the largest number below that divides the
-    channels and leaves two to a group."""
+    """Batch or group norm in encoder and head; "group" has 32 groups, or the largest number below that divides the channels
+    and leaves two in a group."""
     norm_eps: float = 1e-5
-    """Epsilon of the head's normalisation layers."""
+    """Epsilon of the head's batch or group norms."""
     dropout: float = 0.1
     aux_head: bool = False
     head_channels: int = 256
     aspp_separable: bool | None = None
     """Depthwise-separable atrous branches; None: as the papers, no for V3 and yes for V3+."""
     depthwise_norm: bool = True
-    """Normalise and activate after the depthwise half of separable convolutions too, as the TensorFlow models do (SMP: no)."""
+    """Normalize and activate after the depthwise half of separable convolutions too, as the TensorFlow models do (SMP: no)."""
     pooling_first: bool = False
     """Concatenation order of the image-pooling branch: before the other branches, or after (default)."""
     pooling_norm: bool = True
-    """Normalise the pooled branch (papers: yes; detectron2: no)."""
+    """Batch or group norm in the pooled branch (papers: yes; detectron2: no)."""
     pooling_window: tuple[int, int] | None = None
     """(height, width) in pixels of the window that the pooled branch averages over at each place; None is the whole map, as in
     the papers (detectron2: the crop that it was trained on)."""
@@ -138,7 +145,7 @@ class DeepLabConfig(_JsonDataclass):
     encoder_padding: Literal["symmetric", "same"] = "symmetric"
     """`same` is TensorFlow's asymmetric padding (encoders of timm's EfficientNet builder only)."""
     encoder_norm_eps: float | None = None
-    """Epsilon of the encoder's normalisation; None leaves timm's."""
+    """Epsilon of the encoder's batch or group norms; None leaves timm's."""
     encoder_dilate_strided: bool = False
     """Where a stage's stride was traded for dilation, dilate the convolution that had the stride like the rest of its stage
     (SMP, torchvision's MobileNetV3); timm leaves it at the rate of the stage before."""
@@ -171,13 +178,15 @@ class DeepLabConfig(_JsonDataclass):
             raise UsageError(f"pooling_window must be (height, width) in pixels, not {self.pooling_window!r}.")
         for field in ("atrous_rates", "multi_grid", "pooling_window"):
             rates = getattr(self, field)
+            if rates is not None and len(rates) > _MAX_RATES:  # a file could state so many that building takes minutes
+                raise UsageError(f"{field} must be at most {_MAX_RATES} numbers, not {len(rates)}.")
             if rates is not None and not all(isinstance(rate, int) and rate >= 1 for rate in rates):
                 raise UsageError(f"{field} must be whole numbers of at least 1, not {rates!r}.")
         if self.aspp_project_kernel not in (1, 3) or self.decoder_kernel not in (1, 3):
             kernels = f"{self.aspp_project_kernel!r} and {self.decoder_kernel!r}"
             raise UsageError(f"aspp_project_kernel and decoder_kernel must be 1 or 3, not {kernels}.")
         if self.decoder_kernel == 1 and self.decoder_separable:
-            raise UsageError("decoder_kernel=1 leaves nothing to separate; set decoder_separable=False with it.")
+            raise UsageError("decoder_kernel=1 cannot be separable; set decoder_separable=False with it.")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}.")
         if not (self.norm_eps > 0 and (self.encoder_norm_eps is None or self.encoder_norm_eps > 0)):
@@ -192,18 +201,18 @@ class DeepLabConfig(_JsonDataclass):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(_JsonDataclass):
-    """How an 8-bit photo becomes the tensor that the weights expect; it travels with the weights.
+    """How an 8-bit image becomes the tensor that the weights expect; it is stored with the weights.
 
-    The value fed is `(pixel / 255 - mean) / std` per channel in `channel_order`. The photo is first resized (`resize`,
+    The value fed is `(pixel / 255 - mean) / std` per channel in `channel_order`. The image is first resized (`resize`,
     `only_shrink`), then, if `pad`, extended at the bottom and right to `size` with the value that normalises to 0.
     """
 
     size: tuple[int, int] = (513, 513)
-    """Nominal network input (height, width) in pixels: what `resize` aims at and `pad` fills up to."""
+    """Nominal input (height, width) in pixels: the target of `resize` and `pad`."""
     resize: Literal["none", "longest", "shortest"] = "longest"
-    """Keep the photo's size, or bring its longest / shortest side to `size` keeping the aspect ratio."""
+    """Keep the image's size, or bring its longest / shortest side to `size` keeping the aspect ratio."""
     only_shrink: bool = True
-    """Never enlarge a photo that is already small enough."""
+    """Do not upsample an image that is already small enough."""
     pad: bool = False
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """One value per input channel; three values serve a model of another number of channels, too."""
@@ -217,7 +226,16 @@ class Preprocessing(_JsonDataclass):
                 "mean and std must be finite numbers, one of each per input channel, and std above 0, not "
                 f"{self.mean!r} and {self.std!r}."
             )
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise UsageError(f"size must be (height, width) in pixels, not {self.size!r}.")
+        if max(map(abs, self.mean)) > _MAX_SCALE or not 1 / _MAX_SCALE <= min(self.std) <= max(self.std) <= _MAX_SCALE:
+            raise UsageError(
+                f"mean must be at most {_MAX_SCALE:g} and std from {1 / _MAX_SCALE:g} to {_MAX_SCALE:g}, or the input overflows, "
+                f"not {self.mean!r}, {self.std!r}."
+            )
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > _MAX_SIDE:
+            raise UsageError(f"size must be (height, width) in pixels, each at most {_MAX_SIDE}, not {self.size!r}.")
+        if self.pad and self.size[0] * self.size[1] > _MAX_PADDED_PIXELS:
+            raise UsageError(
+                f"size must be at most {_MAX_PADDED_PIXELS} pixels where images are padded to it, not {self.size!r}."
+            )
         if self.resize not in ("none", "longest", "shortest") or self.channel_order not in ("RGB", "BGR"):
             raise UsageError(f"Unknown resize {self.resize!r} or channel_order {self.channel_order!r}.")

@@ -5,6 +5,7 @@ where the table was made with the installed timm; otherwise, and for options tha
 by a forward pass on the meta device. What timm declares is not used: its reductions have been wrong for whole families.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from deeplabzoo.errors import DownloadError, UnsupportedStrideError, UsageError
 from deeplabzoo.models import encoder_surgery as surgery
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.encoder_table import EncoderInfo, FeaturePlan, check_output_stride, measured_with
+from deeplabzoo.offline import hf_offline_mode
 
 _PROBE_SIZE = 256
 """Side in pixels of the image that features are measured with: a multiple of every stride, window and patch in use."""
@@ -57,7 +59,8 @@ def build_encoder(config: DeepLabConfig, *, pretrained: bool = False) -> tuple[n
         with torch.device("meta"):
             surgery.dilate_strided(encoder, build_feature_extractor(info.name, 32))
     if config.encoder_final_conv:
-        surgery.add_final_conv(encoder, info.name, pretrained=pretrained)
+        with hf_offline_mode() if pretrained else contextlib.nullcontext():
+            surgery.add_final_conv(encoder, info.name, pretrained=pretrained)
     elif config.encoder_final_conv is False:
         surgery.remove_final_conv(encoder)
     if not config.encoder_dilate_local_conv:
@@ -165,7 +168,8 @@ def _build(config: DeepLabConfig, info: EncoderInfo, pretrained: bool) -> nn.Mod
             "other tensors; use another stride or encoder_pretrained=False."
         )
     try:
-        return build_feature_extractor(info.name, config.output_stride, config.in_chans, pretrained=True, **options)
+        with hf_offline_mode():
+            return build_feature_extractor(info.name, config.output_stride, config.in_chans, pretrained=True, **options)
     except Exception as error:  # whatever the download stack under timm raises: it changes with every release
         raise DownloadError(
             f"The ImageNet weights of '{info.short_name}' could not be fetched ({type(error).__name__}: "

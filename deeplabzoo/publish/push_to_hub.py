@@ -11,12 +11,12 @@ from deeplabzoo.checkpoints.build import ModelOverrides, build_from_checkpoint
 from deeplabzoo.checkpoints.native import FORMAT, tensors_sha256
 from deeplabzoo.errors import DeepLabZooError, DownloadError, OutputError, UsageError
 from deeplabzoo.evaluation.report import Report
-from deeplabzoo.hub.download import offline_switch
 from deeplabzoo.hub.factory import read_released
 from deeplabzoo.hub.manifest import Metric, WeightRow, released_rows
 from deeplabzoo.hub.model_info import metric_to_dict
 from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
+from deeplabzoo.offline import offline_switch
 from deeplabzoo.publish.manifest_row import manifest_json, model_facts
 from deeplabzoo.publish.model_card import EXAMPLE_IMAGE, PushedModel, draw_overlay, pushed_model_card, read_thumbnail
 from deeplabzoo.publish.release import CARD, FACTS, OVERLAY, WEIGHTS_ON_HUB, write_weights

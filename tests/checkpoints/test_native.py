@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deeplabzoo.checkpoints.native import is_native_checkpoint, read_checkpoint
-from deeplabzoo.errors import OutputError, WeightsError
+from deeplabzoo.errors import OutputError, UsageError, WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 
@@ -203,3 +203,25 @@ def test_saving_keeps_the_permissions_of_a_new_file(saved: Path) -> None:
     other = saved.with_name("other")
     other.touch()
     assert saved.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"std": (1e-300, 1.0, 1.0)}, "or the input overflows"),
+        ({"std": (1e300, 1.0, 1.0)}, "or the input overflows"),
+        ({"mean": (1e308, 0.0, 0.0)}, "or the input overflows"),
+        ({"size": (100_000, 100_000)}, "each at most 65535"),
+        ({"size": (60_000, 60_000), "pad": True}, "where images are padded to it"),
+    ],
+)
+def test_an_input_that_cannot_be_computed_is_refused(fields: dict[str, object], sentence: str) -> None:
+    """Such numbers of a file would label every pixel 0, or end in the allocator."""
+    with pytest.raises(UsageError, match=sentence):
+        Preprocessing.from_dict(fields)
+
+
+@pytest.mark.parametrize("field", ["atrous_rates", "multi_grid"])
+def test_a_list_that_takes_minutes_to_build_is_refused(field: str) -> None:
+    with pytest.raises(UsageError, match=f"{field} must be at most 64 numbers, not 60000"):
+        DeepLabConfig.from_dict({"architecture": "deeplabv3", "encoder": "resnet50", field: [1] * 60_000})

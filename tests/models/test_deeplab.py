@@ -2,9 +2,11 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.fx
 from helpers.tensor_work import TensorWork, require_work_of_one_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -356,3 +358,50 @@ def test_a_large_model_is_initialised_once() -> None:
     with TensorWork() as work:
         net = DeepLab(config("deeplabv3", encoder="resnet101", num_classes=21))
     require_work_of_one_model(work, net)
+
+
+@pytest.mark.parametrize(
+    "classifier", [nn.Conv2d(256, 5, 1), nn.Sequential(nn.Conv2d(256, 9, 1), nn.ReLU(), nn.Conv2d(9, 5, 1))]
+)
+def test_a_classifier_replaced_by_hand_has_no_names_and_is_not_saved(classifier: nn.Module, tmp_path: Path) -> None:
+    """Labels would get the names of other classes, and the file would not load: both name reset_classifier."""
+    net = DeepLab(config(num_classes=21))
+    net.head.classifier = classifier  # type: ignore[assignment]
+    for call in (lambda: net.classes, lambda: net.save(tmp_path / "net.safetensors")):
+        with pytest.raises(UsageError, match=r"net.reset_classifier\(5\)"):
+            call()
+    assert not (tmp_path / "net.safetensors").exists()
+
+
+def test_a_layer_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
+    """A file that cannot be loaded is refused when it is written: another stem, or a layer more."""
+    other_stem, added = DeepLab(config()), DeepLab(config())
+    other_stem.encoder.conv_stem = nn.Conv2d(5, 16, 3, 2, 1, bias=False)
+    added.head.extra = nn.Linear(2, 2)
+    for net, reason in ((other_stem, "encoder.conv_stem.weight is"), (added, "head.extra")):
+        with pytest.raises(UsageError, match=f"cannot be saved.*{reason}"):
+            net.save(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("architecture", BOTH)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_can_be_traced_by_torch_fx(architecture: Architecture, training: bool) -> None:
+    """`torch.fx`, and with it torchvision's create_feature_extractor; checks of the image stay, as single calls."""
+    net = DeepLab(config(architecture, aux_head=True, dropout=0.0)).train(training)
+    traced, image = torch.fx.symbolic_trace(net), torch.rand(2, 3, 65, 97)
+    expected, found = copy.deepcopy(net)(image), traced(image)
+    for one, other in zip(expected if training else [expected], found if training else [found], strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UsageError, match="B x 3 x H x W"):
+        traced(image[:, :2])
+
+
+def test_a_batch_of_one_trains_in_one_graph() -> None:
+    """`torch.compile(fullgraph=True)`: neither the log line nor the condition breaks the graph."""
+    net = DeepLab(config()).train()
+    expected = copy.deepcopy(net)
+    torch.manual_seed(0)
+    out = torch.compile(net, fullgraph=True, backend="eager")(torch.ones(1, 3, 33, 33))
+    torch.manual_seed(0)
+    assert torch.equal(out, expected(torch.ones(1, 3, 33, 33)))
+    assert torch.equal(net.head.aspp.pool.norm.running_mean, expected.head.aspp.pool.norm.running_mean)

@@ -9,7 +9,7 @@ import torch
 
 import deeplabzoo
 from deeplabzoo.errors import DownloadError, UnknownNameError, UnsupportedStrideError, UsageError
-from deeplabzoo.models import encoder_table
+from deeplabzoo.models import encoder_table, encoders
 from deeplabzoo.models.config import ARCHITECTURES, Architecture, DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import (
@@ -55,6 +55,50 @@ def test_the_table_is_large() -> None:
 def test_the_table_is_what_a_probe_measures(encoder: str) -> None:
     """The table is generated, not typed: measuring again gives the same row (timm P#2369: declared reductions were wrong)."""
     assert measured(probe.probe(encoder)) == measured(encoder_info(encoder))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"encoder": "resnet50d", "multi_grid": (1, 2, 4), "encoder_pooled_shortcut": False, "encoder_dilate_strided": True},
+        {"encoder": "resnet18", "encoder_dilates": "first_convs", "encoder_norm_eps": 1e-3, "in_chans": 5},
+        {"encoder_padding": "same", "encoder_dilates": "first_blocks", "output_stride": 8},
+        {"encoder": "xception41", "decoder_low_level_activated": False},
+        {"encoder": "mobilevit_xxs", "encoder_dilate_local_conv": False},
+        {"encoder": "skresnet18", "output_stride": 8},
+        {"encoder": "inception_next_atto", "output_stride": 32},
+        {"encoder": "drnd54", "output_stride": 8},
+    ],
+    ids=str,
+)
+def test_a_plan_from_the_table_is_what_a_measurement_gives(fields: dict[str, object]) -> None:
+    """Options that change dilations, padding and channels of the image leave the features' shapes as the table has them."""
+    config = DeepLabConfig.from_dict({"architecture": "deeplabv3", "encoder": "mobilenetv2_035", **fields})
+    with torch.device("meta"):
+        net = DeepLab(config)
+        fresh = encoders.build_feature_extractor(config.encoder, config.output_stride, config.in_chans)
+    plan = encoders.probe_features(fresh, config.in_chans)
+    measured_here = encoders.probe_features(net.encoder, config.in_chans)
+    assert net.feature_plan == plan
+    assert (measured_here.channels, measured_here.reductions) == (plan.channels, plan.reductions)
+    assert measured_here.single_cell_norms == ()  # those of the plan were made safe, and there are no others
+
+
+def test_another_timm_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table holds for the version that it was made with; with another one the encoder itself is measured."""
+    calls: list[int] = []
+    measure = encoders.probe_features
+    monkeypatch.setattr(encoders, "probe_features", lambda encoder, in_chans: calls.append(1) or measure(encoder, in_chans))
+    config = DeepLabConfig(architecture="deeplabv3plus", encoder="skresnet18")
+    with torch.device("meta"):
+        before = DeepLab(config)
+        assert calls == []
+        monkeypatch.setattr(encoders, "measured_with", lambda: "0.0")
+        after = DeepLab(config)
+    assert calls == [1]
+    assert after.feature_plan == before.feature_plan
+    assert [type(one) for one in after.modules()] == [type(one) for one in before.modules()]
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """Folders, lowest first; those of one line do not import each other."""
 
-FREE = {"errors", "log", "files", "git", "strict_json", "numba_jit", "optional_imports", "moved", "device"}
+FREE = {"errors", "log", "files", "git", "strict_json", "numba_jit", "optional_imports", "offline", "moved", "device"}
 """Modules of the package's root that all may import; they import only one another. Other root modules are commands (cli)."""
 
 PLAIN_DATA = {"deeplabzoo.models.config", "deeplabzoo.data.classes"}
