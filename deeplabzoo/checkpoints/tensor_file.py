@@ -194,7 +194,7 @@ class Contents:
                 raise WeightsError(
                     f"'{self.path}' holds '{new}', which is no plain tensor with a name ({kind}); ask for a state dict."
                 )
-        claimed = sum(one.nbytes for one in wanted.values())
+        claimed = sum(one.nbytes for one in wanted.values() if not isinstance(one, Tensor))
         if claimed > _MAX_REUSE * self.path.stat().st_size:
             raise WeightsError(f"'{self.path}' claims {claimed} bytes of tensors and has not nearly as many; it is not read.")
         with _errors(self.path):
