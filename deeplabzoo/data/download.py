@@ -1,4 +1,4 @@
-"""VOC 2012 and SBD from their publishers, each verified and unpacked, or left alone where it is there already."""
+"""Download of VOC 2012 and SBD from their publishers, verified and unpacked, and conversion of SBD to `trainaug`."""
 
 import bz2
 import gzip
@@ -72,7 +72,7 @@ def _open(path: Path) -> IO[bytes]:
     return bz2.open(path) if head == b"BZh" else path.open("rb")
 
 
-# Data sets come as archives from hosts nobody here controls: check the hash, then unpack one folder, whole or not at all.
+# Archives come from hosts that may be compromised: the hash is checked, then one folder is unpacked, whole or not at all.
 
 
 Download = Callable[[str, Path], object]
@@ -141,7 +141,7 @@ def _download_from_any(urls: tuple[str, ...], file: Path, download: Download) ->
 def extract_folder(archive: Path, folder: str, target: Path, *, max_bytes: int) -> None:
     """Unpack what lies under `folder` of a tar or zip file to `target`, which appears complete or not at all.
 
-    Raises DownloadError for anything that a picture data set has no need of: names that lead out of the target, links, devices,
+    Raises DownloadError for anything that an image dataset has no need of: names that lead out of the target, links, devices,
     more than `max_bytes` unpacked; or a damaged archive, or one without the folder. Raises OutputError if `target` exists
     or cannot be written.
     """

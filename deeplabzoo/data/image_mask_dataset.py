@@ -1,4 +1,4 @@
-"""Pictures and masks in two folders that belong together by stem: matching them, and reading a pair with every check."""
+"""Datasets of image and mask files: pairing the files of two folders, and reading a pair with every check."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def default_label_map(num_classes: int, void: Iterable[int] = (255,), ignore_ind
 
 @dataclass(frozen=True, eq=False)
 class ImageMaskDataset:
-    """A data set of image and mask files; see SegmentationDataset for the meaning of its fields."""
+    """A dataset of image and mask files; see SegmentationDataset for the meaning of its fields."""
 
     name: str
     split: str
@@ -68,8 +68,8 @@ class ImageMaskDataset:
                 warn_once_per_folder(
                     image_path,
                     "orientation",
-                    f"'{image_path}' is turned upright by its EXIF orientation {orientation}, '{mask_path}' has none: the mask is "
-                    "taken to be upright. If it was drawn on the image as stored, save such images again without EXIF.",
+                    f"'{image_path}' is turned upright by its EXIF orientation {orientation}, '{mask_path}' has none: the "
+                    "mask is taken to be upright. If it was drawn on the image as stored, save such images again without EXIF.",
                 )
         return Sample(image=image, labels=labels, name=name)
 
@@ -91,7 +91,7 @@ class UnknownLabelValuesError(DataError):
 
 
 def map_labels(values_HW: Labels, label_map: Mapping[int, int], path: Path) -> Labels:
-    """Turn the values of a mask file into labels; raises UnknownLabelValuesError naming the file and each value not in `label_map`."""
+    """Turn the values of a mask file into labels; raises UnknownLabelValuesError naming the file and values without a label."""
     if all(value == label for value, label in label_map.items()) and _has_all_values(values_HW, label_map):
         return values_HW
     counts = np.bincount(values_HW.reshape(-1))
@@ -208,8 +208,8 @@ def pair_listed(stems: Sequence[str], images: Path, masks: Path, list_file: Path
         missing = [stem for stem in stems if stem not in files]
         if missing:
             raise DataError(
-                f"{len(missing)} of the {len(stems)} images in '{list_file}' have no {kind} in '{folder}': {_abbreviated(missing)}; "
-                "complete the data, or list the images that are there."
+                f"{len(missing)} of the {len(stems)} images in '{list_file}' have no {kind} in '{folder}': "
+                f"{_abbreviated(missing)}; complete the data, or list the images that are there."
             )
     return {stem: (image_files[stem], mask_files[stem]) for stem in stems}
 

@@ -1,4 +1,4 @@
-"""Pillow's bilinear resize of a part of a picture, mirrored and padded, compiled by numba: the same pixels, bit for bit.
+"""Pillow's bilinear resize of a part of an image, mirrored and padded, compiled by numba: the same pixels, bit for bit.
 
 Pillow widens RGB to four bytes a pixel, resizes, and narrows again: three copies beside the arithmetic. This writes the crop
 at once with the same arithmetic. Importing the module compiles it, or loads numba's cache; it raises ImportError
@@ -25,7 +25,7 @@ def taps(size, start, step, count):  # type: ignore[no-untyped-def]
     The weights are outputs x taps, in units of 2^-22 (Pillow's 32 bits less 8 for the pixel and 2 for the sign and an
     overshoot; Resample.c), zero where an output has fewer taps; no tap lies outside the side.
     """
-    reach = max(1.0, step)  # antialiasing: a smaller picture averages over what it leaves out
+    reach = max(1.0, step)  # antialiasing: a smaller image averages over what it leaves out
     low, high = np.empty(count, np.int64), np.empty(count, np.int64)
     for n in range(count):
         centre = start + (n + 0.5) * step

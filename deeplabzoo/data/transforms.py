@@ -1,6 +1,6 @@
-"""Augmentation of a picture and its labels together: random scale, crop, flip, colour and blur, in 8 bits, seeded per sample.
+"""Augmentation of an image and its labels together: random scale, crop, flip, colour and blur, in 8 bits, seeded per sample.
 
-Only the part of the picture that survives the crop is resized (resize.py), and it is written where it is wanted: the result
+Only the part of the image that survives the crop is resized, and it is written where it is wanted: the result
 is that of scale-then-crop at a fraction of the cost.
 """
 
@@ -75,7 +75,7 @@ def augment(
 ) -> tuple[Pixels, Labels]:
     """Return (image_HWC uint8, labels_HW) of size `augmentation.crop`: a pure function of the sample and the generator's state.
 
-    A scaled picture smaller than the crop is extended at the bottom and right, as at evaluation, with `mean_fill` (RGB, the
+    A scaled image smaller than the crop is extended at the bottom and right, as at evaluation, with `mean_fill` (RGB, the
     value that normalises to about 0) and `ignore_index`. The image is resampled bilinearly with antialiasing, labels by nearest
     neighbour, so no label value is invented. With `out_HWC`, a place in a batch, the image is written there. The same number of
     random values is drawn whatever happens: switching colour on does not move the crops.
@@ -112,10 +112,10 @@ def augment(
 
 
 def _box(hw: tuple[int, ...], scaled_hw: tuple[int, int], corner: tuple[int, int], visible_hw: tuple[int, int]) -> Box:
-    """Return what the window at `corner` (top, left) of size `visible_hw` of the scaled picture is in the picture of size `hw`."""
+    """Return where the window at `corner` (top, left) of size `visible_hw` of the scaled image lies in the image itself."""
     row_step, column_step = hw[0] / scaled_hw[0], hw[1] / scaled_hw[1]
     (top, left), (height, width) = corner, visible_hw
-    # Rounding may leave the box a hair outside the picture.
+    # Rounding may leave the box a hair outside the image.
     return (
         left * column_step,
         top * row_step,
@@ -167,7 +167,7 @@ def _pad_labels(labels_HW: Labels, crop_hw: tuple[int, int], ignore_index: int) 
     return padded
 
 
-# Pictures in bytes → the float32 input that weights expect, on the device where the bytes are.
+# Normalisation: bytes to the float32 input that the weights expect.
 
 
 _RGB = 3
@@ -177,7 +177,7 @@ def normalize_images(image_BCHW: "torch.Tensor", preprocessing: Preprocessing) -
     """Return uint8 RGB as the float32 input that the weights expect, on the image's own device, in channels_last memory.
 
     A byte has 256 values, so on a processor the arithmetic is done for those alone and looked up for each pixel. Elsewhere it
-    is done in place and picture by picture, on rows of pixels. The steps are those of inference.
+    is done in place and image by image, on rows of pixels. The steps are those of inference.
     """
     import torch  # here, because recipes import this module and listing them needs no torch
 
@@ -213,21 +213,21 @@ def _look_up(pixels, table_3N, out):  # type: ignore[no-untyped-def]
         out[at + np.uintp(2)] = blue[np.uintp(pixels[at + np.uintp(2)])]
 
 
-# A window of the resized picture, without resizing the rest: bilinear with antialiasing, as Pillow does it.
+# A window of the resized image, without resizing the rest: bilinear with antialiasing, as Pillow does it.
 #
-# Pillow's box resize reads the same source pixels with the same weights as resizing the whole picture would. Here it runs in
+# Pillow's box resize reads the same source pixels with the same weights as resizing the whole image would. Here it runs in
 # one of two ways that give the same pixels bit for bit: compiled by numba (the extra `fast`), or by Pillow itself.
 
 
 @functools.cache
 def load_kernel() -> ModuleType | None:
-    """Return the compiled resize, or None, said once, where numba cannot be used; call it before workers fork."""
+    """Return the module of compiled functions, or None (logged once) without numba; call it before workers fork."""
     try:
         from deeplabzoo.data import resize_numba
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         logger.info(
-            f"resize: numba cannot be used ({reason}), so Pillow resizes the training pictures: the same pixels, but slower "
+            f"resize: numba cannot be used ({reason}), so Pillow resizes the training images: the same pixels, but slower "
             '(pip install "deeplabzoo[fast]").'
         )
         return None
@@ -255,7 +255,7 @@ def resize_into(
 
 
 def paste_into(out_HWC: Pixels, pixels_HWC: Pixels, *, flip: bool, fill: tuple[int, int, int]) -> None:
-    """Write a picture, mirrored with `flip`, into the top left corner of `out_HWC`, and `fill` (RGB) beyond it."""
+    """Write an image, mirrored with `flip`, into the top left corner of `out_HWC`, and `fill` (RGB) beyond it."""
     height, width = pixels_HWC.shape[:2]
     out_HWC[:height, :width] = pixels_HWC[:, ::-1] if flip else pixels_HWC
     out_HWC[height:] = fill

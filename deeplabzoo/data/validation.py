@@ -1,6 +1,7 @@
-"""Look at every mask before the first step: on a GPU a wrong label is an assertion without a file name.
+"""Checks of labels and splits before training.
 
-The count also says how unbalanced the classes are, which is what a black prediction usually comes from.
+On a GPU a wrong label is an assertion without a file name. The class counts also show how unbalanced the classes are, the most
+common reason for predictions of a single class.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ def count_labels(
     progress: Callable[[int], object] | None = None,
     skipped: Callable[[ImageError], object] | None = None,
 ) -> LabelCounts:
-    """Read every mask of a data set and count its labels; `progress` is called with the number read so far.
+    """Read every mask of a dataset and count its labels; `progress` is called with the number read so far.
 
     A mask that cannot be read raises its ImageError; or else `skipped` is called with that, and the mask is not counted.
 
@@ -142,7 +143,7 @@ def _explain_values(values: set[int], num_classes: int) -> str:
     if num_classes == 2 and min(values) > 1:
         return " Did you mean a binary mask? Then save it with the two values 0 and 255, without antialiasing."
     if len(values) > 2 or max(values) > 2 * num_classes:
-        return " Did you mean a palette PNG (label numbers), and these are grey levels of a coloured or antialiased picture?"
+        return " Did you mean a palette PNG (label numbers), and these are grey levels of a coloured or antialiased image?"
     return " Are there more classes than were named?"
 
 

@@ -107,7 +107,7 @@ def test_a_full_cache_is_logged_once_and_training_goes_on(kind: str, folder: Pat
         for _ in range(3):
             for index in range(6):
                 assert_same(cache[index], data._data[index])
-    assert caplog.text.count("cache: full, 3 of 6 pictures of folder all fit") == 1
+    assert caplog.text.count("cache: full, 3 of 6 images of folder all fit") == 1
     assert sum(data.decoded.values()) == 3 + 3 * 3
     if kind == "disk":
         assert sum(one.stat().st_size for one in (folder / "cache").iterdir()) <= 3 * (BYTES + 40)

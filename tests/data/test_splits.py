@@ -39,7 +39,7 @@ def test_seeds_choose_differently() -> None:
 def test_impossible_fractions_are_refused() -> None:
     with pytest.raises(UsageError, match="between 0 and 1"):
         hold_out(["a", "b"], 1.0)
-    with pytest.raises(UsageError, match="two pictures"):
+    with pytest.raises(UsageError, match="two images"):
         hold_out(["a"], 0.5)
 
 

@@ -103,7 +103,7 @@ class CocoImage:
 
 @dataclass(frozen=True, eq=False)
 class CocoDataset:
-    """A data set of annotated images; see SegmentationDataset for the meaning of its fields."""
+    """A dataset of annotated images; see SegmentationDataset for the meaning of its fields."""
 
     split: str
     classes: tuple[str, ...]

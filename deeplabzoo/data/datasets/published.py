@@ -11,10 +11,10 @@ from deeplabzoo.errors import DataError, did_you_mean
 
 
 def build_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> ImageMaskDataset:
-    """Open the pictures that `ImageSets/Segmentation/SPLIT.txt` lists, below a root that is, or contains, VOCdevkit/VOC2012.
+    """Open the images that `ImageSets/Segmentation/SPLIT.txt` lists, below a root that is, or contains, VOCdevkit/VOC2012.
 
     Masks come from SegmentationClass, or from SegmentationClassAug where the split's name ends in `aug` (VOC and SBD merged).
-    `classes` is not looked at: VOC has its 21. Raises DataError if the layout is not there or a listed file is missing.
+    `classes` is not used: VOC has its 21. Raises DataError if the layout is not there or a listed file is missing.
     """
     home = find_voc_root(root)
     lists = home / "ImageSets" / "Segmentation"
@@ -26,7 +26,7 @@ def build_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> I
         )
     stems = list_file.read_text(encoding="utf-8").split()
     if not stems:
-        raise DataError(f"The list '{list_file}' is empty; expected one picture name a line.")
+        raise DataError(f"The list '{list_file}' is empty; expected one image name a line.")
     masks = home / ("SegmentationClassAug" if split.endswith("aug") else "SegmentationClass")
     known = CLASS_LISTS["voc"]
     return ImageMaskDataset(
@@ -51,10 +51,8 @@ def find_voc_root(root: Path) -> Path:
     )
 
 
-# Cityscapes with fine annotations: the official `labelIds` files, read as the 19 classes that are evaluated.
-#
-# The table from ids to train ids lives here, so nobody has to write converted masks beside the data and none can train on raw ids
-# (hszhao/PSPNet#39, fregu856/deeplabv3#5).
+# Cityscapes with fine annotations: the official `labelIds` files, read as the 19 classes that are evaluated. The ids are mapped
+# here, so that no converted masks are needed and training on raw ids is impossible (hszhao/PSPNet#39, fregu856/deeplabv3#5).
 
 
 _CITYSCAPES_EVALUATED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -74,7 +72,7 @@ _CITYSCAPES_IMAGE, _CITYSCAPES_MASK = "_leftImg8bit", "_gtFine_labelIds"
 def build_cityscapes(root: Path, split: str, classes: Sequence[str] | None = None) -> ImageMaskDataset:
     """Open `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` with `gtFine/SPLIT/CITY/*_gtFine_labelIds.png`, named as without suffix.
 
-    `classes` is not looked at: Cityscapes has its 19. Raises DataError if the layout is not there or a file has no partner; the
+    `classes` is not used: Cityscapes has its 19. Raises DataError if the layout is not there or a file has no partner; the
     official test split holds no labels, and is refused.
     """
     images, masks = root / "leftImg8bit", root / "gtFine"
@@ -94,7 +92,8 @@ def build_cityscapes(root: Path, split: str, classes: Sequence[str] | None = Non
     if unpaired or not image_files:
         what = f"{len(unpaired)} frames have no partner, the first '{unpaired[0]}'" if unpaired else "there are no frames"
         raise DataError(
-            f"Each *{_CITYSCAPES_IMAGE}.png in '{images / split}' needs a *{_CITYSCAPES_MASK}.png in '{masks / split}', but {what}."
+            f"Each *{_CITYSCAPES_IMAGE}.png in '{images / split}' needs a *{_CITYSCAPES_MASK}.png in '{masks / split}', "
+            f"but {what}."
         )
     known = CLASS_LISTS["cityscapes"]
     return ImageMaskDataset(
@@ -115,8 +114,6 @@ def _files_by_frame(folder: Path, ending: str) -> dict[str, Path]:
 
 
 # ADE20K in its scene-parsing release: grey PNGs where 1 to 150 are the classes and 0 is everything else, which is not scored.
-#
-# Id maps of other data sets, such as COCO-Stuff's with its gaps, are read by the `folder` data set with `id=` in its classes.txt.
 
 
 _ADE20K_FOLDERS = {"train": "training", "val": "validation"}
@@ -127,7 +124,7 @@ _ADE20K_OTHER = 0
 def build_ade20k(root: Path, split: str, classes: Sequence[str] | None = None) -> ImageMaskDataset:
     """Open `images/training` with `annotations/training` (`train`), `validation` (`val`), or both folders unsplit (`all`).
 
-    The root is, or contains, ADEChallengeData2016. `classes` is not looked at: the benchmark has its 150. Raises DataError if
+    The root is, or contains, ADEChallengeData2016. `classes` is not used: the benchmark has its 150. Raises DataError if
     the layout is not there or a file has no partner.
     """
     home = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
@@ -150,7 +147,7 @@ def build_ade20k(root: Path, split: str, classes: Sequence[str] | None = None) -
     )
 
 
-# CamVid as the SegNet tutorial lays it out: 11 classes, `SPLIT/` pictures beside `SPLITannot/` masks.
+# CamVid as the SegNet tutorial lays it out: 11 classes, `SPLIT/` images beside `SPLITannot/` masks.
 
 
 _CAMVID_VOID = 11
@@ -160,7 +157,7 @@ _CAMVID_VOID = 11
 def build_camvid(root: Path, split: str, classes: Sequence[str] | None = None) -> ImageMaskDataset:
     """Open `ROOT/SPLIT` with `ROOT/SPLITannot`, for a root that is, or contains, the CamVid folder.
 
-    `classes` is not looked at: CamVid has its 11. Raises DataError if a folder is missing or a file has no partner.
+    `classes` is not used: CamVid has its 11. Raises DataError if a folder is missing or a file has no partner.
     """
     home = root if (root / f"{split}annot").is_dir() or not (root / "CamVid").is_dir() else root / "CamVid"
     if not (home / split).is_dir() or not (home / f"{split}annot").is_dir():

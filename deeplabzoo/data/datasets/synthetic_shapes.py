@@ -1,4 +1,4 @@
-"""Generated pictures: textured shapes on a textured ground, so that training can be shown and tested without any download."""
+"""Generated images of textured shapes, so that training can be shown and tested without a download."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ Plane = npt.NDArray[np.floating[Any]]
 
 
 class SyntheticShapes:
-    """`count` pictures of `size` (height, width) with 2 to 4 shapes each; picture i is a pure function of (seed, split, i).
+    """`count` images of `size` (height, width) with 2 to 4 shapes each; image i is a pure function of (seed, split, i).
 
     Labels are 0 for the ground, then disc, square, triangle and ring up to `classes`, and 255 on a thin line around each shape.
     The kind decides a shape's rough colour and its stripes; position, size, angle, light and noise are drawn.
@@ -51,12 +51,12 @@ class SyntheticShapes:
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         image, labels = self._draw(index)
         return Sample(image=image, labels=labels, name=self.names[index])
 
     def read_labels(self, index: int) -> Labels:
-        """Draw one picture and return its labels alone."""
+        """Draw one image and return its labels alone."""
         return self._draw(index)[1]
 
     def _draw(self, index: int) -> tuple[Pixels, Labels]:
