@@ -4,15 +4,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from deeplabzoo.errors import UsageError
 from deeplabzoo.log import logger
 
-if TYPE_CHECKING:
-    from deeplabzoo.optimization.optimized_model import OptimizedDeepLab
+
+class HasDevice(Protocol):
+    """An optimized model, which is no nn.Module."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the input."""
+        ...
 
 
 def choose_device(device: str | torch.device, net: torch.nn.Module | None = None) -> torch.device:
@@ -51,13 +57,15 @@ def _validated_device(device: str | torch.device) -> torch.device:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         present = ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         present += ["mps"] if torch.backends.mps.is_available() else []
-        raise UsageError(f"The device {str(device)!r} cannot be used ({reason}); available devices: {', '.join(present)}.") from None
+        raise UsageError(
+            f"The device {str(device)!r} cannot be used ({reason}); available devices: {', '.join(present)}."
+        ) from None
     if chosen.type == "meta":
         raise UsageError("The device 'meta' holds no values and cannot run a model; use 'auto' or 'cpu'.")
     return chosen
 
 
-def device_of(net: "torch.nn.Module | OptimizedDeepLab") -> torch.device:
+def device_of(net: torch.nn.Module | HasDevice) -> torch.device:
     """Return the device that a model takes its input on."""
     return next(net.parameters()).device if isinstance(net, torch.nn.Module) else net.device
 
@@ -76,7 +84,7 @@ _eval_mode_states: dict[torch.nn.Module, _EvalModeState] = {}
 
 
 @contextmanager
-def eval_mode(net: "torch.nn.Module | OptimizedDeepLab") -> Iterator[None]:
+def eval_mode(net: torch.nn.Module | HasDevice) -> Iterator[None]:
     """Put a model into eval mode and torch into inference mode for a block; training flags are restored afterwards.
 
     Blocks of several threads may overlap: the last one that ends restores the flags.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from deeplabzoo.checkpoints.native import tensors_sha256
 from deeplabzoo.data.image_io import Labels, read_header
 from deeplabzoo.errors import ImageError, OutputError, UsageError
-from deeplabzoo.files import write_atomically
+from deeplabzoo.files import remove_partial_files, write_atomically
 from deeplabzoo.inference.inputs import STAMP_KEY, Kind, output_kind
 from deeplabzoo.inference.large_image import RowReader, open_row_reader
 from deeplabzoo.inference.predictor import Predictor, Result, write_json
@@ -383,6 +383,7 @@ class PartialLabels:
     def remove(self) -> None:
         """Delete the files: first the progress, so that it never counts rows that are not there."""
         self._progress.unlink(missing_ok=True)
+        remove_partial_files(self._progress)  # of a run that was killed while it committed
         self._rows.unlink(missing_ok=True)
         Path(self._lock.lock_file).unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.device import device_of
 from deeplabzoo.errors import UsageError
-from deeplabzoo.models.config import Preprocessing
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.processing.postprocessing import (
     Confidence,
     OutputGeometry,
@@ -23,14 +23,26 @@ from deeplabzoo.processing.postprocessing import (
     upsampled_logits,
 )
 
-if TYPE_CHECKING:
-    from deeplabzoo.models.deeplab import DeepLab
-    from deeplabzoo.optimization.optimized_model import OptimizedDeepLab
-
 InputPixels = Pixels | np.ndarray[Any, np.dtype[np.float32]]
 """H x W x channels: uint8, or float32 in 0...255."""
 MIN_INPUT_SIZE = 33
 """Models take sides of at least 33 pixels: at output stride 32 that is a 2 x 2 map. Smaller images are padded up to it."""
+
+
+class LowResolutionModel(Protocol):
+    """What preprocessing and postprocessing need of a model: a DeepLab or an OptimizedDeepLab."""
+
+    config: DeepLabConfig
+    preprocessing: Preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the input."""
+        ...
+
+    def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the head's logits, B x channels x h x w."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ def resized_hw(hw: tuple[int, int], preprocessing: Preprocessing, scale: float =
     return max(1, round(height)), max(1, round(width))
 
 
-def image_logits(net: "DeepLab | OptimizedDeepLab", prepared: PreparedImage) -> torch.Tensor:
+def image_logits(net: LowResolutionModel, prepared: PreparedImage) -> torch.Tensor:
     """Return logits at the image's own size, 1 x classes x H x W float32, on the model's device.
 
     The model must be in eval mode (`deeplabzoo.device.eval_mode`). A one-channel model gives two classes.
@@ -160,20 +172,20 @@ def image_logits(net: "DeepLab | OptimizedDeepLab", prepared: PreparedImage) -> 
     return upsampled_logits(low_1CHW, grid)
 
 
-def image_labels(net: "DeepLab | OptimizedDeepLab", prepared: PreparedImage) -> Labels:
+def image_labels(net: LowResolutionModel, prepared: PreparedImage) -> Labels:
     """Return the label of every pixel of the image, H x W: the arg-max of `image_logits` without computing those logits."""
     low_1CHW, grid = low_resolution_logits(net, prepared)
     return argmax_labels(low_1CHW, grid)
 
 
-def image_labels_with_confidence(net: "DeepLab | OptimizedDeepLab", prepared: PreparedImage) -> tuple[Labels, Confidence]:
+def image_labels_with_confidence(net: LowResolutionModel, prepared: PreparedImage) -> tuple[Labels, Confidence]:
     """Return labels and the probability of each label, both H x W; slower, as every class is interpolated at every pixel."""
     low_1CHW, grid = low_resolution_logits(net, prepared)
     return argmax_labels_with_confidence(low_1CHW, grid)
 
 
 def image_probabilities(
-    net: "DeepLab | OptimizedDeepLab", image_HWC: Pixels, scales: Sequence[float] = (1.0,), flip: bool = False
+    net: LowResolutionModel, image_HWC: Pixels, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> torch.Tensor:
     """Return class probabilities at the image's own size, averaged over scales and flips as DeepLabV3 does (section 4.1).
 
@@ -203,7 +215,7 @@ def image_probabilities(
     return total_1CHW.div_(len(scales) * (2 if flip else 1))
 
 
-def low_resolution_logits(net: "DeepLab | OptimizedDeepLab", prepared: PreparedImage) -> tuple[torch.Tensor, OutputGeometry]:
+def low_resolution_logits(net: LowResolutionModel, prepared: PreparedImage) -> tuple[torch.Tensor, OutputGeometry]:
     """Return the head's logits, 1 x classes x h x w on the model's device, and where they lie in the image.
 
     For what happens between model and labels: timing the two apart, averaging the frames of a video. A one-channel model gives

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import tifffile
 from helpers.color_net import PALETTE, ColorNet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_tiling import clouds
 
 from deeplabzoo.data.image_io import read_image
 from deeplabzoo.errors import ImageError, OutputError, UsageError
-from deeplabzoo.inference.large_image import ArrayRowReader, TiffRowReader, open_row_reader
+from deeplabzoo.inference.large_image import ArrayRowReader, TiffRowReader, open_row_reader, open_tiff
 from deeplabzoo.inference.large_predict import PartialLabels, is_streamed, predict_to_files, write_labels
 from deeplabzoo.inference.predictor import Predictor
 from deeplabzoo.models.config import Preprocessing
@@ -73,6 +76,35 @@ def test_colours_of_a_tiff_are_those_of_any_image(kind: str, tmp_path: Path) -> 
     expected = image if kind == "sixteen bits" else read_image(path)  # Pillow reads no 16-bit RGB
     np.testing.assert_array_equal(rows.rows(0, 90), expected)
     np.testing.assert_array_equal(rows.rows(89, 90), expected[89:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    photometric=st.sampled_from(["rgb", "minisblack", "miniswhite"]),
+    extra=st.sampled_from([None, "unspecified", "assocalpha", "unassalpha"]),
+    dtype=st.sampled_from(["u1", "u2"]),
+    seed=st.integers(0, 999),
+)
+def test_every_band_of_a_tiff_means_in_windows_what_it_means_in_the_whole_file(
+    photometric: str, extra: str | None, dtype: str, seed: int
+) -> None:
+    """A fourth band is transparency only where the file says so; premultiplied colours are divided; white may be 0."""
+    samples = (3 if photometric == "rgb" else 1) + (extra is not None)
+    pixels = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (24, 20, samples)).astype(dtype)
+    if extra == "assocalpha":
+        pixels[..., :-1] = np.minimum(pixels[..., :-1], pixels[..., -1:])
+    pixels[:4, :4, -1] = 0
+    options = {"planarconfig": "contig"} if samples > 1 else {}
+    options |= {"extrasamples": [extra]} if extra else {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_tiff(Path(folder) / "a.tif", pixels.squeeze(), photometric=photometric, rowsperstrip=7, **options)
+        windows = open_tiff(path)
+        try:
+            expected = read_image(path)
+        except ImageError:  # Pillow reads no 16-bit grey with a second band, and no inverted one
+            return
+        assert windows is not None
+        np.testing.assert_array_equal(windows.rows(0, 24), expected)
 
 
 def test_what_cannot_be_read_in_windows_is_decoded_whole_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from deeplabzoo.inference.visualization import MAX_LEGEND_ENTRIES, percent
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.layers import Classifier
+from deeplabzoo.optimization.onnx_export import ExportModule
 from deeplabzoo.processing.preprocessing import channel_statistics, image_logits, prepare
 
 
@@ -393,6 +394,14 @@ def test_a_binary_deeplab_has_two_labels_everywhere(names: list[str] | None, tmp
     for model in (net, net.optimize(), again):
         np.testing.assert_array_equal(Predictor(model, "cpu")(image).labels, labels)
     np.testing.assert_array_equal(net.optimize().predict_labels(tensor)[0].numpy(), labels)
+    np.testing.assert_array_equal(ExportModule(net, "argmax")(tensor)[0].numpy(), labels)
+    for kind, pixels in (("images", image), ("masks", labels.astype(np.uint8))):
+        (tmp_path / "data" / "val" / kind).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / kind / "a.png")
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(expected))
+    report = deeplabzoo.evaluate(net, "folder", tmp_path / "data", progress=False, device="cpu")
+    assert report.scores.pixel_accuracy == 1
+    assert report.classes == expected
 
 
 def test_a_probability_map_is_the_softmax_of_its_class(predictor: Predictor) -> None:
