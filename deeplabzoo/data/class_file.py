@@ -50,8 +50,8 @@ _HEADER = re.compile(
     r"(pixel[ _]?value|id|index|value|name|class)\s*[,;\t]\s*(class|name|label|r\s*,\s*g\s*,\s*b)\w*", re.IGNORECASE
 )
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-_STRUCTURE = re.compile(r"[{}\[\]<\"]|- |(names|nc|classes|categories)\s*:")
-"""How lines of JSON, YAML and XML begin."""
+_STRUCTURE = re.compile(r"[{}\[\]<\"]|- |(names|nc|classes|categories)\s*:|[0-9.]+([\s,]+[0-9.]+)+$")
+"""How lines of JSON, YAML and XML begin, and lines of several numbers without a name."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def _read_lines(file: Path) -> list[str]:
         if any(unicodedata.category(one) in _CONTROL for one in line.replace("\t", " ")):
             raise DataError(f"'{file}' has control codes in the line '{line}'; expected a class name in plain text.")
         if _STRUCTURE.match(line):
-            raise DataError(f"'{file}' has the line '{line}', as JSON, YAML or XML has; expected one class name a line.")
+            raise DataError(
+                f"'{file}' has the line '{line}', as JSON, YAML or a table of numbers has; expected one class name a line."
+            )
     return lines
 
 
@@ -213,12 +215,13 @@ class MaskReader:
     def __call__(self, path: Path) -> Labels:
         """Return the labels, uint8 or uint16, height x width; raises ImageError, or DataError for values that are no class."""
         mask = read_mask_file(path)
-        values_HW, colours_HW = mask.values_HW, _colours_of(mask)
+        values_HW = mask.values_HW
         if self.colours is None:
             if values_HW is not None:
                 return self._by_number(values_HW, path)
-            nearest = _nearest_class(colours_HW, _grey_colours(self.label_map), path)
+            nearest = _nearest_class(_colours_of(mask), _grey_colours(self.label_map), path)
             return read_mask(path) if nearest is None else nearest  # read_mask raises the error that says what was expected
+        colours_HW = _colours_of(mask)
         are_numbers = values_HW is not None and _has_only(values_HW, self.label_map)
         if not (are_numbers and self._looks_like_numbers(mask)):
             exact = _exact_colours(colours_HW, self.colours)

@@ -182,10 +182,22 @@ def test_numbers_of_other_tools_are_numbers(text: str, tmp_path: Path) -> None:
     assert known.label_map == {0: 0, 1: 1, 2: 2, 255: 255}
 
 
-@pytest.mark.parametrize("text", ["names: [a, b]", "nc: 2\nnames:\n- a", '{"a": 0}', "[\n  'a'\n]", "- a\n- b", "<a>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: [a, b]",
+        "nc: 2\nnames:\n- a",
+        '{"a": 0}',
+        "[\n  'a'\n]",
+        "- a\n- b",
+        "<a>",
+        "0 0.5 0.5 0.25 0.25",
+        "255 0 0\n0 255 0",
+    ],
+)
 def test_json_and_yaml_are_no_class_names(text: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match="as JSON, YAML or XML has; expected one class name a line"):
+    with pytest.raises(DataError, match="as JSON, YAML or a table of numbers has; expected one class name a line"):
         read_class_file(tmp_path / "classes.txt")
 
 
