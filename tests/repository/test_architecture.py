@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import deeplabzoo
+from tools.docs.architecture import PAGE, module_tree
 
 PACKAGE = Path(__file__).resolve().parents[2] / "deeplabzoo"
 
@@ -392,3 +393,14 @@ def test_the_check_sees_the_package() -> None:
     """A test over an empty list of files would prove nothing."""
     assert {name.split(".")[1] for name in MODULES if "." in name} >= {folder for folders in LAYERS for folder in folders}
     assert sum(1 for _ in edges()) > 200
+
+
+def test_the_page_shows_the_modules() -> None:
+    """`python -m tools.docs.architecture` leaves docs/architecture.md unchanged."""
+    assert module_tree() in PAGE.read_text(encoding="utf-8")
+
+
+def test_every_module_says_what_it_holds() -> None:
+    """The first line of a docstring is what a newcomer reads in docs/architecture.md."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert [str(file) for file in files if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))] == []
