@@ -1,10 +1,11 @@
-"""Several processes, one run (`torchrun`): sums over all of them, exact shares of an evaluation, batch norms that see it all.
+"""Distributed training under `torchrun`: all-reduce, shards of an evaluation, synchronized batch norm on any device.
 
-The promise is that N processes train on the loss and gradient of one process with the same global batch. Losses divide by
-sums over the whole batch, so gradients are *added*: DDP averages, hence each process scales its loss by their number.
+N processes train on the loss and gradient of one process with the same global batch. Losses are divided by sums over the whole
+batch, so gradients have to be *summed*: DDP averages, hence each process multiplies its loss by the world size.
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +23,13 @@ from deeplabzoo.device import choose_device
 from deeplabzoo.errors import TrainingError, UsageError
 from deeplabzoo.log import logger
 
-# Batch norm over the global batch of several processes, on any device, for any module that normalises with torch's function.
-#
-# torch's own SyncBatchNorm is for GPUs alone and replaces modules, which loses what a subclass adds (timm's carry their
-# activation). Here the one function that all of them call is answered differently while a forward pass runs.
+# Synchronized batch norm on any device, for any module that normalizes with `F.batch_norm`. torch's own SyncBatchNorm is for
+# GPUs alone and replaces modules, which loses what a subclass adds (timm's contain their activation). Here a TorchFunctionMode
+# replaces the function itself during the forward pass.
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over processes; every process's loss depends on it, so gradients are summed on the way back."""
+    """Sum over processes; every process's loss depends on it, so the backward pass sums gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def sync_batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Normalise with mean and variance over the batches of all processes; updates the running statistics as torch does."""
+    """Normalize with mean and variance over the batches of all processes; arguments and running statistics as in torch."""
     x = x_BCHW if x_BCHW.dtype is torch.float64 else x_BCHW.float()
     axes = [axis for axis in range(x.ndim) if axis != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
@@ -81,10 +81,10 @@ def sync_batch_norm(
 
 
 class SyncBatchNormMode(TorchFunctionMode):
-    """While this holds, batch norms in training mode use the statistics of all processes."""
+    """Context in which batch norms in training mode use the statistics of all processes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer `batch_norm` in training mode; pass everything else through."""
+        """Replace `batch_norm` in training mode; pass every other function through."""
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
@@ -102,19 +102,19 @@ def _bind_arguments(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, float] | None:
-    """Return the arguments of a call of torch's batch_norm, under its own names, or None outside training."""
+    """Return the arguments of `F.batch_norm` by position, or None outside training."""
     return (input, running_mean, running_var, weight, bias, momentum, eps) if training else None
 
 
 _TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than the largest difference between two shards of an evaluation."""
+"""Timeout of collective operations: longer than the largest difference between two shards of an evaluation."""
 
 _CONNECTION_ERRORS = ("connection", "closed by peer", "gloo", "nccl", "timed out", "timeout", "broken pipe", "socket")
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """One process and its place among those of the run; a run without torchrun is one of one."""
+    """Rank and device of one process, and the world size; a run without torchrun has a world size of 1."""
 
     rank: int
     world_size: int
@@ -122,7 +122,7 @@ class DistributedContext:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes, logs and talks."""
+        """Whether this is rank 0, which writes and logs."""
         return self.rank == 0
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -134,26 +134,29 @@ class DistributedContext:
         return shared.to(values.device)
 
     def barrier(self) -> None:
-        """Return when every process has come here."""
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 
     def shard(self, count: int) -> range:
-        """Return this process's part of `count` items: disjoint, complete, none twice (asks.md theme E: padded shards)."""
+        """Return this rank's indices of `count` items: shards are disjoint and complete, without padding."""
         return range(self.rank, count, self.world_size)
 
     def sync_buffers(self, net: nn.Module) -> None:
-        """Give every process the first one's buffers: running statistics differ where norms are not synchronised."""
+        """Broadcast rank 0's buffers: running statistics differ where batch norms are not synchronized."""
         if self.world_size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
 
     def wrap_ddp(self, net: nn.Module) -> nn.Module:
-        """Return the module whose backward pass adds up gradients; the bare `net` is still what is evaluated and saved."""
+        """Return the DistributedDataParallel wrapper for the train step; the bare `net` is evaluated and saved."""
         if self.world_size == 1:
             return net
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+        # torch 2.14 renamed broadcast_buffers and warns about the old name
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        no_sync: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(net, device_ids=devices, **no_sync)
 
     def sync_batchnorm(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which batch norms use the statistics of all processes together."""
@@ -161,20 +164,26 @@ class DistributedContext:
 
 
 def no_grad_sync(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which gradients only pile up locally (all pieces of an accumulated batch but the last)."""
+    """Return a context without gradient synchronization, for all pieces of an accumulated batch but the last."""
     return net.no_sync() if wanted and isinstance(net, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def init_distributed(device: str) -> Iterator[DistributedContext]:
-    """Join the processes that torchrun started, if it did; turn a lost connection into a sentence.
+    """Join the process group that torchrun describes, if there is one.
 
-    Raises UsageError for an unusable device, TrainingError where another process of the run is gone.
+    Args:
+        device: The recipe's device.
+
+    Raises:
+        UsageError: The device cannot be used, or there are fewer GPUs than processes.
+        TrainingError: Another process of the run stopped or was killed.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if count == 1:
         yield DistributedContext(0, 1, choose_device(device))
         return
+    level = logger.level
     if rank:
         logger.setLevel("WARNING")
     chosen = choose_device(device)
@@ -197,5 +206,6 @@ def init_distributed(device: str) -> Iterator[DistributedContext]:
             "Look at its own message, then start all of them again with --resume."
         ) from error
     finally:
+        logger.setLevel(level)
         if dist.is_initialized():
             dist.destroy_process_group()

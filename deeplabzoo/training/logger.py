@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from deeplabzoo.errors import OutputError, UsageError
+from deeplabzoo.errors import OutputError, UsageError, printable
 from deeplabzoo.files import write_atomically
 from deeplabzoo.log import logger
 from deeplabzoo.training.recipe import Recipe
@@ -24,6 +24,10 @@ from deeplabzoo.training.validate import PredictionSample, ValidationResult
 
 _PROGRESS_INTERVAL_S = 30.0
 """Between two redraws of the progress bar where stderr is a file, which would fill with them."""
+
+
+_CLASSES_SHOWN = 12
+"""Classes whose IoU is printed after an evaluation; the log has all."""
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -45,6 +49,7 @@ class RunLog:
         recipe: The recipe, with its length in steps.
         step: Steps done so far.
         palette: A colour per class, for images of predictions.
+        classes: Names of the classes, whose IoU is then printed after each evaluation.
         evaluation_done: Whether the evaluation that is due at `step` has been made.
 
     Raises:
@@ -58,8 +63,10 @@ class RunLog:
         step: int,
         palette: tuple[tuple[int, int, int], ...],
         *,
+        classes: Sequence[str] = (),
         evaluation_done: bool = True,
     ) -> None:
+        self._class_names = tuple(map(printable, classes))
         assert recipe.steps is not None
         self._palette = palette
         self._every = recipe.log_every
@@ -131,6 +138,12 @@ class RunLog:
         self.write_line(
             f"step {done}: train loss {train_loss:.3f}, val loss {measured.loss:.3f}, mIoU {100 * scores.miou:.2f} %{star}"
         )
+        if len(self._class_names) == len(scores.per_class_iou):
+            ranked = sorted(
+                (iou, name) for iou, name in zip(scores.per_class_iou, self._class_names, strict=True) if iou is not None
+            )
+            shown = ", ".join(f"{name} {100 * iou:.1f}" for iou, name in ranked[:_CLASSES_SHOWN])
+            self.write_line(f"  IoU % by class, lowest first: {shown}{', …' if len(ranked) > _CLASSES_SHOWN else ''}")
         self._scalars(done, {"val/loss": measured.loss, "val/miou": scores.miou, "train/mean_loss": train_loss})
         for sample in measured.samples:
             panel_HWC = comparison_image(sample, self._palette)

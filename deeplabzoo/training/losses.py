@@ -1,11 +1,12 @@
-"""Segmentation losses, each a sum over images divided by something that the labels alone decide.
+"""Segmentation losses, each a sum over images divided by a number that depends on the labels alone.
 
-That form is what makes a step mean the same however the global batch is cut into processes and accumulated pieces: the
-divisors are added up over the whole batch first, every piece then contributes its share. So the losses that are not
-averages over pixels (hard pixels, Dice, Lovasz) are defined per image here; `lovasz_batch` alone is not. All arithmetic is
-float32, whatever autocast says.
+So a step is the same however the global batch is divided into processes and accumulated pieces: the divisors are summed over
+the whole batch first, and every piece then contributes its part. For this reason losses that are not means over pixels (hard
+pixels, Dice, Lovasz) are defined per image here; only `lovasz_batch` is not. All arithmetic is float32, also under autocast.
 
-Shapes: logits_BCHW float, labels_BHW int64 with `ignore_index` for pixels that do not count.
+Shapes: logits_BCHW float, labels_BHW int64 with `ignore_index` for pixels that do not count. Logits of one channel are those of
+a
+sigmoid: cross-entropy is then binary cross-entropy, with labels 0 and 1.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ def _has_valid(labels_BHW: Tensor, ignore_index: int) -> Tensor:
 
 
 def _num_kept_pixels(labels_BHW: Tensor, ignore_index: int, share: float) -> Tensor:
-    """How many pixels of each image a share of its valid ones is: rounded up, so that one valid pixel keeps one."""
+    """Return a share of each image's valid pixels, rounded up, so that one valid pixel keeps one."""
     return ((labels_BHW != ignore_index).flatten(1).sum(1) * share).ceil()
 
 
@@ -61,7 +62,7 @@ def _top_k(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, 
 
 
 def _ohem(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
-    """Mean over an image's pixels that are hard (below the threshold) or among its hardest share."""
+    """Online hard example mining: mean over an image's pixels below the threshold or among its hardest share."""
     plain_BN = _pixel_loss(logits, labels, ignore, None).flatten(1)
     order_BN = plain_BN.detach().argsort(dim=1, descending=True)
     place_BN = torch.empty_like(order_BN).scatter_(
@@ -82,7 +83,7 @@ def _one_hot(labels_BHW: Tensor, ignore_index: int, classes: int) -> Tensor:
 
 
 def _class_mean(loss_BC: Tensor, truth_BCN: Tensor, weights_C: Tensor | None) -> Tensor:
-    """Average over the classes that an image holds: an absent class has nothing to overlap with."""
+    """Average over the classes that an image contains: an absent class has nothing to overlap with."""
     weight_BC = (truth_BCN.sum(2) > 0).float()
     if weights_C is not None:
         weight_BC = weight_BC * weights_C
@@ -101,8 +102,8 @@ def _dice(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, o
 def _lovasz(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
     """Lovasz-softmax (Berman et al., arXiv:1705.08790, section 3.2 and algorithm 1), per image, classes present.
 
-    Only pairs of an image and a class that it holds are sorted: a few rows, not all classes. Ignored pixels have error 0 and
-    truth 0: they sort last, and a zero error adds nothing whatever its slope.
+    Only pairs of an image and a class that it contains are sorted. Ignored pixels have error 0 and truth 0: they sort last, and
+    an error of 0 adds nothing.
     """
     images, classes = logits.shape[:2]
     labels_BN = labels.flatten(1)
@@ -124,11 +125,11 @@ def _lovasz(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None,
 
 
 def _lovasz_batch(logits: Tensor, labels: Tensor, ignore: int, weights: Tensor | None, options: LossOptions) -> Tensor:
-    """Lovasz-softmax over all images of a piece at once (Berman et al., section 3.1: the measure is that of a data set).
+    """Lovasz-softmax over all images of a piece at once (Berman et al., section 3.1: IoU of a dataset).
 
-    The mean over a data set's classes counts a class once, however many images hold it: so does this, and `lovasz` does not.
-    Sorting is what costs, so every `lovasz_stride`-th row and column counts. With several pieces or processes it is the mean of
-    theirs: not the same number as in one, the only loss here of which that is true.
+    mIoU of a dataset counts a class once, however many images contain it: so does this, and `lovasz` does not. Sorting
+    dominates the cost, so only every `lovasz_stride`-th row and column is used. With several pieces or processes it is the mean
+    of theirs, which is not the value of one piece; this holds for no other loss here.
     """
     step = options.lovasz_stride
     width = logits[..., ::step].shape[-1]
@@ -165,9 +166,16 @@ LOSSES: dict[str, tuple[_LossSum, _Divisor]] = {
 
 
 class WeightedLoss:
-    """A weighted sum of losses, from a specification such as `(("ce", 1.0), ("lovasz", 0.5))`.
+    """A weighted sum of losses.
 
-    Raises UsageError for a loss that does not exist or an empty specification.
+    Args:
+        terms: Names and weights, e.g. `(("ce", 1.0), ("lovasz", 0.5))`.
+        ignore_index: Label of pixels that do not count.
+        class_weights: One weight per class, C.
+        options: Constants of the losses.
+
+    Raises:
+        UsageError: A loss does not exist, or there is none.
 
     >>> weighted_loss = WeightedLoss((("ce", 1.0),), ignore_index=255)
     >>> logits_BCHW, labels_BHW = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
@@ -192,19 +200,26 @@ class WeightedLoss:
         self.class_weights = class_weights
 
     def divisors(self, labels_BHW: Tensor) -> Tensor:
-        """Return what each term's sum will be divided by, one number a term; add them up over the global batch."""
+        """Return the divisor of each term's sum; to be summed over the global batch."""
         sums = [
             LOSSES[name][1](labels_BHW, self.ignore_index, self.class_weights, self.options).sum() for name, _ in self.terms
         ]
         return torch.stack(sums).double()
 
     def partial_loss(self, logits_BCHW: Tensor, labels_BHW: Tensor, divisors: Tensor) -> Tensor:
-        """Return this piece's part of the global loss, a scalar; the parts of all pieces add up to it.
+        """Return this piece's part of the global loss, a scalar; the parts of all pieces sum to it.
 
         A batch whose pixels are all ignored has divisors of 0 and a loss of 0, not NaN.
+
+        Args:
+            logits_BCHW: Logits of this piece, at the labels' size.
+            labels_BHW: Its labels.
+            divisors: Sum of `divisors` over the global batch.
         """
         with torch.autocast(logits_BCHW.device.type, enabled=False):
             logits_BCHW = logits_BCHW.float()
+            if logits_BCHW.shape[1] == 1:  # one sigmoid channel: softmax of (0, x) is the sigmoid of x
+                logits_BCHW = torch.cat([torch.zeros_like(logits_BCHW), logits_BCHW], dim=1)
             total = logits_BCHW.new_zeros(())
             for (name, factor), divisor in zip(self.terms, divisors, strict=True):
                 sums_B = LOSSES[name][0](logits_BCHW, labels_BHW, self.ignore_index, self.class_weights, self.options)
@@ -212,7 +227,7 @@ class WeightedLoss:
             return total
 
     def mean(self, logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
-        """Return the loss of one batch on its own."""
+        """Return the loss of one batch."""
         return self.partial_loss(logits_BCHW, labels_BHW, self.divisors(labels_BHW))
 
 
@@ -225,11 +240,17 @@ def distillation_partial_loss(logits_BCHW: Tensor, teacher_BCHW: Tensor, pixels:
     return F.kl_div(log_student_BCHW, teacher_BCHW.float(), reduction="sum") / pixels
 
 
-# What a step minimises: the recipe's losses, the auxiliary head's, and what a teacher says.
-
-
 class TrainingLoss:
-    """The recipe's whole loss, as shares of the global batch that add up."""
+    """The recipe's loss: its terms on the main and the auxiliary head, and distillation from a teacher.
+
+    Args:
+        recipe: Terms, weights and teacher.
+        ignore_index: Label of pixels that do not count.
+        class_weights: One weight per class, or None.
+        net: The model that is trained.
+        device: Its device.
+        dtype: Autocast type of the forward pass, or None.
+    """
 
     def __init__(
         self,
@@ -248,12 +269,12 @@ class TrainingLoss:
         self._teacher = Teacher(recipe.teacher, recipe.teacher_scales, net, device, dtype) if recipe.teacher else None
 
     def divisors(self, labels_BHW: Tensor) -> Tensor:
-        """Return what the sums are divided by: one number a loss, and the number of pixels for the teacher."""
+        """Return the divisors of the sums: one per loss, and the number of pixels for the teacher."""
         pixels = torch.tensor([float(labels_BHW.numel())], dtype=torch.float64, device=labels_BHW.device)
         return torch.cat([self._weighted_loss.divisors(labels_BHW), pixels])
 
     def partial_loss(self, output: Tensor | TrainingOutput, image_BCHW: Tensor, labels_BHW: Tensor, divisors: Tensor) -> Tensor:
-        """Return this piece's part of the global loss; an auxiliary head always has a part in it (asks.md theme M)."""
+        """Return this piece's part of the global loss; an auxiliary head, where there is one, always contributes."""
         logits_BCHW = output.logits if isinstance(output, TrainingOutput) else output
         total = self._weighted_loss.partial_loss(logits_BCHW, labels_BHW, divisors[:-1])
         if isinstance(output, TrainingOutput):
@@ -267,10 +288,17 @@ class TrainingLoss:
 
 
 class Teacher:
-    """A frozen network of the same classes; it answers with probabilities averaged over scales and mirror images.
+    """A frozen model of the same classes, whose probabilities are averaged over scales and mirrored images.
 
-    It computes in the student's precision. Raises UsageError where its classes, or the way it wants its input, are not the
-    student's.
+    Args:
+        source: A name, `name.tag` or checkpoint file.
+        scales: Factors that crops are resized by.
+        student: The model that is trained.
+        device: Where to run.
+        dtype: Autocast type, as the student's.
+
+    Raises:
+        UsageError: Classes or pixel scaling are not the student's.
     """
 
     def __init__(
@@ -284,7 +312,7 @@ class Teacher:
         self._net = load_weights(source).to(device).requires_grad_(False).eval()
         self._scales, self._dtype = scales, dtype
         if self._net.classes != student.classes:
-            raise UsageError(f"The teacher '{source}' knows other classes than the recipe's data; choose one trained on them.")
+            raise UsageError(f"The teacher '{source}' has other classes than the recipe's data; choose one trained on them.")
         alike = [dataclasses.replace(one.preprocessing, size=(1, 1), resize="none", pad=False) for one in (self._net, student)]
         if alike[0] != alike[1]:
             raise UsageError(
@@ -293,7 +321,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        """Return probabilities for a normalize_images crop, at its size."""
+        """Return probabilities for normalized crops, B x C x H x W at their size."""
         height, width = image_BCHW.shape[-2:]
         total = torch.zeros((), device=image_BCHW.device)
         for scale in self._scales:

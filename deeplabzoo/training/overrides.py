@@ -1,4 +1,4 @@
-"""`--set field=value`: text from the command line to typed fields of a recipe, and a recipe from its JSON."""
+"""Overrides of a recipe's fields from text (`--set field=value`), and recipes from JSON."""
 
 import contextlib
 import dataclasses
@@ -14,14 +14,20 @@ from deeplabzoo.training.recipe import Recipe
 
 Plain = TypeVar("Plain")
 _MAX_DIGITS = 6
-"""Of a place in a list."""
+"""Of an index in a list."""
 
 
 def apply_overrides(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """Return the recipe with `field=value` assignments applied, e.g. `lr=0.01`, `augmentation.crop=321,321`.
+    """Return the recipe with overrides applied.
 
-    Dots lead into a field's own fields (`stages.0.lr=1e-3`). Setting `steps` unsets `epochs`, and the other way round. Raises
-    UnknownNameError for a field that does not exist, UsageError for a value of the wrong kind.
+    Args:
+        recipe: The recipe.
+        assignments: `field=value`, e.g. `lr=0.01`, `augmentation.crop=321,321`; dots lead into a field's own fields
+            (`stages.0.lr=1e-3`). Setting `steps` unsets `epochs`, and the other way round.
+
+    Raises:
+        UnknownNameError: A field does not exist.
+        UsageError: A value is of the wrong type.
     """
     values = recipe.to_dict()
     for assignment in assignments:
@@ -35,7 +41,14 @@ def apply_overrides(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from plain JSON values, each checked against its field; raises UsageError."""
+    """Build a recipe from plain JSON values.
+
+    Args:
+        values: Fields by name, as in recipe.json.
+
+    Raises:
+        UsageError: A field is unknown or missing, or a value is of the wrong type.
+    """
     if not isinstance(values, Mapping):
         raise UsageError(f"A recipe is an object of named fields, not {values!r}.")
     return _build(Recipe, values, "")
@@ -61,6 +74,10 @@ def _step(place: Any, part: str, key: str, within: str) -> Any:
         else [str(index) for index in range(len(place) if isinstance(place, list) else 0)]
     )
     prefix = f"{within}." if within else ""
+    nested = [] if within else [f"{name}.{part}" for name, one in place.items() if isinstance(one, dict) and part in one]
+    if nested:
+        meant = " or ".join(f"'{one}'" for one in nested)
+        raise UnknownNameError(f"A recipe has no field '{key}'. Did you mean {meant}?")
     hint = did_you_mean(part, known) or (f" It has {', '.join(known)}." if within and known else "")
     raise UnknownNameError(f"A recipe has no field '{key}'.{hint.replace(chr(39), chr(39) + prefix, 1) if prefix else hint}")
 
@@ -160,7 +177,7 @@ def _as_tuple(value: Any, arguments: tuple[Any, ...], key: str) -> tuple[Any, ..
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as a person would say it."""
+    """Return a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if len(_options(hint)) > 1:
         return " or ".join(_type_name(one) for one in _options(hint))

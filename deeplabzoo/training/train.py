@@ -136,7 +136,8 @@ def train(recipe: Recipe, root: Path | None, out: Path, *, resume: bool = False)
         if state and distributed.is_main_process:
             _restore_damaged_weights(trainer, folder)
         if distributed.is_main_process:
-            with RunLog(out, recipe, trainer.step, data.train.palette, evaluation_done=trainer.evaluation_done) as log:
+            palette, classes, done = data.train.palette, data.train.classes, trainer.evaluation_done
+            with RunLog(out, recipe, trainer.step, palette, classes=classes, evaluation_done=done) as log:
                 log.start(trainer.step, trainer.facts())
                 with stop.deferred():
                     _run(trainer, folder, log, stop)

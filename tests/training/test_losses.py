@@ -201,3 +201,18 @@ def test_class_weights_follow_the_papers() -> None:
     assert all(class_weights(kind, pixels)[3] == 1 for kind in ("median_frequency", "enet", "inverse_sqrt"))
     with pytest.raises(UsageError, match="median_frequency"):
         class_weights("median", pixels)
+
+
+@pytest.mark.parametrize("name", ["ce", "focal", "dice", "lovasz", "ohem", "top_k"])
+def test_one_channel_is_trained_as_a_sigmoid(name: str) -> None:
+    """Binary cross-entropy, and the other losses of the two classes that a sigmoid has; never a softmax over one channel."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 8, 9, generator=generator)
+    labels = torch.randint(0, 2, (2, 8, 9), generator=generator)
+    labels[0, :2] = 255
+    two = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    assert float(_one(name).mean(logits, labels)) == pytest.approx(float(_one(name).mean(two, labels)))
+    if name == "ce":
+        valid = labels != 255
+        expected = F.binary_cross_entropy_with_logits(logits[:, 0][valid], labels[valid].float())
+        torch.testing.assert_close(_one(name).mean(logits, labels), expected)

@@ -58,6 +58,8 @@ def test_steps_and_epochs_replace_each_other() -> None:
     ("assignment", "message"),
     [
         ("lrr=1", "Did you mean 'lr'"),
+        ("crop=321", "Did you mean 'augmentation.crop'?"),
+        ("atrous_rates=3,6,9", "Did you mean 'network.atrous_rates'?"),
         ("augmentation.crap=1", "Did you mean 'augmentation.crop'"),
         ("batch=four", "batch must be a whole number, not 'four'"),
         ("batch=2.5", "batch must be a whole number"),
@@ -86,7 +88,7 @@ def test_a_recipe_goes_through_json_unchanged() -> None:
 
 
 def test_the_hash_sees_what_decides_and_nothing_else() -> None:
-    """Workers and loggers may change on resume; the rate, the seed or the loss may not (asks.md theme L)."""
+    """Workers and loggers may change on resume; the rate, the seed or the loss may not."""
     assert apply_overrides(PLAIN, ["workers=7", "tensorboard=true", "save_every=3"]).digest() == PLAIN.digest()
     for assignment in ("lr=0.1", "seed=1", "loss=dice", "augmentation.flip=0", "steps=101"):
         changed = apply_overrides(PLAIN, [assignment])
