@@ -17,8 +17,7 @@ from benchmarks.suite.scaling import MEGAPIXELS, scaling_rows
 from benchmarks.suite.scaling import MODEL as SCALED_MODEL
 from benchmarks.suite.scaling_chart import draw_scaling
 from benchmarks.suite.tables import table_command
-from deeplabzoo.benchmark.record import Record, Row, conditions, record_path, reproduce_command, runtime_settings
-from deeplabzoo.benchmark.table import text_table
+from deeplabzoo.benchmark.record import Record, Row, conditions, record_path, reproduce_command, runtime_settings, text_table
 from deeplabzoo.benchmark.timing import gemm_peaks
 from deeplabzoo.cli.parser import Parser, require_at_least, run
 from deeplabzoo.device import choose_device

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.suite import demo_table, exports_table, large_images_table
 from deeplabzoo.benchmark import training
-from deeplabzoo.benchmark.table import BLOCK, records_table
+from deeplabzoo.benchmark.record import BLOCK, records_table
 from deeplabzoo.cli.parser import Parser
 from deeplabzoo.errors import UsageError
 from deeplabzoo.files import write_atomically

@@ -50,14 +50,14 @@ _EXTRAS = {
 
 
 def library(name: str) -> ModuleType:
-    """Return an optional library; raises UsageError in one sentence, with the command that installs it, where it is missing."""
+    """Return an optional library; raises UsageError with the command that installs it if it is missing."""
     try:
         return import_without_telemetry(name)
     except ImportError:
-        raise UsageError(f'{name} is not installed, and this needs it: pip install "{_EXTRAS[name]}".') from None
+        raise UsageError(f'{name} is required and not installed: pip install "{_EXTRAS[name]}".') from None
 
 
 def require_peer(name: str) -> None:
-    """Raise UnknownNameError, with the nearest name, for a peer that this benchmark does not know."""
+    """Raise UnknownNameError, with the nearest name, for an unknown peer."""
     if name not in PEERS:
-        raise UnknownNameError(f"Unknown peer {name!r}; expected of {', '.join(PEERS)}.{did_you_mean(name, PEERS)}")
+        raise UnknownNameError(f"Unknown peer {name!r}; expected one of {', '.join(PEERS)}.{did_you_mean(name, PEERS)}")

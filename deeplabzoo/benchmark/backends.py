@@ -1,4 +1,4 @@
-"""The sides of a comparison, opened by a short name: `torch:fp32` and the like for ours, a library's name for a peer."""
+"""Backends of a comparison by short name: BACKEND:PRECISION of ours, such as `torch:fp32`, or the name of a peer."""
 
 import contextlib
 import io
@@ -23,17 +23,14 @@ from deeplabzoo.errors import UnknownNameError, UsageError, WeightsError, did_yo
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.optimized_model import ENGINES, PRECISIONS, optimize
 
-# The same weights inside another library's own network, full-size logits out, as its users would call it.
-
-
 SMP_PREFIX = "smp:"
 
 
 def counterpart(net: DeepLab, peer: str) -> nn.Module:
-    """Return `net` as the network of torchvision, SMP or transformers: image_BCHW -> logits B x num_classes x H x W, eval mode.
+    """Return `net` as a model of torchvision, SMP or transformers: image_BCHW -> logits B x num_classes x H x W, eval mode.
 
-    The tensors are those of `net`, under the library's names, loaded by its own loader with nothing missing or left over.
-    Raises UsageError where the library is missing, or has no network that computes the same.
+    The tensors are those of `net`, under the library's names, loaded by its own loader without missing or unexpected keys.
+    Raises UsageError if the library is missing or has no equivalent model.
     """
     try:
         exported = LIBRARIES[peer](net)
@@ -58,7 +55,7 @@ def counterpart(net: DeepLab, peer: str) -> nn.Module:
 
 
 def default_counterpart(net: DeepLab) -> tuple[str, nn.Module]:
-    """Return the first library that has this network, and the network there; ours, plain, where none has it."""
+    """Return the first library with an equivalent model, and that model; ours if there is none."""
     for peer in LIBRARIES:
         try:
             return peer, counterpart(net, peer)
@@ -70,7 +67,7 @@ def default_counterpart(net: DeepLab) -> tuple[str, nn.Module]:
 def smp_network(name: str, num_classes: int) -> Any:
     """Return SMP's own DeepLab for `smp:deeplabv3plus_ENCODER` with its defaults and random weights.
 
-    Raises UnknownNameError for another name, and UsageError where SMP is missing.
+    Raises UnknownNameError for another name, and UsageError if SMP is missing.
     """
     smp = library("segmentation_models_pytorch")
     architecture, _, encoder = name.removeprefix(SMP_PREFIX).partition("_")
@@ -84,7 +81,7 @@ def smp_network(name: str, num_classes: int) -> Any:
 
 
 class _TorchvisionLogits(nn.Module):
-    """Its networks return a dictionary; nobody wants the auxiliary logits."""
+    """Returns the main logits of the dictionary that torchvision's models return."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -186,17 +183,17 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run a network; both take a float32 image_BCHW on the device of the benchmark."""
+    """One way to run a model; both functions take a float32 image_BCHW on the benchmark's device."""
 
     title: str
-    """As tables call it."""
+    """Name in tables."""
     labels: Callable[[torch.Tensor], Any]
     """image_BCHW -> labels_BHW, integers, a tensor or an array."""
     logits: Callable[[torch.Tensor], Any]
     """image_BCHW -> logits B x num_classes x H x W at the image's size."""
 
     def call(self, task: Task, image_BCHW: torch.Tensor) -> Callable[[], Any]:
-        """Return the task as a function of nothing, for a stopwatch."""
+        """Return the task as a function without arguments, for timing."""
         function = getattr(self, task)
         return lambda: function(image_BCHW)
 
@@ -210,9 +207,9 @@ def open_backend(
     peer_precision: str = "fp32",
     calibration: str | None = None,
 ) -> Backend:
-    """Open a side by its name for images of one shape; raises UsageError where it cannot be had here.
+    """Open a backend for images of one shape; raises UsageError if it is not available.
 
-    `ENGINE:PRECISION` is ours (`plain:fp32` is the network as loaded); else one of PEERS.
+    `BACKEND:PRECISION` is ours (`plain:fp32` is the model as loaded); any other name is one of PEERS.
     """
     if ":" in name:
         engine, precision = name.split(":")
@@ -233,13 +230,13 @@ def open_backend(
 
 
 def require_own_backend(name: str) -> None:
-    """Raise UnknownNameError, or UsageError, for an `ENGINE:PRECISION` that is none of ours."""
+    """Raise UnknownNameError or UsageError for an invalid `BACKEND:PRECISION`."""
     engine, _, precision = name.partition(":")
-    for what, value, known in (("engine", engine, (PLAIN, *ENGINES, "auto")), ("precision", precision, PRECISIONS)):
+    for what, value, known in (("backend", engine, (PLAIN, *ENGINES, "auto")), ("precision", precision, PRECISIONS)):
         if value not in known:
-            raise UnknownNameError(f"Unknown {what} {value!r}; expected of {', '.join(known)}.{did_you_mean(value, known)}")
+            raise UnknownNameError(f"Unknown {what} {value!r}; expected one of {', '.join(known)}.{did_you_mean(value, known)}")
     if engine == PLAIN and precision != "fp32":
-        raise UsageError(f"The engine 'plain' is the network as it was loaded, in fp32; it has no {precision}.")
+        raise UsageError(f"The backend 'plain' is the model as it was loaded, in fp32; it has no {precision}.")
 
 
 def _own_backend(net: DeepLab, engine: str, precision: str, image_BCHW: torch.Tensor, calibration: str | None) -> Backend:
@@ -278,7 +275,7 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractCont
 
 
 def require_size(name: str, net: DeepLab, size: tuple[int, int]) -> None:
-    """Raise UsageError where a peer does not take pictures of this height and width."""
+    """Raise UsageError if a peer does not accept images of this height and width."""
     height, width = size
     stride = max(net.output_stride, 16) if net.config.architecture == "deeplabv3plus" else net.output_stride
     of_smp = name == "smp" or (name in RUNTIMES and default_counterpart(net)[0] == "smp")
@@ -291,7 +288,7 @@ def require_size(name: str, net: DeepLab, size: tuple[int, int]) -> None:
 
 def _runtime(name: str, net: DeepLab, image_BCHW: torch.Tensor, threads: int) -> Backend:
     if image_BCHW.device.type != "cpu":
-        raise UsageError(f"{name} is measured on the CPU alone; leave it out of --peers with --device {image_BCHW.device}.")
+        raise UsageError(f"{name} is measured on the CPU only; omit it from --peers with --device {image_BCHW.device}.")
     library(name)
     origin, theirs = default_counterpart(net)
     with _onnx_file() as path:
@@ -304,7 +301,7 @@ def _runtime(name: str, net: DeepLab, image_BCHW: torch.Tensor, threads: int) ->
     def labels(image_BCHW: torch.Tensor) -> Any:
         return run(image_BCHW.numpy()).argmax(axis=1)
 
-    return Backend(f"{name} fp32, {origin}'s network", labels, logits)
+    return Backend(f"{name} fp32, {origin}'s model", labels, logits)
 
 
 @contextlib.contextmanager

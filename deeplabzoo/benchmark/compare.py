@@ -1,4 +1,4 @@
-"""One network, one input: every side of ours and every peer in turns, after proof that they answer alike."""
+"""Interleaved comparison of our backends and the peers on one model and input, after a check that their labels agree."""
 
 import contextlib
 import functools
@@ -22,15 +22,15 @@ from deeplabzoo.errors import UsageError, WeightsError
 from deeplabzoo.log import logger
 
 _MIN_AGREEMENT = 0.999
-"""Of labels, between two float32 sides: below it they are not the same network (the rest are near ties)."""
+"""Share of equal labels of two float32 backends, below which they are not the same model (the rest are near ties)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """What is asked of every network."""
+    """Settings of a comparison, the same for every model."""
 
     ours: tuple[str, ...]
-    """`ENGINE:PRECISION`."""
+    """`BACKEND:PRECISION`."""
     peers: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...]
@@ -40,16 +40,16 @@ class ComparisonConfig:
     pairs: int
     seed: int
     calibration: Path | None = None
-    """Folder of photos, for int8."""
+    """Folder of images for int8."""
     memory: bool = False
-    """Also the peak above the loaded network."""
+    """Whether to measure peak memory above the loaded model."""
     peer_precision: str = "fp32"
     peaks: dict[str, float]
     """GEMM peak in GFLOP/s by number of threads."""
 
 
 def available_peers(model: BenchmarkModel, peers: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the peers that have this network, and say whom that leaves out; raises UsageError where none is left."""
+    """Return the peers with an equivalent model and warn about the others; raises UsageError if none is left."""
     missing: dict[str, str] = {}
     for peer in peers:
         if peer in LIBRARIES:
@@ -60,14 +60,14 @@ def available_peers(model: BenchmarkModel, peers: Sequence[str]) -> tuple[str, .
     if missing and len(missing) == len(peers):
         raise UsageError(f"No peer of {', '.join(peers)} has a counterpart of {model.name}: {' '.join(missing.values())}")
     for peer, reason in missing.items():
-        logger.info(f"{model.name}: without {peer}, which has no counterpart ({reason.rstrip('.')})")
+        logger.warning(f"{model.name}: skipping {peer}, which has no counterpart ({reason.rstrip('.')})")
     return tuple(peer for peer in peers if peer not in missing)
 
 
 def compare(model: BenchmarkModel, config: ComparisonConfig, size: tuple[int, int], batch: int) -> list[Row]:
-    """Return a row for each task, side of ours and peer (or for the side alone, where no peer is asked for).
+    """Return a row for each task, backend of ours and peer (without peers, for the backend alone).
 
-    Raises UsageError, before anything is timed, where a side cannot be had or where float32 sides label differently.
+    Raises UsageError before timing if a backend is not available or if float32 backends disagree on labels.
     """
     for whom in config.peers:
         require_size(whom, model.net, size)
@@ -122,7 +122,7 @@ def compare(model: BenchmarkModel, config: ComparisonConfig, size: tuple[int, in
 
 
 def _memory(ours: Mapping[str, Any], peer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a row says of two sides' memory; the ratio is the peer's peak over ours."""
+    """Return the memory fields of a row; the ratio is the peer's peak divided by ours."""
     figures = {name: ours[name] for name in ("peak_mb", "loaded_mb")}
     values: dict[str, Any] = {"task": "peak memory, image -> labels", "side": ours["title"], "figures": figures}
     if peer is None:
@@ -141,15 +141,15 @@ def _agreements(
         share = float((labels[own] == labels[peer]).mean())
         if share < _MIN_AGREEMENT and own.endswith(":fp32") and config.peer_precision == "fp32":
             raise UsageError(
-                f"{model.name}: {workers[own].facts['title']} and {workers[peer].facts['title']} label only "
-                f"{100 * share:.2f} % of the pixels alike, so they are not the same network, and were not timed."
+                f"{model.name}: {workers[own].facts['title']} and {workers[peer].facts['title']} agree on only "
+                f"{100 * share:.2f} % of the labels, so they are not the same model and were not timed."
             )
         found[own, peer] = share
     return found
 
 
 def _derived_metrics(own_times_ms: Sequence[float], batch: int, gflop: float, config: ComparisonConfig) -> dict[str, float]:
-    """Return what follows from the median time; `gflop` is of the whole batch."""
+    """Return the values derived from the median time; `gflop` is of the whole batch."""
     seconds = statistics.median(own_times_ms) / 1000
     speed = gflop / seconds
     figures = {"images_per_s": batch / seconds, "gflop": gflop, "gflop_per_s": speed}

@@ -1,9 +1,8 @@
-"""How fast a core makes training input: from JPEG and mask to a normalize_images crop, against torchvision's reference transforms.
+"""Training input per core: from JPEG and mask to a normalized crop, against torchvision's reference transforms.
 
-The references' recipe for segmentation resizes the whole picture by Pillow, mirrors, pads, crops, and makes a normalize_images float
-tensor of it; it is written anew here, once on Pillow images and once on tensors. All sides are given the same draws, so their
-outputs can be compared pixel by pixel, and all end with the same tensors: float32 images and int64 labels. Ours counts the
-normalisation that the training step does, and the collation into a batch, which the others are spared.
+The reference recipe for segmentation resizes the whole image, flips, pads, crops and normalizes it; it is implemented here on
+Pillow images and on tensors. All sides get the same random numbers, so that outputs can be compared pixel by pixel, and return
+the same tensors: float32 images and int64 labels. Our time includes normalization and collation, the peers' no collation.
 """
 
 import multiprocessing
@@ -31,11 +30,6 @@ from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.models.config import Preprocessing
 from deeplabzoo.optimization.cpu_runtime import keep_freed_memory
 
-# Makers of training input, ours and torchvision's references, and each of them in a process of its own.
-#
-# A process keeps its allocator's habits to itself: ours tells glibc to keep what it frees, as a training run does.
-
-
 PIL_PEER, TENSOR_PEER = "torchvision references (PIL)", "torchvision references (v2 tensors)"
 OURS, OURS_CACHED = "deeplabzoo", "deeplabzoo, decoded cache"
 BATCH = 8
@@ -49,7 +43,7 @@ Example = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class CropParams:
-    """What chance decided for one picture: the size it is brought to, the crop's corner in it, and whether it is mirrored."""
+    """Random parameters of one image: its size after scaling, the corner of the crop, and whether it is flipped."""
 
     scaled_hw: tuple[int, int]
     top: int
@@ -58,7 +52,7 @@ class CropParams:
 
     @classmethod
     def of(cls, hw: tuple[int, ...], crop: int, generator: np.random.Generator) -> "CropParams":
-        """Read the values as `augment` reads them, and turn the corner to where it lies in a mirrored picture."""
+        """Draw the values as `augment` does; the corner is that in the flipped image."""
         u_scale, u_top, u_left, u_flip = generator.random(10)[:4].tolist()
         scale = _SCALE[0] + (_SCALE[1] - _SCALE[0]) * u_scale
         height, width = round(hw[0] * scale), round(hw[1] * scale)
@@ -70,12 +64,12 @@ class CropParams:
 
 
 class Pipeline:
-    """The same pictures with the same draws, made by each side."""
+    """The same images with the same random numbers, prepared by each side."""
 
     def __init__(self, data: SegmentationDataset, count: int, crop: int, seed: int) -> None:
         files: Any = getattr(data, "files", None)
         if files is None:
-            raise DataError(f"{data.name} does not lie in pairs of image and mask files, which this benchmark reads.")
+            raise DataError(f"{data.name} has no pairs of image and mask files, which this benchmark reads.")
         self.data, self.crop, self.seed = data, crop, seed
         self.indices = range(min(count, len(data)))
         self.files: list[tuple[Path, Path]] = [files[data.names[index]] for index in self.indices]
@@ -84,12 +78,12 @@ class Pipeline:
 
     @classmethod
     def of_voc(cls, root: Path, count: int, crop: int, seed: int) -> Self:
-        """Open the val split of PASCAL VOC in its own layout; raises DataError where that cannot be read."""
+        """Open the val split of PASCAL VOC; raises DataError if it cannot be read."""
         return cls(build_dataset("voc", root, "val"), count, crop, seed)
 
     @property
     def sides(self) -> Mapping[str, Callable[[], Iterator[Example]]]:
-        """Each side by its name: a pass over all pictures."""
+        """Name of a side -> function that prepares all images."""
         return {
             OURS: lambda: self.ours(self.data),
             OURS_CACHED: lambda: self.ours(self.cached),
@@ -98,11 +92,11 @@ class Pipeline:
         }
 
     def generator(self, index: int) -> np.random.Generator:
-        """Return the chance that decides a picture's scale, crop and mirroring, the same on every side."""
+        """Return the random generator of an image, the same for every side."""
         return np.random.default_rng([self.seed, index])
 
     def ours(self, data: SegmentationDataset) -> Iterator[Example]:
-        """Make batches as the training stream does, and normalise them as the training step does."""
+        """Prepare batches as the training data loader does, and normalize them as the train step does."""
         for start in range(0, len(self.indices), BATCH):
             indices = self.indices[start : start + BATCH]
             images_BHWC = np.empty((len(indices), self.crop, self.crop, 3), np.uint8)
@@ -116,11 +110,11 @@ class Pipeline:
         return augment(sample, self.augmentation, generator, mean_fill=(0, 0, 0), ignore_index=_VOID, out_HWC=out_HWC)[1]
 
     def pillow(self) -> Iterator[Example]:
-        """Make pictures as the references do on Pillow images."""
+        """Prepare images with the reference transforms on Pillow images."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as functions
 
-        their: Any = functions  # takes Pillow images as well, which its annotations leave out
+        their: Any = functions  # accepts Pillow images, which its annotations omit
         for index, (image_file, mask_file) in zip(self.indices, self.files, strict=True):
             image: Any = Image.open(image_file).convert("RGB")
             mask: Any = Image.open(mask_file)
@@ -140,11 +134,11 @@ class Pipeline:
             )
 
     def tensors(self) -> Iterator[Example]:
-        """Make pictures as the references do with transforms v2 on tensors."""
+        """Prepare images with the reference transforms v2 on tensors."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as functions
 
-        their: Any = functions  # it hands on names without declaring it, which a type checker takes for a slip
+        their: Any = functions  # torchvision re-exports names implicitly, which mypy refuses
         for index, (image_file, mask_file) in zip(self.indices, self.files, strict=True):
             image_CHW = their.pil_to_tensor(Image.open(image_file).convert("RGB"))
             mask_1HW = torch.from_numpy(np.array(Image.open(mask_file)))[None]
@@ -164,7 +158,7 @@ class Pipeline:
 
 
 class BackendProcess:
-    """A side that works when it is its turn, on one thread of a process of its own (a context manager).
+    """A side on one thread of its own process, so that allocator settings stay separate (a context manager).
 
     `given` are the arguments of `Pipeline.of_voc`.
     """
@@ -185,12 +179,12 @@ class BackendProcess:
         self._process.join()
 
     def time_call(self) -> float:
-        """Return milliseconds of a pass in one turn; raises UsageError where the process is lost."""
+        """Return milliseconds of one pass; raises UsageError if the process died."""
         try:
-            self._ours.send("turn")
+            self._ours.send("run")
             return float(self._ours.recv())
         except (EOFError, OSError):
-            raise UsageError(f"The process of {self._side} ended early; its last words stand above.") from None
+            raise UsageError(f"The process of {self._side} ended early; its error is printed above.") from None
 
 
 def _serve(side: str, given: tuple[Path, int, int, int], connection: Connection) -> None:
@@ -207,7 +201,7 @@ def _serve(side: str, given: tuple[Path, int, int, int], connection: Connection)
 
 
 def drain(made: Iterable[Example]) -> None:
-    """Make everything and keep nothing."""
+    """Exhaust an iterator."""
     for _ in made:
         pass
 
@@ -215,29 +209,36 @@ def drain(made: Iterable[Example]) -> None:
 TASK = "training input"
 
 
-def measure_data(root: Path | None, *, pairs: int = 7, pictures: int = 32, crop: int = 513, seed: int = 0) -> list[Row]:
-    """Return ours, and ours with the decoded cache, against both forms of the references; one thread, milliseconds a picture.
+def measure_data(root: Path | None, *, pairs: int = 7, images: int = 32, crop: int = 513, seed: int = 0) -> list[Row]:
+    """Return rows of ours, with and without the cache of decoded images, against both peers; milliseconds per image.
 
-    `root` holds PASCAL VOC in its own layout, whose val split is read; without it, pictures of VOC's size are drawn. Raises
-    DataError where the data cannot be read.
+    Args:
+        root: Folder of PASCAL VOC, whose val split is read; None generates images of VOC's size.
+        pairs: Interleaved runs of each side.
+        images: Number of images.
+        crop: Side of the crop in pixels.
+        seed: Of generated images and random parameters.
+
+    Raises:
+        DataError: The dataset cannot be read.
     """
     with ExitStack() as stack:
         if root is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_synthetic_voc(root, train=1, val=pictures, seed=seed)
+            write_synthetic_voc(root, train=1, val=images, seed=seed)
         stack.enter_context(_one_thread())
-        given = (root, pictures, crop, seed)
+        given = (root, images, crop, seed)
         work = Pipeline.of_voc(*given)
         count, sides = len(work.indices), work.sides
         with ExitStack() as running:
-            turns = {side: running.enter_context(BackendProcess(side, given)).time_call for side in sides}
-            times = interleave_timings(turns, pairs, name=TASK)
+            timers = {side: running.enter_context(BackendProcess(side, given)).time_call for side in sides}
+            times = interleave_timings(timers, pairs, name=TASK)
         ms = {name: [one / count for one in values] for name, values in times.items()}
         shares = _stages(work)
         rows = []
         for side in (OURS, OURS_CACHED):
             for peer in (PIL_PEER, TENSOR_PEER):
-                grey, alike = _difference(sides[side](), sides[peer]())
+                grey, equal = _difference(sides[side](), sides[peer]())
                 figures = {
                     "images_per_s": 1000 / Spread.of(ms[side]).median,
                     "peer_images_per_s": 1000 / Spread.of(ms[peer]).median,
@@ -248,33 +249,33 @@ def measure_data(root: Path | None, *, pairs: int = 7, pictures: int = 32, crop:
                     Row.paired(
                         ms[side],
                         ms[peer],
-                        name="JPEG + mask -> normalize_images crop",
+                        name="JPEG + mask -> normalized crop",
                         task=TASK,
                         side=side,
                         peer=peer,
                         threads=1,
                         size=(crop, crop),
-                        agreement=alike,
+                        agreement=equal,
                         figures=figures,
-                        note=f"{count} pictures, scaled by 0.5-2, the same draws on every side",
+                        note=f"{count} images, scaled by 0.5-2, the same random numbers on every side",
                     )
                 )
         return rows
 
 
 def _difference(ours: Iterable[Example], theirs: Iterable[Example]) -> tuple[float, float]:
-    """Return the largest difference of two sides' images, in grey levels, and the share of labels that are alike."""
-    largest, alike, pixels = 0.0, 0, 0
+    """Return the largest difference of two sides' images in grey levels, and the share of equal labels."""
+    largest, equal, pixels = 0.0, 0, 0
     grey_C11 = 255 * torch.tensor(NORMAL.std).view(3, 1, 1)
     for (image, labels), (their_image, their_labels) in zip(ours, theirs, strict=True):
         largest = max(largest, float(((image - their_image).abs() * grey_C11).max()))
-        alike += int((labels == their_labels).sum())
+        equal += int((labels == their_labels).sum())
         pixels += labels.numel()
-    return largest, alike / pixels
+    return largest, equal / pixels
 
 
 def _stages(work: Pipeline) -> dict[str, float]:
-    """Return how our time is shared out: reading the files, making the crop, normalising."""
+    """Return the shares of our time: reading files, cropping, normalizing."""
     started = time.perf_counter()
     samples = [work.data[index] for index in work.indices]
     read = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The networks to measure, by name: with their weights where these are at hand, else with made ones, and it is said which."""
+"""Models and generated data of benchmarks; a model without available weights gets random ones, with a warning."""
 
 import os
 import tempfile
@@ -23,10 +23,8 @@ from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.names import parse_name
 
-# Weights and pictures made from a seed, for a speed that can be measured where no checkpoint is at hand.
-#
-# Speed hardly depends on the values, as long as no signal dies on its way: then logits are flat, labels are decided by rounding,
-# and processors crawl through denormals. So the norms' statistics are estimated anew from made pictures, as training would.
+# Random weights and images. Speed hardly depends on the values as long as activations do not vanish (flat logits, slow
+# denormals), so batch norm statistics are estimated from generated images.
 
 
 _ESTIMATE_FROM = 6
@@ -34,7 +32,7 @@ _ESTIMATE_SIDE = 96
 
 
 def synthetic_images(count: int, size: tuple[int, int], seed: int, channels: int = 3) -> torch.Tensor:
-    """Return normalize_images `count` x `channels` x H x W images with large and small structures, each of its own brightness."""
+    """Return `count` x `channels` x H x W normalized images with coarse and fine structure and varying brightness."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, channels, 5, 7, generator=generator)
     shapes = nn.functional.interpolate(coarse, size=size, mode="bilinear")
@@ -44,37 +42,37 @@ def synthetic_images(count: int, size: tuple[int, int], seed: int, channels: int
 
 
 def init_batch_norm_stats(net: nn.Module, seed: int, channels: int = 3) -> nn.Module:
-    """Give every batch norm the statistics of a few made pictures and return the network in eval mode.
+    """Set every batch norm's statistics from a few generated images and return the model in eval mode.
 
-    Each layer then hands on a signal of variance near one, whatever its convolutions were initialised with.
+    Activations then have a variance near one, whatever the convolutions were initialized with.
     """
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    batch_norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in batch_norms]
+    for norm in batch_norms:
         norm.momentum = 1.0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
         net.train()(synthetic_images(_ESTIMATE_FROM, (_ESTIMATE_SIDE, _ESTIMATE_SIDE), seed, channels))
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, momentum in zip(batch_norms, momenta, strict=True):
         norm.momentum = momentum
     return net.eval()
 
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A network and what is known of its weights."""
+    """A model and a description of its weights."""
 
     name: str
     net: DeepLab
     weights: str
-    """`random, norms estimated, seed 0`, or the file's name and hash."""
+    """`random, batch norm estimated, seed 0`, or the checkpoint's name and hash."""
 
 
 def open_model(name: str, seed: int, num_classes: int = 21) -> BenchmarkModel:
-    """Return the network of a name of the zoo, of a checkpoint, or of SMP's own (`smp:deeplabv3plus_resnet50`).
+    """Return a model by name, checkpoint file, or SMP model (`smp:deeplabv3plus_resnet50`).
 
-    Weights are taken from the package and the caches; nothing is downloaded. Where they are elsewhere, the network that they
-    belong to gets random ones. Raises what `create` and `load` raise, and UsageError.
+    Weights come from the package and the caches; nothing is downloaded. A model whose weights are not available gets random
+    ones. Raises what `create` and `load` raise, and UsageError.
     """
     if name.startswith(SMP_PREFIX):
         return _random_weights_model(name, _smp_as_deeplab(name, seed, num_classes), seed)
@@ -87,7 +85,7 @@ def open_model(name: str, seed: int, num_classes: int = 21) -> BenchmarkModel:
             with _offline():
                 return _released_model(name, deeplabzoo.create(row.full_name, pretrained=True))
         except DownloadError:
-            pass  # said below
+            pass  # random weights, with a warning below
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DeepLab(row.config) if row else deeplabzoo.create(str(parsed), num_classes=None if parsed.data else num_classes)
@@ -110,13 +108,13 @@ def _released_model(name: str, net: DeepLab) -> BenchmarkModel:
 
 def _random_weights_model(name: str, net: DeepLab, seed: int) -> BenchmarkModel:
     init_batch_norm_stats(net, seed, net.config.in_chans)
-    weights = f"random, norms estimated, seed {seed}"
-    logger.info(f"{name}: weights are {weights} (none are at hand; speed does not depend on them, labels mean nothing)")
+    weights = f"random, batch norm estimated, seed {seed}"
+    logger.warning(f"{name}: no weights available, using {weights} (valid for speed; labels are meaningless)")
     return BenchmarkModel(name, net, weights)
 
 
 def _smp_as_deeplab(name: str, seed: int, num_classes: int) -> DeepLab:
-    """Return SMP's own network with its own defaults as one of ours, converted as any of its checkpoints is."""
+    """Return an SMP model with its defaults, converted to deeplabzoo."""
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
         torch.manual_seed(seed)
         smp_network(name, num_classes).save_pretrained(place)
@@ -136,20 +134,18 @@ def _offline() -> Iterator[None]:
             os.environ["DEEPLABZOO_OFFLINE"] = before
 
 
-# Photos and masks in the layout of PASCAL VOC, drawn from a seed: a benchmark of training needs no data set for its speed.
-#
-# What decides the time of reading and augmenting a picture is its size in pixels and in bytes, so these have VOC's: 500 pixels on
-# the longer side, and enough fine detail that a JPEG of them weighs about what VOC's photos weigh, 90 kB.
+# Generated images and masks in the layout of PASCAL VOC. Reading and augmenting time depends on size in pixels and bytes, so
+# they have VOC's: 500 pixels on the longer side, and enough fine detail for JPEG files of about 90 kB.
 
 
 _SIZES_WH = ((500, 375), (500, 333), (375, 500), (500, 375))
 _VOID = 255
 _DETAIL = 19.0
-"""Standard deviation of the fine detail, in grey levels: it sets the weight of the JPEG."""
+"""Standard deviation of the fine detail in grey levels, which sets the size of the JPEG."""
 
 
 def write_synthetic_voc(root: Path, *, train: int, val: int, seed: int, longest: int = 500) -> None:
-    """Write `train` + `val` photos with masks below `root`/VOCdevkit/VOC2012; `longest` is their longer side in pixels."""
+    """Write `train` + `val` images with masks below `root`/VOCdevkit/VOC2012; `longest` is their longer side in pixels."""
     home = root / "VOCdevkit" / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (home / folder).mkdir(parents=True, exist_ok=True)
@@ -160,26 +156,26 @@ def write_synthetic_voc(root: Path, *, train: int, val: int, seed: int, longest:
     for number, name in enumerate(names):
         rng = np.random.default_rng([seed, number])
         width, height = (max(1, round(side * longest / 500)) for side in _SIZES_WH[number % len(_SIZES_WH)])
-        photo, mask = _draw_image(rng, (width, height))
+        image, mask = _draw_image(rng, (width, height))
         mask.putpalette(colours.tobytes())
-        photo.save(home / "JPEGImages" / f"{name}.jpg", quality=90)
+        image.save(home / "JPEGImages" / f"{name}.jpg", quality=90)
         mask.save(home / "SegmentationClass" / f"{name}.png")
     for split, stems in (("train", names[:train]), ("val", names[train:])):
         (home / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
 
 
 def _draw_image(rng: np.random.Generator, size_wh: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """Return a photo and its mask: soft ground, two to four objects with void rims, fine detail over everything."""
+    """Return an image and its mask: smooth background, two to four objects with void borders, fine detail on top."""
     width, height = size_wh
-    photo = Image.fromarray(rng.integers(40, 216, (9, 12, 3), np.uint8)).resize(size_wh, Image.Resampling.BICUBIC)
+    image = Image.fromarray(rng.integers(40, 216, (9, 12, 3), np.uint8)).resize(size_wh, Image.Resampling.BICUBIC)
     mask = Image.new("P", size_wh, 0)
-    on_photo, on_mask = ImageDraw.Draw(photo), ImageDraw.Draw(mask)
+    on_image, on_mask = ImageDraw.Draw(image), ImageDraw.Draw(mask)
     for _ in range(int(rng.integers(2, 5))):
         left, top = int(rng.integers(0, max(1, width // 2))), int(rng.integers(0, max(1, height // 2)))
         right, bottom = left + int(rng.integers(width // 5, width // 2)), top + int(rng.integers(height // 5, height // 2))
         colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-        on_photo.ellipse((left, top, right, bottom), fill=colour)
+        on_image.ellipse((left, top, right, bottom), fill=colour)
         on_mask.ellipse((left, top, right, bottom), fill=int(rng.integers(1, 21)), outline=_VOID, width=max(1, width // 100))
     detail = rng.normal(0.0, _DETAIL, (height, width, 1))
-    pixels = np.clip(np.asarray(photo, np.float64) + detail, 0, 255).astype(np.uint8)
+    pixels = np.clip(np.asarray(image, np.float64) + detail, 0, 255).astype(np.uint8)
     return Image.fromarray(pixels), mask

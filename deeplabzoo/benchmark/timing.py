@@ -1,8 +1,7 @@
-"""A side in a process of its own, which works when it is its turn and sleeps else.
+"""Interleaved timing, peak memory and FLOP counts; each backend runs in a worker process of its own.
 
-One process for all would not be fair: what one library changes for its process (the allocator's habits, thread pools, switches
-of torch) would hold for the other too. `python -m deeplabzoo.benchmark.timing JSON` is that process; it reads a line of JSON
-for each thing to do and answers with one.
+Separate processes keep what a library changes in its process (allocator, thread pools, switches of torch) from the others.
+`python -m deeplabzoo.benchmark.timing JSON` is a worker; it reads one line of JSON per request and answers with one.
 """
 
 import contextlib
@@ -37,27 +36,26 @@ from deeplabzoo.benchmark.record import all_threads_flush_denormals
 from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.optimization.cpu_runtime import flush_denormals
 
-# Times of several sides that take turns, A B A B …: the only fair way on a machine whose speed drifts.
-
+# Interleaved times A B A B …, so that drift of the machine's speed affects all sides alike.
 
 _SETTLE_S = 0.02
-"""Before each turn: worker threads of the side before (OpenMP, ONNX Runtime) spin for a while, which must not be paid here."""
+"""Pause before each run: worker threads of the previous side (OpenMP, ONNX Runtime) spin for a while."""
 _MIN_TIMING_S = 0.1
-"""A side whose call is shorter is called until its turn is as long as this; the turn's time is the mean of its calls."""
+"""Shorter calls are repeated until a run takes this long; its time is the mean per call."""
 _MAX_CALLS = 1000
 
 
 def interleave_timings(
     timers: Mapping[str, Callable[[], float]], pairs: int, *, name: str = "measure"
 ) -> dict[str, list[float]]:
-    """Return what each side's turns gave: each round has one turn of each side, in the order given.
+    """Return the times of each side; each of `pairs` rounds runs every side once, in the given order.
 
     Raises UsageError for less than one pair.
     """
     if pairs < 1:
         raise UsageError(f"--pairs must be at least 1, not {pairs}.")
     times: dict[str, list[float]] = {side: [] for side in timers}
-    with tqdm(total=len(timers) * pairs, desc=name, unit="turn", leave=False, disable=None) as progress:
+    with tqdm(total=len(timers) * pairs, desc=name, unit="run", leave=False, disable=None) as progress:
         for _ in range(pairs):
             for side, take in timers.items():
                 progress.set_postfix_str(side)
@@ -69,7 +67,7 @@ def interleave_timings(
 def interleave(
     functions: Mapping[str, Callable[[], object]], pairs: int, *, device: torch.device | None = None, name: str = "measure"
 ) -> dict[str, list[float]]:
-    """Return milliseconds a call, one figure a turn, for functions of this process; each is called once before its first turn.
+    """Return milliseconds per call, one value per run, of functions of this process; each is called once for warm-up.
 
     Raises UsageError for less than one pair.
     """
@@ -80,7 +78,7 @@ def interleave(
 
 
 def time_call(call: Callable[[], object], device: torch.device | None = None) -> float:
-    """Return milliseconds a call: a pause, one call that does not count, then calls that do (on a GPU timed by events)."""
+    """Return milliseconds per call: a pause, one warm-up call, then timed calls (by events on a GPU)."""
     time.sleep(_SETTLE_S)
     call()
     if device is not None and device.type == "cuda":
@@ -112,18 +110,17 @@ def _on_gpu(call: Callable[[], object], device: torch.device) -> float:
         calls = min(_MAX_CALLS, max(2 * calls, int(calls * 1000 * _MIN_TIMING_S / max(milliseconds, 1e-3))))
 
 
-# Peak memory of a call above what was there before it: resident memory on a CPU, torch's allocations on a GPU.
-
+# Peak memory of a call: resident memory on a CPU, torch's allocations on a GPU.
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
 def peak_of(call: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Return `loaded_mb` (before the call) and `peak_mb` (how far the call rose above it); libraries should run already.
+    """Return `loaded_mb` (before the call) and `peak_mb` (above it); libraries should have been used before.
 
-    Freed memory is given back first, so that the call cannot hide in what loading left behind. Raises UsageError on a CPU
-    under a system that does not say a process's peak.
+    Freed memory is returned to the system first, or the call could reuse what loading left behind. Raises UsageError on a CPU
+    if the system does not report a process's peak.
     """
     gc.collect()
     if device.type == "cuda":
@@ -133,7 +130,7 @@ def peak_of(call: Callable[[], object], device: torch.device) -> dict[str, float
         call()
         torch.cuda.synchronize(device)
         return _megabytes(before, torch.cuda.max_memory_allocated(device))
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps what was freed
+    with contextlib.suppress(OSError, AttributeError):  # only glibc keeps freed memory
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _resident("VmRSS")
     _CLEAR.write_text(_RESET_PEAK)
@@ -150,19 +147,19 @@ def _resident(field: str) -> int:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
     except (OSError, StopIteration):
-        raise UsageError("Peak memory is read from /proc/self/status, which only Linux has; leave --memory out.") from None
+        raise UsageError("Peak memory is read from /proc/self/status, which only Linux has; omit --memory.") from None
 
 
 _SMALL = 64
-"""Side of the picture that lets libraries start before memory is measured."""
+"""Side of the warm-up image before memory is measured."""
 
 
 class Worker:
-    """The parent's end of a side: start it, ask it, end it (a context manager).
+    """The parent's end of a worker process (a context manager).
 
     `given` holds `side`, `weights` (a file of ours), `size`, `batch`, `threads`, `device`, `seed`, `peer_precision`, `memory`,
     `calibration`.
-    Raises UsageError, with the reason, where the side cannot be opened or its process is lost.
+    Raises UsageError with the reason if the backend cannot be opened or its process died.
     """
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -211,9 +208,9 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()  # it writes why after it closed its end
+            self._process.wait()  # it writes its error after closing the pipe
             self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["no word"])[-1]
+            last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
             raise UsageError(f"The process of {self._name} ended early: {last}")
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
@@ -230,7 +227,7 @@ class Worker:
 
 
 def _opened(given: dict[str, Any]) -> tuple[Backend, torch.Tensor, dict[str, Any]]:
-    """Return the side, its pictures, and what is known of it; memory is measured on the second call, before anything else."""
+    """Return the backend, its images and facts about it; memory is measured first, on the second call."""
     torch.set_num_threads(given["threads"])
     device = torch.device(given["device"])
     net = deeplabzoo.load(given["weights"])
@@ -246,7 +243,7 @@ def _opened(given: dict[str, Any]) -> tuple[Backend, torch.Tensor, dict[str, Any
     )
     facts: dict[str, Any] = {"title": backend.title, "all_threads_flush_denormals": all_threads_flush_denormals()}
     if given["memory"]:
-        if given["side"] not in RUNTIMES:  # those take one shape alone
+        if given["side"] not in RUNTIMES:  # those have a fixed shape
             backend.labels(image_BCHW[:, :, :_SMALL, :_SMALL])
         facts |= peak_of(lambda: backend.labels(image_BCHW), device)
     backend.labels(image_BCHW)
@@ -267,8 +264,8 @@ def _answers(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def main(given: str) -> int:
-    """Answer on the stdout that was given; whatever libraries print goes to stderr."""
-    logging.getLogger("deeplabzoo").setLevel(logging.WARNING)  # the parent has said what there is to say
+    """Serve requests on the original stdout; what libraries print goes to stderr."""
+    logging.getLogger("deeplabzoo").setLevel(logging.WARNING)  # the parent has logged it
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
         try:
@@ -281,23 +278,21 @@ def main(given: str) -> int:
     return 0
 
 
-# What the machine can do at best, and what a network asks of it: two numbers that say how far a speed is from the limit.
-
+# Peak arithmetic of the machine and FLOPs of a model.
 
 _SIDE = 1536
-"""Of the square matrices: large enough that all of it is arithmetic."""
+"""Of the square matrices: large enough to be bound by arithmetic."""
 _SIDE_GPU = 8192
 _SIDE_CONV = 48
-"""Of the map on which the same product is done as a 1x1 convolution: 48 x 48 cells, 1536 channels."""
+"""Of the feature map of the same product as a 1x1 convolution: 48 x 48 x 1536."""
 _REPEATS = 7
 
 
 def gemm_peak(device: torch.device, threads: int, dtype: torch.dtype = torch.float32) -> float:
-    """Return the giga floating-point operations a second of a large matrix product: the median of some.
+    """Return the median GFLOP/s of a large matrix product.
 
-    On a CPU with so many threads (torch's number is given back), and the better of torch's two libraries: its matrix product
-    (MKL, which is slow on other makers' processors) and the same as a 1x1 convolution (oneDNN). On a GPU `threads` does not
-    matter.
+    On a CPU it is that of `threads` threads, and the better of a matrix product (MKL, slow on processors of other vendors) and
+    the same product as a 1x1 convolution (oneDNN). On a GPU `threads` is ignored.
     """
     side = _SIDE_GPU if device.type == "cuda" else _SIDE
     left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -314,16 +309,16 @@ def gemm_peak(device: torch.device, threads: int, dtype: torch.dtype = torch.flo
 
 
 def gemm_peaks(device: torch.device, threads: int) -> dict[str, float]:
-    """Return the float32 peak by number of threads: one, and as many as are used."""
+    """Return the float32 peak by number of threads: for one thread and for `threads`."""
     counts = {1, threads} if device.type == "cpu" else {threads}
     return {str(count): round(gemm_peak(device, count), 1) for count in sorted(counts) if count <= (os.cpu_count() or count)}
 
 
 @torch.no_grad()
 def gflop_of(net: nn.Module, image_BCHW: torch.Tensor) -> float:
-    """Return giga floating-point operations of one forward pass (a multiply and an add are two), as torch counts them.
+    """Return GFLOPs of one forward pass (a multiply-add is two), as torch counts them.
 
-    Dense: taps of atrous convolutions that lie on padding are counted though a good kernel leaves them out.
+    Taps of atrous convolutions on padding are counted, although good kernels skip them.
     """
     with FlopCounterMode(display=False) as counter:
         net(image_BCHW)

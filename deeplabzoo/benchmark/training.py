@@ -1,9 +1,8 @@
-"""`python -m deeplabzoo.benchmark --train --json FILE`: a training step of ours against torchvision's reference recipe.
+"""`python -m deeplabzoo.benchmark --train`: training steps against torchvision's reference recipe.
 
-Both sides train the same network from the same weights on the same photos (made from a seed, in VOC's layout) at the same
-batch, crop, scales and number of workers. They take turns (A B A B …) in one process; each turn begins with steps that do not
-count, and its loader ends with it, so that nobody reads ahead in another's turn. Peak memory is measured in a process of its
-own.
+Both sides train the same model from the same weights on the same generated images at the same batch size, crop, scales and
+number of workers. Their rounds are interleaved (A B A B …) in one process; each round begins with warm-up steps, and its data
+loader ends with it, so that no prefetching overlaps another side's round. Peak memory is measured in separate processes.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ import torch
 
 from deeplabzoo.benchmark import TRAINING_BACKENDS, TRAINING_MODELS, BackendName
 from deeplabzoo.benchmark.models import write_synthetic_voc
-from deeplabzoo.benchmark.record import conditions
+from deeplabzoo.benchmark.record import conditions, count_noun, table_line
 from deeplabzoo.benchmark.training_backends import (
     Settings,
     TrainingBackend,
@@ -33,21 +32,17 @@ from deeplabzoo.device import choose_device
 from deeplabzoo.errors import TrainingError, UsageError
 from deeplabzoo.log import logger
 
-# What both sides of the training benchmark are given, and what a side is.
-
-
-# Peak memory of training on one side of the benchmark, in a process of its own that does nothing else.
-#
-# `python -m deeplabzoo.benchmark.training FOLDER SIDE STEPS THREADS SETTINGS` is that process, and prints JSON.
+# Peak memory of one side, in a process of its own: `python -m deeplabzoo.benchmark.training FOLDER SIDE STEPS THREADS SETTINGS`
+# prints it as JSON.
 
 
 def memory_of(backend: BackendName, folder: Path, settings: Settings, *, steps: int, threads: int) -> dict[str, Any]:
-    """Return the bytes that a fresh process needed at most for `steps` steps, and those it held before the first.
+    """Return the peak memory in bytes of a fresh process during `steps` steps, and its memory before the first.
 
-    On a GPU these are what torch allocated there, on a CPU the resident memory of the process. Raises TrainingError.
+    On a GPU this is torch's allocated memory, on a CPU the resident memory of the process. Raises TrainingError.
     """
     given = json.dumps(dataclasses.asdict(settings))
-    words = [
+    command = [
         sys.executable,
         "-m",
         "deeplabzoo.benchmark.training",
@@ -57,7 +52,7 @@ def memory_of(backend: BackendName, folder: Path, settings: Settings, *, steps: 
         str(threads),
         given,
     ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise TrainingError(f"Memory of {backend} could not be measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}.")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -81,9 +76,9 @@ def _measured(folder: Path, side_name: BackendName, settings: Settings, steps: i
 
 
 def _resident_peak() -> int:
-    """Return this process's largest resident size in bytes.
+    """Return this process's peak resident memory in bytes.
 
-    `ru_maxrss` is the same figure, but on Linux a new process starts with its parent's; the kernel's own line does not.
+    On Linux it is read from /proc, because `ru_maxrss` of a new process starts at its parent's value.
     """
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
@@ -96,8 +91,7 @@ def _resident_peak() -> int:
     return largest if sys.platform == "darwin" else 1024 * largest
 
 
-# The recorded training benchmarks as tables: every number in them comes from a record, and a test holds it so.
-
+# The recorded training benchmarks as tables.
 
 BLOCK = "training-table"
 _HEADER = (
@@ -112,7 +106,7 @@ _HEADER = (
 
 
 def records_table(folder: Path) -> str:
-    """Return the tables of all records of a folder, in the order of their names; raises UsageError for what is no record."""
+    """Return the tables of all records of a folder, sorted by file name; raises UsageError for an invalid record."""
     files = sorted(folder.glob("*.json"))
     try:
         tables = [f"`{file.name}`: {record_table(json.loads(file.read_text(encoding='utf-8')))}" for file in files]
@@ -122,20 +116,20 @@ def records_table(folder: Path) -> str:
 
 
 def record_table(record: dict[str, Any]) -> str:
-    """Return one record: its conditions in a sentence, a line a side, the command that measures it again."""
+    """Return one record: its conditions, a line per side, and the command that reproduces it."""
     given, machine, versions = record["settings"], record["hardware"], record["versions"]
     where = machine.get("gpu") or machine["cpu"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "deeplabzoo"))
     conditions = (
         f"{record['model']} ({record['same_network']['parameters'] / 1e6:.2f} M parameters), batch {given['batch']}, "
-        f"crop {given['crop']}, {given['workers']} workers, {where}, {_count(record['threads'], 'thread')}; "
-        f"{given['rounds']} turns of {given['steps']} steps each; {libraries}; {record['date'][:10]}, "
+        f"crop {given['crop']}, {given['workers']} workers, {where}, {count_noun(record['threads'], 'thread')}; "
+        f"{given['rounds']} rounds of {given['steps']} steps each; {libraries}; {record['date'][:10]}, "
         f"commit {_commit(record['commit'])}."
     )
-    lines = [_line(_HEADER), _line(["---"] * len(_HEADER))]
+    lines = [table_line(_HEADER), table_line(["---"] * len(_HEADER))]
     for name, title in TRAINING_BACKENDS.items():
         if name in record["sides"]:
-            lines.append(_line([title, *_cells(record["sides"][name], record["against_torchvision"].get(name))]))
+            lines.append(table_line([title, *_cells(record["sides"][name], record["against_torchvision"].get(name))]))
     return "\n".join([conditions, "", *lines, "", f"Reproduce: `{record['command']}`"])
 
 
@@ -152,7 +146,7 @@ def _cells(backend: dict[str, Any], ratio: dict[str, float] | None) -> list[str]
 
 
 def _spread_cell(values: dict[str, float], digits: int) -> str:
-    """Return the median with the smallest and largest turn."""
+    """Return the median with the smallest and largest round."""
     return f"{values['median']:.{digits}f} ({values['min']:.{digits}f} to {values['max']:.{digits}f})"
 
 
@@ -161,20 +155,12 @@ def _commit(text: str | None) -> str:
     return f"{commit[:12]} {changes}".strip()
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 _MAX_DIFFERENCE = 1e-4
 
 
 def measure(settings: Settings, sides: Sequence[BackendName]) -> dict[str, Any]:
-    """Return the record of a benchmark: conditions, every turn of every side, their medians and ranges, and memory."""
+    """Return the record of a benchmark: conditions, every round of every side, medians and ranges, and memory."""
     device = choose_device(settings.device)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
@@ -182,7 +168,7 @@ def measure(settings: Settings, sides: Sequence[BackendName]) -> dict[str, Any]:
         write_synthetic_voc(folder, train=settings.images, val=1, seed=settings.seed, longest=settings.longest)
         same = write_networks(folder, settings)
         if same["largest_logit_difference"] > _MAX_DIFFERENCE:
-            raise UsageError(f"The two networks are not the same: their logits differ by {same['largest_logit_difference']}.")
+            raise UsageError(f"The two models are not the same: their logits differ by {same['largest_logit_difference']}.")
         memory = {name: memory_of(name, folder, settings, steps=settings.memory_steps, threads=threads) for name in sides}
         opened = {name: open_training_backend(name, folder, settings) for name in sides}
         turns: dict[BackendName, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -235,19 +221,19 @@ def _run_round(backend: TrainingBackend, settings: Settings, device: torch.devic
             with _timed(device) as step_time:
                 backend.step(batch)
             if number >= warmup:
-                pictures += backend.pictures(batch)
+                pictures += backend.num_images(batch)
                 data_s.append(given - asked)
                 step_times.append(step_time)
         _finish(device)
         seconds = time.perf_counter() - started
-        assert next(loader, None) is None, "a turn's loader must end with the turn"
+        assert next(loader, None) is None, "a round's data loader must end with the round"
     step_s = [read() for read in step_times]
     return {"pictures": pictures, "seconds": seconds, "images_per_s": pictures / seconds, "data_s": data_s, "step_s": step_s}
 
 
 @contextlib.contextmanager
 def _timed(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Time what is done inside; the function given says the seconds, on a GPU once it has come so far (events)."""
+    """Time the block; the yielded function returns its seconds, on a GPU by events."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
@@ -265,7 +251,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return median, smallest and largest over the turns; times of data and step are each turn's mean."""
+    """Return median, smallest and largest of the rounds; data and step times are means of each round."""
     return {
         "images": sum(turn["pictures"] for turn in turns),
         "images_per_s": _spread([turn["images_per_s"] for turn in turns]),
@@ -275,7 +261,7 @@ def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ratios(turns: dict[BackendName, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return each side's images per second over torchvision's in the same round."""
+    """Return each side's images per second divided by torchvision's in the same round."""
     if "torchvision" not in turns:
         return {}
     theirs = [turn["images_per_s"] for turn in turns["torchvision"]]
@@ -291,14 +277,14 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def select_backends(wanted: Sequence[BackendName] | None, device: torch.device) -> list[BackendName]:
-    """Return the sides to measure: those wanted, else all that this machine is made for."""
+    """Return the sides to measure: those given, else all that this machine computes natively."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
     except OSError:
         flags = []
     native = any(flag in flags for flag in _BF16_FLAGS) if device.type == "cpu" else device.type == "cuda"
     if wanted and "ours_bf16" in wanted and not native:
-        raise UsageError(f"This processor has none of {', '.join(_BF16_FLAGS)}; leave ours_bf16 out.")
+        raise UsageError(f"This processor has none of {', '.join(_BF16_FLAGS)}; omit ours_bf16.")
     return [name for name in TRAINING_BACKENDS if (name in wanted if wanted else name != "ours_bf16" or native)]
 
 

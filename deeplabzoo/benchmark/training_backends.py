@@ -1,6 +1,6 @@
-"""The two sides of the training benchmark: our Trainer on its stream, and torchvision's reference recipe, on one network.
+"""The sides of the training benchmark: our Trainer with its data loader, and torchvision's reference recipe.
 
-The network is one of torchvision's without an auxiliary head, with the same weights on both sides.
+Both train one of torchvision's models without an auxiliary head, from the same weights.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ CLASSES, VOID = 21, 255
 LR, MOMENTUM, DECAY, POWER = 0.01, 0.9, 1e-4, 0.9
 
 SCHEDULED_STEPS = 100_000
-"""The length of the run whose first steps are measured: more than ever are."""
+"""Length of the run whose first steps are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What both sides are given."""
+    """Settings of a benchmark, the same for all sides."""
 
     model: str = "deeplabv3_mobilenetv3"
     device: str = "cpu"
     batch: int = 8
     crop: int = 321
-    """TrainingBackend of the square crop in pixels."""
+    """Side of the square crop in pixels."""
     workers: int = 0
     seed: int = 0
     images: int = 64
@@ -59,35 +59,34 @@ class Settings:
 
     @property
     def base(self) -> int:
-        """Shorter side, in pixels, that a scale of 1 means: as far above the crop as in the reference recipe."""
+        """Shorter side in pixels at scale 1, in the same proportion to the crop as in the reference recipe."""
         return round(self.crop * _BASE_PER_CROP)
 
 
 class TrainingBackend(Protocol):
-    """One way to train the network; a step takes what `batches` yields."""
+    """One way to train the model; `step` takes what `batches` yields."""
 
     def batches(self, count: int) -> Iterator[Any]:
-        """Yield the next `count` batches of the run, augmented anew."""
+        """Yield the next `count` augmented batches of the run."""
         ...
 
-    def pictures(self, batch: Any) -> int:
-        """Return how many pictures a batch holds."""
+    def num_images(self, batch: Any) -> int:
+        """Return the number of images in a batch."""
         ...
 
     def step(self, batch: Any) -> float:
-        """Learn from a batch and return its loss."""
+        """Run one train step and return its loss."""
         ...
 
     def settings(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context with the global switches that this side trains under."""
+        """Return a context with the global switches of this side."""
         ...
 
 
 _BASE_PER_CROP = 520 / 480
 
 
-# torchvision's reference recipe, written anew from what torchvision documents of its references for segmentation.
-#
+# torchvision's reference recipe, implemented from its documentation of the segmentation references:
 # RandomResize to 0.5-2 of a base size of 520 for a crop of 480, mirror, pad, crop, normalise; batch norm in training; SGD with
 # momentum 0.9, weight decay 1e-4 and lr 0.01 on a polynomial of power 0.9; contiguous float32; transforms v2 on tensors.
 
@@ -96,7 +95,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TorchvisionBackend:
-    """Their side of the benchmark."""
+    """torchvision's side of the benchmark."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         from torchvision.datasets import VOCSegmentation, wrap_dataset_for_transforms_v2
@@ -125,12 +124,12 @@ class TorchvisionBackend:
         )
         return iter(loader)
 
-    def pictures(self, batch: tuple[torch.Tensor, torch.Tensor]) -> int:
-        """Return how many pictures a batch holds."""
+    def num_images(self, batch: tuple[torch.Tensor, torch.Tensor]) -> int:
+        """Return the number of images in a batch."""
         return len(batch[0])
 
     def step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
-        """Learn from a batch and return its loss."""
+        """Run one train step and return its loss."""
         image_BCHW, labels_BHW = (tensor.to(self._device) for tensor in batch)
         self._net.train()
         logits_BCHW = self._net(image_BCHW)["out"]
@@ -143,9 +142,9 @@ class TorchvisionBackend:
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """Let cuDNN search for algorithms meanwhile."""
+        """Switch on cuDNN's algorithm search, as the reference recipe does."""
         before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True  # as the reference does where it need not be deterministic
+        torch.backends.cudnn.benchmark = True
         try:
             yield
         finally:
@@ -153,7 +152,7 @@ class TorchvisionBackend:
 
 
 def reference_model(settings: Settings) -> nn.Module:
-    """Return torchvision's network with random weights and no auxiliary head; raises UsageError where it is missing."""
+    """Return torchvision's model with random weights and no auxiliary head; raises UsageError if it is not installed."""
     build = getattr(library("torchvision").models.segmentation, TRAINING_MODELS[settings.model])
     net: nn.Module = build(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False)
     return net
@@ -163,7 +162,7 @@ def _transforms(settings: Settings) -> Any:
     from torchvision import tv_tensors as their_tensors
     from torchvision.transforms import v2 as their_transforms
 
-    tv_tensors: Any = their_tensors  # their modules hand on names without declaring it, which a type checker takes for a slip
+    tv_tensors: Any = their_tensors  # torchvision re-exports names implicitly, which mypy refuses
     v2: Any = their_transforms
     return v2.Compose(
         [
@@ -184,7 +183,7 @@ def _collated(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Ten
 
 
 def write_networks(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Write the same random weights for both sides into `folder`; return how far their logits differ on a fixed batch."""
+    """Write the same random weights for both sides into `folder`; return the difference of their logits on a fixed batch."""
     torch.manual_seed(settings.seed)
     theirs = reference_model(settings).eval()
     file = folder / "torchvision.pth"
@@ -211,7 +210,7 @@ def write_networks(folder: Path, settings: Settings) -> dict[str, Any]:
 
 @torch.no_grad()
 def _training_logits(net: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return what a network answers in training, from the batch's own statistics, but without dropout's chance."""
+    """Return logits in training mode (batch statistics) without dropout."""
     net.train()
     for module in net.modules():
         if isinstance(module, nn.Dropout):
@@ -222,14 +221,14 @@ def _training_logits(net: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
 
 
 def open_training_backend(name: BackendName, folder: Path, settings: Settings) -> TrainingBackend:
-    """Return a side, ready for its first step, from the photos and networks in `folder`."""
+    """Return a side, ready for its first step, from the images and checkpoints in `folder`."""
     if name == "torchvision":
         return TorchvisionBackend(folder, settings)
     return OwnTrainingBackend(folder, settings, "bf16" if name == "ours_bf16" else "off")
 
 
 class OwnTrainingBackend:
-    """The Trainer and its batches, called as the loop of `python -m deeplabzoo.train` calls them."""
+    """Our Trainer and data loader, called as `python -m deeplabzoo.train` calls them."""
 
     def __init__(self, folder: Path, settings: Settings, amp: Literal["off", "bf16"]) -> None:
         recipe = Recipe(
@@ -253,16 +252,20 @@ class OwnTrainingBackend:
         self._trainer = Trainer(recipe, data, net, DistributedContext(0, 1, choose_device(settings.device)), None)
 
     def batches(self, count: int) -> Iterator[Batch]:
+        """Yield the next `count` batches."""
         self._trainer.steps = self._trainer.step + count
         return self._trainer.batches()
 
-    def pictures(self, batch: Batch) -> int:
+    def num_images(self, batch: Batch) -> int:
+        """Return the number of images in a batch."""
         return len(batch.image_BCHW)
 
     def step(self, batch: Batch) -> float:
+        """Run one train step and return its loss."""
         step_result = self._trainer.train_step(batch)
         assert step_result.finite, step_result
         return step_result.loss
 
     def settings(self) -> contextlib.AbstractContextManager[None]:
+        """Return an empty context: the Trainer sets its own switches."""
         return contextlib.nullcontext()

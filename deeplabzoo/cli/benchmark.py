@@ -142,8 +142,7 @@ def _benchmark_inference(arguments: Sequence[str]) -> int:
     import torch  # after the arguments have been checked: it takes seconds to import
 
     from deeplabzoo.benchmark.backends import require_own_backend
-    from deeplabzoo.benchmark.record import record_path
-    from deeplabzoo.benchmark.table import draw_chart, text_table
+    from deeplabzoo.benchmark.record import draw_chart, record_path, text_table
     from deeplabzoo.optimization.cpu_runtime import flush_denormals
 
     with flush_denormals():

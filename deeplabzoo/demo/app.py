@@ -1,4 +1,4 @@
-"""The models that the page offers: made at their first use, kept warm, one photo at a time in each."""
+"""The models of the demo: loaded at first use, kept in memory, one image at a time each; and the answer to an upload."""
 
 import base64
 import io
@@ -20,19 +20,16 @@ from deeplabzoo.inference.predictor import Predictor, Result
 from deeplabzoo.processing.postprocessing import argmax_labels, class_areas
 from deeplabzoo.processing.preprocessing import low_resolution_logits
 
-# One uploaded photo through one model: what the page shows of it, and how long each stage took.
-
-
 _LOSSLESS_PIXELS = 2**20
-"""Photos up to so many pixels go back as they are, as PNG; larger ones as JPEG, which is written and sent much faster."""
+"""Images of up to so many pixels are sent back as PNG; larger ones as JPEG, which is much faster to encode and send."""
 
 
 def segment_upload(upload: bytes, predictor: Predictor, max_pixels: int) -> dict[str, Any]:
-    """Return the labels of a photo, the photo as it was read, the areas and the seconds of each stage, as JSON values.
+    """Return labels, image, areas and the seconds of each stage as JSON values; nothing is written to disk.
 
-    `labels` are the class numbers row by row, as many bytes each as `label_bytes` says (least first), deflated, in base64;
-    `labels_png` is the palette picture that `predict --labels` writes. Nothing touches the disk. Raises ImageError for an
-    upload that is no photo or has more than `max_pixels` pixels.
+    `labels` are the class indices in row-major order, `label_bytes` bytes each (little-endian), deflated, in base64;
+    `labels_png` is the palette PNG of `predict --labels`. Raises ImageError for an upload that is not an image or has more
+    than `max_pixels` pixels.
     """
     clock = _StageTimer()
     image_HWC = read_image_bytes(upload, "The upload", max_pixels=max_pixels)
@@ -53,21 +50,21 @@ def segment_upload(upload: bytes, predictor: Predictor, max_pixels: int) -> dict
         "palette": [list(color) for color in predictor.net.palette],
         **_image_fields(image_HWC),
     }
-    clock.stage("picture")
+    clock.stage("encode")
     return {**content, "seconds": clock.seconds}
 
 
 def _labels(image_HWC: Pixels, predictor: Predictor, clock: "_StageTimer") -> Labels:
-    """Do what the predictor does with a photo, a stage at a time; tiles are labelled as they come, so theirs are one stage."""
+    """Do what the predictor does, timing each stage; tiled inference is one stage."""
     if predictor.tiling_for((image_HWC.shape[0], image_HWC.shape[1])) is not None:
         labels_HW = predictor(image_HWC).labels
-        clock.stage("network and labels, tile by tile")
+        clock.stage("model and labels, tile by tile")
         return labels_HW
     net = predictor.current_model()
     with eval_mode(net):
         low_1CHW, grid = low_resolution_logits(net, predictor.prepare(image_HWC))
-        low_1CHW = low_1CHW.cpu()  # an accelerator has answered only when its answer is here
-        clock.stage("network")
+        low_1CHW = low_1CHW.cpu()  # waits for an accelerator, so that the stage is timed whole
+        clock.stage("model")
         labels_HW = argmax_labels(low_1CHW, grid)
     clock.stage("labels")
     return labels_HW
@@ -75,14 +72,14 @@ def _labels(image_HWC: Pixels, predictor: Predictor, clock: "_StageTimer") -> La
 
 def _image_fields(image_HWC: Pixels) -> dict[str, str]:
     small = image_HWC.shape[0] * image_HWC.shape[1] <= _LOSSLESS_PIXELS
-    picture = Image.fromarray(image_HWC)
-    return {"photo_type": f"image/{'png' if small else 'jpeg'}", "photo": _text(_encoded(picture, "PNG" if small else "JPEG"))}
+    image = Image.fromarray(image_HWC)
+    return {"photo_type": f"image/{'png' if small else 'jpeg'}", "photo": _text(_encoded(image, "PNG" if small else "JPEG"))}
 
 
-def _encoded(picture: Image.Image, kind: str) -> bytes:
+def _encoded(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92, "subsampling": 0}}[kind]
-    picture.save(file, format=kind, **options)
+    image.save(file, format=kind, **options)
     return file.getvalue()
 
 
@@ -91,25 +88,25 @@ def _text(data: bytes) -> str:
 
 
 class _StageTimer:
-    """Splits time into named stages that follow each other."""
+    """Times consecutive named stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def stage(self, name: str) -> None:
-        """End the stage that runs, under this name."""
+        """End the current stage and record it under this name."""
         now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 5)
         self._last = now
 
 
 class BusyError(DeepLabZooError):
-    """More photos wait for a model than it will work through soon."""
+    """The queue of a model is full."""
 
 
 class UploadBudget:
-    """Memory for uploads that wait, of all models together; the first of them always has room."""
+    """Memory budget of queued uploads of all models; a single upload always fits."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._reserved_bytes = max_bytes, 0
@@ -117,10 +114,10 @@ class UploadBudget:
 
     @contextmanager
     def reserve(self, count_bytes: int) -> Iterator[None]:
-        """Hold room for an upload, before it is read; raises BusyError where there is none left."""
+        """Reserve memory for an upload before it is read; raises BusyError if the budget is used up."""
         with self._counting:
             if self._reserved_bytes and self._reserved_bytes + count_bytes > self._max_bytes:
-                raise BusyError("Too many large photos wait at the moment; try again in a few seconds.")
+                raise BusyError("Too many large images are queued; try again in a few seconds.")
             self._reserved_bytes += count_bytes
         try:
             yield
@@ -130,7 +127,7 @@ class UploadBudget:
 
 
 class ServedModel:
-    """One model: loaded at its first photo, then kept; photos wait for each other, at most `max_queued` of them."""
+    """One model: loaded at its first image, then kept; at most `max_queued` images are queued."""
 
     def __init__(self, name: str, load: Callable[[], Predictor], max_queued: int) -> None:
         self.name = name
@@ -140,25 +137,25 @@ class ServedModel:
         self._queue_slots = threading.BoundedSemaphore(max_queued)
 
     def warm(self) -> None:
-        """Load the model now and bring it into the form that runs; raises what loading raises."""
+        """Load and optimize the model now; raises what loading raises."""
         with self._inference_lock:
             self._loaded_predictor()
 
     @contextmanager
     def queue_slot(self) -> Iterator[None]:
-        """Hold a place in the queue; taken before an upload is read, so that what waits is bounded. Raises BusyError."""
+        """Hold a place in the queue, taken before the upload is read; raises BusyError if the queue is full."""
         if not self._queue_slots.acquire(blocking=False):
-            raise BusyError(f"Too many photos wait for {self.name} at the moment; try again in a few seconds.")
+            raise BusyError(f"Too many images are queued for {self.name}; try again in a few seconds.")
         try:
             yield
         finally:
             self._queue_slots.release()
 
     def segment(self, upload: bytes, max_pixels: int) -> dict[str, Any]:
-        """Return `segment_upload` for an upload when its turn comes, with the seconds it waited; raises ImageError."""
-        asked = time.perf_counter()
+        """Return `segment_upload` of an upload, with the seconds it was queued; raises ImageError."""
+        queued = time.perf_counter()
         with self._inference_lock:
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - queued
             content = segment_upload(upload, self._loaded_predictor(), max_pixels)
         return {**content, "model": self.name, "seconds": {"wait": round(waited, 5), **content["seconds"]}}
 
@@ -170,7 +167,7 @@ class ServedModel:
 
 
 class ModelPool:
-    """What the page offers, by the name that it shows; the first is taken unless another is chosen."""
+    """The served models by the name that the page shows; the first one is the default."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], Predictor], max_queued: int) -> None:
         self._models: dict[str, ServedModel] = {}
@@ -181,19 +178,19 @@ class ModelPool:
 
     @property
     def names(self) -> list[str]:
-        """Names in the order of the list that the page shows."""
+        """Names in the order of the page's list."""
         return list(self._models)
 
     def __getitem__(self, name: str) -> ServedModel:
-        """Return a model; raises UnknownNameError, as only what the command line named can be asked for."""
+        """Return a model; raises UnknownNameError for a name that is not served."""
         if name not in self._models:
             raise UnknownNameError(
-                f"This demo has no model {name[:80]!r}; it offers {', '.join(self._models)}.{did_you_mean(name, self._models)}"
+                f"This demo has no model {name[:80]!r}; it has {', '.join(self._models)}.{did_you_mean(name, self._models)}"
             )
         return self._models[name]
 
 
 def bundled_models() -> list[str]:
-    """Return the models whose weights came with the package, the VOC classes first: they know the most kinds of things."""
+    """Return the bundled models, the one with the most classes (VOC) first."""
     rows = [row for row in released().rows if isinstance(row.source, BundledSource)]
     return [row.full_name for row in sorted(rows, key=lambda row: -row.config.num_classes)]

@@ -14,8 +14,7 @@ from benchmarks.suite.__main__ import main as suite
 from deeplabzoo.benchmark import compare, timing
 from deeplabzoo.benchmark.backends import counterpart, open_backend
 from deeplabzoo.benchmark.models import init_batch_norm_stats, open_model, synthetic_images
-from deeplabzoo.benchmark.record import Record, Row, Spread, all_threads_flush_denormals, read_record
-from deeplabzoo.benchmark.table import text_table
+from deeplabzoo.benchmark.record import Record, Row, Spread, all_threads_flush_denormals, read_record, text_table
 from deeplabzoo.benchmark.timing import Worker, interleave_timings, peak_of
 from deeplabzoo.cli import benchmark
 from deeplabzoo.errors import UsageError
@@ -260,7 +259,7 @@ def test_models_that_differ_are_not_timed(of_torchvision: Path, monkeypatch: pyt
         seed=0,
         peaks={},
     )
-    with pytest.raises(UsageError, match=r"label only 0\.00 % of the pixels alike"):
+    with pytest.raises(UsageError, match=r"agree on only 0\.00 % of the labels"):
         compare.compare(open_model(str(of_torchvision), 0), plan, (64, 64), 1)
 
 
@@ -286,7 +285,7 @@ def test_a_backend_that_cannot_start_is_one_sentence(tmp_path: Path) -> None:
         ("deeplabv3_resnet18 --pairs 0", "--pairs 0 measures no times"),
         ("deeplabv3_resnet18 --threads 0", "--threads must be at least 1"),
         ("deeplabv3_resnet18 --chart c.jpg", r"must end in \.png"),
-        ("deeplabv3_resnet18 --engine plain --precision int8", "'plain' is the network as it was loaded"),
+        ("deeplabv3_resnet18 --engine plain --precision int8", "'plain' is the model as it was loaded"),
         ("deeplabv3_resnet18 --engine opnvino", "Did you mean 'openvino'"),
         ("deeplabv3_resnet5O", "resnet50"),
         ("smp:deeplabv3plus_resnet5O", "Did you mean 'resnet50'"),

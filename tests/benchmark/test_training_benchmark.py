@@ -73,7 +73,7 @@ def test_both_backends_get_the_same_number_of_images(folder: Path, workers: int)
     write_networks(folder, settings)
     for name in ("ours", "torchvision"):
         side = open_training_backend(name, folder, settings)
-        found = [(side.pictures(batch), tuple(batch[0].shape), tuple(batch[1].shape)) for batch in side.batches(3)]
+        found = [(side.num_images(batch), tuple(batch[0].shape), tuple(batch[1].shape)) for batch in side.batches(3)]
         assert found == [(2, (2, 3, 65, 65), (2, 65, 65))] * 3, name
         batch = next(iter(side.batches(1)))
         assert set(batch[1].unique().tolist()) <= {*range(21), 255}, name

@@ -20,6 +20,7 @@ from PIL import Image
 
 import deeplabzoo
 import deeplabzoo.cli.demo as demo
+from deeplabzoo.demo import server
 from deeplabzoo.demo.app import ModelPool
 from deeplabzoo.demo.server import LOOPBACK, DemoServer, Limits
 from deeplabzoo.errors import OutputError, UsageError
@@ -91,7 +92,7 @@ def test_a_real_image_gets_the_labels_of_the_predictor() -> None:
         assert png.getpalette()[: 3 * 21] == expected.label_image().getpalette()[: 3 * 21]
     with Image.open(io.BytesIO(base64.b64decode(answer["photo"]))) as photo:
         assert photo.size == (expected.image.shape[1], expected.image.shape[0])
-    assert list(answer["seconds"]) == ["wait", "read", "network", "labels", "picture"]
+    assert list(answer["seconds"]) == ["wait", "read", "model", "labels", "encode"]
     assert all(seconds >= 0 for seconds in answer["seconds"].values())
 
 
@@ -125,7 +126,7 @@ def test_the_page_needs_nothing_from_elsewhere(colors: Running, path: str) -> No
 
 def test_every_file_of_the_page_is_served(colors: Running) -> None:
     """A file that the server does not know would be missing in the browser only."""
-    folder = Path(demo.__file__).parent / "demo_page"
+    folder = Path(server.__file__).parent / "static"
     for file in folder.iterdir():
         if file.suffix in (".css", ".js"):
             assert colors.ask("GET", f"/{file.name}")[0] == 200, file.name
@@ -203,7 +204,7 @@ def test_unknown_models_and_places_are_sentences(colors: Running) -> None:
     """Only what the command line named can be asked for: no file of this computer, no other model."""
     status, answer = colors.segment(scene(), "/etc/passwd")
     assert status == 404
-    assert "it offers one, two" in answer["error"]
+    assert "it has one, two" in answer["error"]
     assert colors.ask("GET", "/../demo.py")[0] == 404
     assert colors.ask("POST", "/elsewhere", b"")[0] == 404
     assert colors.ask("POST", "/api/segment", None, Content_Length="x")[0] == 411
@@ -270,4 +271,4 @@ def test_ctrl_c_is_the_ordinary_end(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert demo.main(["--port", "0"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("deeplabzoo demo: http://127.0.0.1:")
-    assert said.endswith("ended\n")
+    assert said.endswith("stopped\n")

@@ -75,7 +75,7 @@ def test_a_dropped_image_is_segmented(page: Browser, pictures: Path) -> None:
     assert [one.split()[0] for one in legend] == [area.name for area in expected.found()]
     assert legend[0].endswith(f"{100 * expected.found()[0].share:.1f} %")
     times = page.run("document.querySelector('.times').textContent")
-    assert all(stage in times for stage in ("read", "network", "labels", "picture"))
+    assert all(stage in times for stage in ("read", "model", "labels", "encode"))
     height, width = expected.labels.shape
     for layer in ("photo", "tint", "lines"):
         assert page.run(f"(({{width, height}}) => [width, height])(document.querySelector('canvas.{layer}'))") == [

@@ -184,7 +184,7 @@ def test_lengths_that_lie_and_forms_that_are_none(port: int, headers: bytes, bod
         "/~root",
         "/__init__.py",
         "/index.html",
-        f"/{PACKAGE}/demo_page/server.py",
+        f"/{PACKAGE}/demo/server.py",
         "http://elsewhere.example/server.py",
         "file:///etc/passwd",
     ],
