@@ -58,7 +58,7 @@ class StateDictConverter(Protocol):
     def convert(self, tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         """Return float32 tensors under our names; `path` is for what lies beside the file, such as a `config.json`.
 
-        Raises WeightsError in one sentence. What the tensors do not tell (rates, padding, epsilon) is what the origin's code
+        Raises WeightsError in one sentence. What the tensors do not state (rates, padding, epsilon) is what the origin's code
         has by default; a row of the manifest knows it for its file.
         """
 

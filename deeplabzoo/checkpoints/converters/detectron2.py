@@ -1,7 +1,7 @@
 """detectron2's DeepLab project: DeepLabV3 and DeepLabV3+ on its R-103, a ResNet-101 with three 3x3 convolutions as stem.
 
 The files are pickles of numpy arrays, of which nothing is run (array_pickle.py), or PyTorch's. Convolutions are plain, the
-pooled branch has a bias and no norm, V3 has no 3x3 after ASPP, V3+ puts the low-level feature first. The last stage has
+pooled branch has a bias and no batch norm, V3 has no 3x3 after ASPP, V3+ puts the low-level feature first. The last stage has
 multi-grid (1, 2, 4). The pooled branch averages over a window as large as the training crop, 512 x 1024, not over the map: on
 whole Cityscapes images of twice that size it differs from place to place.
 """
@@ -29,12 +29,12 @@ _STEM_NAMES = {1: ("conv1.0", "conv1.1"), 2: ("conv1.3", "conv1.4"), 3: ("conv1.
 
 
 def can_convert(names: Collection[str]) -> bool:
-    """Whether tensors of these names are one of the project's two networks, on any of its encoders."""
+    """Whether tensors of these names are one of the project's two models, on any of its encoders."""
     return _CLASSIFIER in names and _STEM in names and (_V3 in names or _V3PLUS in names)
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for other encoders and for separable or deeper decoders."""
+    """Return the model under our names; raises WeightsError for other encoders and for separable or deeper decoders."""
     is_v3 = _V3 in tensors
     encoder = _encoder(tensors, path)
     if not is_v3 and (_FUSION not in tensors or any(name.startswith("sem_seg_head.decoder.res3.") for name in tensors)):
@@ -76,7 +76,7 @@ def _encoder(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _layer(theirs: str, ours: str, convolution: str = ".conv", norm: str = ".norm") -> Rules:
-    """Return the rules for a convolution and the norm inside it."""
+    """Return the rules for a convolution and the batch norm inside it."""
     return [
         (rf"{theirs}\.(?P<kind>weight|bias)", rf"{ours}{convolution}.\g<kind>"),
         (rf"{theirs}\.norm\.(?P<kind>\w+)", rf"{ours}{norm}.\g<kind>"),

@@ -1,11 +1,11 @@
 """jfzhang95/pytorch-deeplab-xception: DeepLabV3+ on ResNet-50/101 and on DRN-D-54.
 
-Its head is plain, not separable; everything is enlarged with aligned corners. Its ResNets have multi-grid (1, 2, 4) in the last
-stage, and at stride 8 they dilate the block that lost its stride too. Rates follow the output stride: 16, and 8 for DRN.
+Its head is plain, not separable; all upsampling aligns corners. Its ResNets have multi-grid (1, 2, 4) in the last stage,
+and at stride 8 they dilate the block that lost its stride too. Rates follow the output stride: 16, and 8 for DRN.
 
-Two encoders are refused. MobileNetV2 pads the input of a block before the 1x1 expansion, so that the border holds what norm and
-ReLU make of 0 instead of 0; Xception's decoder reads the end of the first block (128 channels), where timm's features hold the
-map inside the second one (256), and its last three layers have no ReLU between their halves.
+Two encoders are refused. MobileNetV2 pads the input of a block before the 1x1 expansion, so that the border holds what batch
+norm and ReLU make of 0 instead of 0; Xception's decoder reads the end of the first block (128 channels), where timm's features
+hold the map inside the second one (256), and its last three layers have no ReLU between their halves.
 """
 
 from collections.abc import Collection, Mapping
@@ -60,7 +60,7 @@ def can_convert(names: Collection[str]) -> bool:
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for its MobileNetV2 and Xception."""
+    """Return the model under our names; raises WeightsError for its MobileNetV2 and Xception."""
     encoder = _encoder(tensors, path)
     is_resnet = encoder != "drnd54"
     places, classifier = next(one for one in _SECOND if one[1] in tensors)
@@ -105,6 +105,6 @@ def _encoder(tensors: Mapping[str, Tensor], path: Path) -> str:
     blocks = {name.split(".")[2] for name in tensors if name.startswith("backbone.layer3.")}
     if len(blocks) not in _RESNETS or "backbone.layer4.0.conv3.weight" not in tensors:
         raise WeightsError(
-            f"'{path}' is jfzhang95's DeepLab on an encoder that has no equal here; ResNet-50/101 and DRN-D-54 do."
+            f"'{path}' is jfzhang95's DeepLab on an encoder that has no equivalent here; ResNet-50/101 and DRN-D-54 do."
         )
     return _RESNETS[len(blocks)]

@@ -19,7 +19,7 @@ from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 
-# Arrays by name out of an HDF5 file that nobody vouches for, with h5py, which is imported on use.
+# Arrays by name out of an HDF5 file that may be hostile, with h5py, which is imported on use.
 
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -92,7 +92,7 @@ _PIXELS = Preprocessing(
 )
 
 KeyPaths = dict[str, tuple[str, int]]
-"""Our convolution or norm -> the folder of its layer in the file, and its number among the layers of its kind there."""
+"""Our convolution or batch norm -> the folder of its layer in the file, and its number among the layers of its kind there."""
 
 
 def can_convert(path: Path) -> bool:
@@ -101,12 +101,12 @@ def can_convert(path: Path) -> bool:
 
 
 def convert(path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for other networks of Keras, and if h5py is not installed."""
+    """Return the model under our names; raises WeightsError for other models of Keras, and if h5py is not installed."""
     arrays = read_arrays(path)
     found = {name.removeprefix(_TASK): tensor for name, tensor in arrays.items() if name.startswith(_TASK)}
     if not found and any(name.startswith(_ASPP) for name in arrays):
         raise WeightsError(
-            f"'{path}' holds the network without its classifier (a model.weights.h5); the preset's task.weights.h5 has both."
+            f"'{path}' holds the model without its classifier (a model.weights.h5); the preset's task.weights.h5 has both."
         )
     classifier = arrays.get("layers/conv2d/vars/0")
     if classifier is None or classifier.ndim != 4 or not any(name.startswith(_ASPP) for name in found):
@@ -138,7 +138,7 @@ def convert(path: Path) -> Checkpoint:
 
 
 def _key_paths() -> KeyPaths:
-    """Return where the file has each convolution; its norm has the same number."""
+    """Return where the file has each convolution; its batch norm has the same number."""
     found: KeyPaths = {"encoder.conv1": (_ENCODER, 0)}
     number = 1
     for stage, blocks in enumerate(_BLOCKS, start=1):
@@ -155,7 +155,7 @@ def _key_paths() -> KeyPaths:
 
 
 def _norm_of(convolution: str) -> str:
-    """Return our name of the norm behind a convolution."""
+    """Return our name of the batch norm after a convolution."""
     if convolution.endswith("downsample.0"):
         return f"{convolution[:-1]}1"
     if convolution.startswith("encoder."):
@@ -171,7 +171,7 @@ def _state(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     def take(name: str, rank: int) -> Tensor:
         tensor = found.get(name)
         if tensor is None or tensor.ndim != rank:
-            raise WeightsError(f"'{path}' has no '{name}' of {rank} dimensions; only keras-hub's ResNet-50 networks are read.")
+            raise WeightsError(f"'{path}' has no '{name}' of {rank} dimensions; only keras-hub's ResNet-50 models are read.")
         used.add(name)
         return tensor
 

@@ -189,7 +189,7 @@ def assume_classes(num_classes: int, candidates: Sequence[str] = ("voc",)) -> tu
     return names, default_palette(num_classes), (f"{_NO_CLASSES}: class_0 to class_{num_classes - 1} given",)
 
 
-# The `config.json` that transformers and SMP keep beside their tensors, which anybody may have written.
+# The `config.json` that transformers and SMP keep beside their tensors, which may be hostile.
 
 
 _MAX_BYTES = 1 << 20
@@ -224,7 +224,7 @@ def encoder_from_widths(pattern: str, ends: Sequence[Tensor]) -> str:
     raise WeightsError(f"No encoder named {pattern} has stages of {', '.join(map(str, widths))} channels.")
 
 
-# What an origin hands out: a network of ours in another library's terms, or the sentence on why it cannot be.
+# What an origin hands out: a model of ours in another library's terms, or the sentence on why it cannot be.
 
 
 _TRAINING_ONLY = {"dropout", "aux_head"}
@@ -233,11 +233,11 @@ _TRAINING_ONLY = {"dropout", "aux_head"}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedCheckpoint:
-    """A network under the names of another library, whose own class loads it with nothing missing or left over."""
+    """A model under the names of another library, whose own class loads it with nothing missing or left over."""
 
     state_dict: Mapping[str, Tensor]
     build: str = ""
-    """The Python expression that makes the network which takes the state dict; empty where folders alone are usual."""
+    """The Python expression that makes the model which takes the state dict; empty where folders alone are usual."""
     folder: str = ""
     """The Python expression that reads `{folder}` with these tensors and settings; empty where the library has no such form."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class ExportedCheckpoint:
 def check_same_arithmetic(
     config: DeepLabConfig, library_config: DeepLabConfig, library: str, ignore: Collection[str] = ()
 ) -> None:
-    """Raise WeightsError, in one sentence with every difference, unless a network means the same in another library.
+    """Raise WeightsError, in one sentence with every difference, unless a model means the same in another library.
 
     `library_config` is what the library computes with these tensors; `ignore` names fields that do not matter there.
     """
@@ -261,7 +261,7 @@ def check_same_arithmetic(
         return
     of_them = ", ".join(f"{name} {json.dumps(right[name])}" for name in names)
     of_us = ", ".join(f"{name} {json.dumps(left[name])}" for name in names)
-    raise WeightsError(f"{library} would compute other logits: its network has {of_them}, and this one has {of_us}.")
+    raise WeightsError(f"{library} would compute other logits: its model has {of_them}, and this one has {of_us}.")
 
 
 def drop_auxiliary(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

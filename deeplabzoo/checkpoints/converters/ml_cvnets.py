@@ -1,8 +1,8 @@
 """Apple's ml-cvnets: DeepLabV3 on MobileNetV2, MobileViT and MobileViTv2, as its own training code saves them (`.pt`).
 
-The heads are those of the Hub's copies (see transformers.py): no 3x3 convolution after ASPP; logits are enlarged with aligned
+The heads are those of the Hub's copies (see transformers.py): no 3x3 convolution after ASPP; logits are upsampled with aligned
 corners. Two things that the copies of MobileViTv2 lost are as in Apple's code here: the 3x3 convolution before the attention of
-a v2 block is dilated like its stage (in v1 it never is), and a map that does not divide into 2 x 2 patches is enlarged and
+a v2 block is dilated like its stage (in v1 it never is), and a map that does not divide into 2 x 2 patches is upsampled and
 stays so, which is what timm does too.
 
 Files since version 0.2 read images with PIL, so they expect RGB; those of 0.1, whose head is 256 wide, were read with OpenCV
@@ -41,7 +41,7 @@ def can_convert(names: Collection[str]) -> bool:
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for its ResNets and for tensors that its layout does not know."""
+    """Return the model under our names; raises WeightsError for its ResNets and for tensors that its layout does not know."""
     try:
         encoder, rules = _encoder(tensors)
     except KeyError as error:
@@ -85,7 +85,7 @@ def _encoder(tensors: Mapping[str, Tensor]) -> tuple[str, Rules]:
     last = {1: 0, 2: 0, 3: 0, 4: 0, 5: 0}
     ends = [tensors[f"encoder.layer_{layer}.{block}.block.red_1x1.block.conv.weight"] for layer, block in last.items()]
     is_v2 = "encoder.layer_5.1.local_rep.0.block.conv.weight" in tensors
-    # the last entry of timm's MobileViT is the convolution after the last stage, which these networks have not
+    # the last entry of timm's MobileViT is the convolution after the last stage, which these models have not
     pattern, ends = ("mobilevitv2_*", ends) if is_v2 else ("mobilevit_*", ends[:4])
     return encoder_from_widths(pattern, ends), _mobilevit_rules()
 

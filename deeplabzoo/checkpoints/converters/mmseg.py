@@ -7,7 +7,7 @@ Its arithmetic differs from the papers' in ways that are fields of the configura
 - MobileNetV2 dilates the first block of each stage alone, timm all blocks but the one that lost its stride;
 - ResNet-18 dilates the first convolution of each block alone;
 - ResNeSt-101's shortcuts have no pooling where the stride was traded for dilation, as timm's have;
-- networks trained on 769 x 769 crops enlarge with aligned corners, all others without;
+- models trained on 769 x 769 crops upsample with aligned corners, all others without;
 - `d16-mg124` has dilations 1, 2, 4 in the last stage, half of what the paper's multi-grid makes at stride 16.
 
 The auxiliary head of the ResNets sits where ours does and is kept. MobileNetV2's has 256 channels, which ours derives from
@@ -42,7 +42,7 @@ _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 _RATES = (12, 24, 36)
 _LIKELY_DATASETS = ("voc", "cityscapes", "ade20k", "pascalcontext", "pascalcontext59", "cocostuff")
 _EXACTNESS_SIZES = {19: Preprocessing(size=(1024, 2048), only_shrink=False)}
-"""Cityscapes' pictures are fed whole; others with the shorter side at 512, as its test settings for most data say."""
+"""Cityscapes' images are fed whole; others with the shorter side at 512, as its test settings for most data say."""
 _DEFAULT_SIZE = Preprocessing(size=(512, 512), resize="shortest", only_shrink=False)
 
 _HEAD_RULES: Rules = (
@@ -76,7 +76,7 @@ def can_convert(names: Collection[str]) -> bool:
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for encoders that have no equal and unknown tensors."""
+    """Return the model under our names; raises WeightsError for encoders that have no equivalent and unknown tensors."""
     config = _describe(tensors, path)
     is_mobilenet = _MOBILENET_STEM in tensors
     return converted_checkpoint(
@@ -85,15 +85,15 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         state_dict=rename(tensors, (*_HEAD_RULES, *(_mobilenet_rules() if is_mobilenet else _RESNET_RULES)), FORMAT_NAME),
         datasets=_LIKELY_DATASETS,
         preprocessing=_EXACTNESS_SIZES.get(config.num_classes, _DEFAULT_SIZE),
-        dropped=("auxiliary head (its width has no equal)",) if is_mobilenet and _AUXILIARY in tensors else (),
-        notes=("output stride 8 and no aligned corners assumed, as in its `d8` networks but those of 769x769",),
+        dropped=("auxiliary head (its width has no equivalent)",) if is_mobilenet and _AUXILIARY in tensors else (),
+        notes=("output stride 8 and no aligned corners assumed, as in its `d8` models but those of 769x769",),
     )
 
 
 def _describe(tensors: Mapping[str, Tensor], path: Path) -> DeepLabConfig:
     is_v3plus = _LOW_LEVEL in tensors
     if is_v3plus != (_SEPARABLE in tensors):
-        raise WeightsError(f"'{path}' is of mmsegmentation, but neither its DeepLabV3 nor its DeepLabV3+ network.")
+        raise WeightsError(f"'{path}' is of mmsegmentation, but neither its DeepLabV3 nor its DeepLabV3+ model.")
     is_mobilenet = _MOBILENET_STEM in tensors
     encoder = "mobilenetv2_100" if is_mobilenet else _resnet(tensors, path)
     stem = next(tensors[name] for name in (_MOBILENET_STEM, _DEEP_STEM, _PLAIN_STEM) if name in tensors)
@@ -128,7 +128,7 @@ def _resnet(tensors: Mapping[str, Tensor], path: Path) -> str:
         name = _RESNEST if name == "resnet101c" else None
     if name is None or not (deep_stem or _PLAIN_STEM in tensors):
         raise WeightsError(
-            f"'{path}' is a DeepLab of mmsegmentation on an encoder that has no equal here; "
+            f"'{path}' is a DeepLab of mmsegmentation on an encoder that has no equivalent here; "
             "its ResNet-18, 50, 101 and 152, with either stem, ResNeSt-101 and MobileNetV2 do."
         )
     return name

@@ -1,7 +1,7 @@
 """SegmenTron: DeepLabV3+ on Xception-65 and on ResNets.
 
-ASPP and decoder are separable with norm and ReLU after both halves, the pooled branch comes first, everything is enlarged with
-aligned corners. Its Xception is TensorFlow's: epsilon 1e-3, and the decoder reads the stride-4 map before its ReLU.
+ASPP and decoder are separable with batch norm and ReLU after both halves, the pooled branch comes first, all upsampling
+aligns corners. Its Xception is TensorFlow's: epsilon 1e-3, and the decoder reads the stride-4 map before its ReLU.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,7 +31,7 @@ def can_convert(names: Collection[str]) -> bool:
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for its MobileNets and HRNet, and for heads without a decoder."""
+    """Return the model under our names; raises WeightsError for its MobileNets and HRNet, and for heads without a decoder."""
     if "head.c1_block.conv.weight" not in tensors:
         raise WeightsError(
             f"'{path}' is a DeepLabV3+ of SegmenTron without the decoder that the name promises; none of ours fits."

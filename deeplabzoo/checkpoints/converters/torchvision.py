@@ -1,4 +1,4 @@
-"""torchvision's DeepLabV3 networks: ResNet-50, ResNet-101 and MobileNetV3-Large.
+"""torchvision's DeepLabV3 models: ResNet-50, ResNet-101 and MobileNetV3-Large.
 
 Their ASPP has rates 12, 24, 36 at every stride (MobileNetV3 runs at stride 16, where the paper halves them), a 3x3 convolution
 after it, and dropout 0.5. MobileNetV3 differs from timm's in two points of arithmetic, both measured to be all: epsilon 1e-3 in
@@ -43,8 +43,8 @@ _RESNETS = {6: "resnet50", 23: "resnet101"}
 _FIRST_BLOCK = {"0": ("conv_dw", "bn1"), "1": ("conv_pw", "bn2")}
 _LATER_BLOCK = {"0": ("conv_pw", "bn1"), "1": ("conv_dw", "bn2"), "2": ("conv_pwl", "bn3")}
 _SQUEEZED_BLOCK = {"0": ("conv_pw", "bn1"), "1": ("conv_dw", "bn2"), "3": ("conv_pwl", "bn3")}
-"""Convolution and norm at each place of a block: the first one does not expand; squeeze-and-excitation, where there is one,
-comes before the last convolution."""
+"""Convolution and batch norm at each place of a block: the first one does not expand; squeeze-and-excitation, if any, comes
+before the last convolution."""
 _MOBILENET_STAGES = (1, 2, 3, 4, 2, 3)
 """Blocks of MobileNetV3-Large's stages (1905.02244, table 1), which torchvision numbers through."""
 _SQUEEZED_STAGES = {2, 4, 5}
@@ -77,7 +77,7 @@ def can_convert(names: Collection[str]) -> bool:
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for another encoder or a tensor that the layout does not know."""
+    """Return the model under our names; raises WeightsError for another encoder or a tensor that the layout does not know."""
     is_mobilenet = _MOBILENET_STEM in tensors
     config = _config(
         _MOBILENET if is_mobilenet else _resnet(tensors, path),
@@ -96,13 +96,13 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
 
 
 def export(net: DeepLab) -> ExportedCheckpoint:
-    """Return the network under torchvision's names; raises WeightsError where its builders make another network."""
+    """Return the model under torchvision's names; raises WeightsError where its builders make another model."""
     config = net.config
     builder = BUILDERS.get(config.encoder)
     if builder is None:
         raise WeightsError(f"{FORMAT_NAME} has no DeepLab on {config.encoder}; it has {', '.join(BUILDERS)}.")
     if config.in_chans != 3:
-        raise WeightsError(f"{FORMAT_NAME}'s networks take 3 channels, and this one takes {config.in_chans}.")
+        raise WeightsError(f"{FORMAT_NAME}'s models take 3 channels, and this one takes {config.in_chans}.")
     keeps_auxiliary = config.aux_head and config.encoder != _MOBILENET
     theirs = _config(config.encoder, num_classes=config.num_classes, in_chans=3, aux_head=keeps_auxiliary)
     check_same_arithmetic(config, theirs, FORMAT_NAME)

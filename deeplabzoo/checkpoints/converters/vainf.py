@@ -2,8 +2,8 @@
 
 The heads are torchvision's with dropout 0.1; the V3+ decoder puts the low-level feature first and has one plain 3x3
 convolution. Rates follow the output stride; the published files were trained at 16. Its MobileNetV2 is refused: each of its
-blocks pads the input before the 1x1 expansion, so that the border holds what the norm and ReLU make of 0 instead of 0, and its
-first convolution does not pad at all. No encoder of timm computes that, and the border is felt all over the map.
+blocks pads the input before the 1x1 expansion, so that the border holds what batch norm and ReLU make of 0 instead of 0, and
+its first convolution does not pad at all. No encoder of timm computes that, and the border is felt all over the map.
 """
 
 from collections.abc import Collection, Mapping
@@ -68,7 +68,7 @@ def can_convert(names: Collection[str]) -> bool:
 
 
 def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError for its MobileNetV2, HRNet and Xception encoders."""
+    """Return the model under our names; raises WeightsError for its MobileNetV2, HRNet and Xception encoders."""
     is_v3, is_separable = (_V3 in tensors), any(".body.0." in name for name in tensors)
     config = DeepLabConfig(
         architecture="deeplabv3" if is_v3 else "deeplabv3plus",
@@ -112,5 +112,7 @@ def _resnet(tensors: Mapping[str, Tensor], path: Path) -> str:
         )
     blocks = {name.split(".")[2] for name in tensors if name.startswith("backbone.layer3.")}
     if len(blocks) not in _RESNETS or "backbone.layer4.0.conv3.weight" not in tensors:
-        raise WeightsError(f"'{path}' is VainF's DeepLab on an encoder that has no equal here; ResNet-50 and ResNet-101 do.")
+        raise WeightsError(
+            f"'{path}' is VainF's DeepLab on an encoder that has no equivalent here; ResNet-50 and ResNet-101 do."
+        )
     return _RESNETS[len(blocks)]

@@ -4,6 +4,7 @@ Its own code is used in `test_keras_hub_own_code.py`.
 """
 
 import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,24 @@ def test_arrays_that_are_not_in_the_file_are_refused(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["layers/conv2d/vars/0"] = h5py.ExternalLink("other.h5", "secret")
     with pytest.raises(WeightsError, match="holds no DeepLabV3"):
+        deeplabzoo.load(path)
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """Thousands of arrays at one address would grow a small file into gigabytes."""
+    path = tmp_path / "task.weights.h5"
+    with h5py.File(path, "w") as file:
+        arrays = [file.create_dataset(f"layers/conv2d_{index}/vars/0", (1 << 16,), "f4") for index in range(8)]
+        for array in arrays:
+            array[:] = 1.0
+        first, *others = [array.id.get_offset() for array in arrays]
+    data = path.read_bytes()
+    for offset in others:
+        assert data.count(struct.pack("<Q", offset)) == 1
+        data = data.replace(struct.pack("<Q", offset), struct.pack("<Q", first))
+    end = max(others)  # the last array's own bytes are no longer needed; the superblock states where the file ends
+    path.write_bytes(data[:end].replace(struct.pack("<Q", len(data)), struct.pack("<Q", end), 1))
+    with pytest.raises(WeightsError, match="claims more bytes of arrays than it has"):
         deeplabzoo.load(path)
 
 

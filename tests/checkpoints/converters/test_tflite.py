@@ -16,7 +16,7 @@ from torch import nn
 
 from deeplabzoo.checkpoints.converters.tensorflow import tflite_mobilenetv2
 from deeplabzoo.checkpoints.converters.tensorflow.tflite import can_convert, convert
-from deeplabzoo.checkpoints.converters.tensorflow.wire_formats import Table
+from deeplabzoo.checkpoints.converters.tensorflow.tflite_graph import Table
 from deeplabzoo.checkpoints.types import Checkpoint
 from deeplabzoo.errors import WeightsError
 from deeplabzoo.models.config import DeepLabConfig

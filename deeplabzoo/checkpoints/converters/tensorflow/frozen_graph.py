@@ -1,8 +1,8 @@
 """TensorFlow's own DeepLab zoo: frozen graphs, as `.pb` or in the `.tar.gz` archives that they are published in.
 
 Names tell which convolution is which; strides, rates, padding, epsilons, statistics, the order of branches, the decoder's
-low-level map, how maps are enlarged and how the input is scaled are read off the graph. Every convolution's stride and rate is
-then compared with the network that was understood, so that a graph that is another network is refused.
+low-level map, how maps are upsampled and how the input is scaled are read off the graph. Every convolution's stride and rate is
+then compared with the model that was understood, so that a graph that is another model is refused.
 
 MobileNetV2 at half width rounds its channels to 1 there and to 8 in timm: what is missing is filled with zero channels, which
 stay zero through ReLU6 and residuals. ADE20K's graphs have an output for "no class", which was never trained and is left out.
@@ -36,12 +36,12 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import encoder_info, list_encoders
 from deeplabzoo.models.layers import aspp_rates
 
-# What stands around the network in a frozen graph of TensorFlow's zoo: its input's scale and size, pooling, enlarging.
+# What stands around the model in a frozen graph of TensorFlow's zoo: its input's scale and size, pooling, upsampling.
 
 
 _HALF = (0.5, 0.5, 0.5)
 _CROP = (513, 513)
-"""Input of the zoo's VOC networks."""
+"""Input of the zoo's VOC models."""
 _MAX_SIDE = 1 << 14
 _MAX_HOPS = 64
 
@@ -51,7 +51,7 @@ Size = tuple[int, int]
 def pooling(graph: GraphDef, pool: Convolution, output_stride: int) -> tuple[Size | None, Size, tuple[str, ...]]:
     """Return the pooling window in pixels (None for the whole map), the input's size, and what had to be assumed.
 
-    The window is as large as the map of the size that the graph was exported for, unless the map that it is enlarged to is
+    The window is as large as the map of the size that the graph was exported for, unless the map that it is upsampled to is
     larger.
     """
     source = pool.source
@@ -74,21 +74,21 @@ def pooling(graph: GraphDef, pool: Convolution, output_stride: int) -> tuple[Siz
 
 
 def read_align_corners(graph: GraphDef, classifier: Convolution) -> tuple[bool, tuple[str, ...]]:
-    """Return how logits are enlarged, and what had to be assumed about it."""
+    """Return how logits are upsampled, and what had to be assumed about it."""
     modes = {
         (one.flag("align_corners"), one.flag("half_pixel_centers"))
         for one in _downstream_ops(graph, classifier.end)
         if one.op == "ResizeBilinear"
     }
     if not modes:
-        return True, ("the graph's logits are not enlarged: aligned corners assumed, as TensorFlow's DeepLab does",)
+        return True, ("the graph's logits are not upsampled: aligned corners assumed, as TensorFlow's DeepLab does",)
     if len(modes) > 1 or modes == {(False, False)}:
-        raise WeightsError("The graph enlarges its logits from pixel corners, or in two ways, which no network here does.")
+        raise WeightsError("The graph upsamples its logits from pixel corners, or in two ways, which no model here does.")
     return modes.pop()[0], ()
 
 
 def preprocessing(graph: GraphDef, stem: Convolution, size: Size) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Return how photos are fed, and what had to be assumed: pixels times a factor minus an offset, if the graph says so."""
+    """Return how images are fed, and what had to be assumed: pixels times a factor minus an offset, if the graph says so."""
     fitted = Preprocessing(size=size, resize="longest", only_shrink=True, pad=True, mean=_HALF, std=_HALF)
     shift = stem.source
     if shift.op == "Sub":
@@ -172,7 +172,7 @@ def low_level_map(graph: GraphDef, projection: Convolution) -> str:
         return "expanded"
     if source.scope.endswith(_XCEPTION_TAP):
         return "activated" if projection.source.op == "Relu" else "linear"
-    raise WeightsError(f"The decoder reads what '{source.scope}' makes; expected the stride-4 map of the zoo's networks.")
+    raise WeightsError(f"The decoder reads what '{source.scope}' makes; expected the stride-4 map of the zoo's models.")
 
 
 FORMAT_NAME = "tf_zoo"
@@ -187,7 +187,7 @@ def can_convert(path: Path) -> bool:
 
 
 def convert(path: Path) -> Checkpoint:
-    """Return the network under our names; raises WeightsError in one sentence for other graphs, and why, and damaged ones."""
+    """Return the model under our names; raises WeightsError in one sentence for other graphs, and why, and damaged ones."""
     graph = GraphDef(read_graph(path))
     kind = detect_encoder(graph)
     head = [*aspp_names(graph), *decoder_names(graph)]
@@ -202,7 +202,7 @@ def convert(path: Path) -> Checkpoint:
         _check_same_strides(net, {**encoder, **layers})
         state = _to_state_dict(net, {**encoder, **layers})
     except UsageError as error:
-        raise WeightsError(f"The network in '{path}' cannot be built here: {error}") from error
+        raise WeightsError(f"The model in '{path}' cannot be built here: {error}") from error
     stem = next(iter(encoder.values()))[0]
     _, size, pooling_notes = pooling(graph, layers["head.aspp.pool.conv"][0], config.output_stride)
     prepared, notes = preprocessing(graph, stem, size)
@@ -240,7 +240,7 @@ def _xception(encoder: Layers, path: Path) -> str:
 
 
 def _on_mobilenetv2(graph: GraphDef, head: Layers) -> tuple[DeepLabConfig, DeepLab, Layers]:
-    """Return configuration, network and layers for timm's smallest MobileNetV2 that holds the graph's channels."""
+    """Return configuration, model and layers for timm's smallest MobileNetV2 that holds the graph's channels."""
     convolutions = [read_convolution(graph, scope) for scope in mobilenetv2_scopes(graph)]
     for name in sorted(list_encoders("mobilenetv2_*"), key=lambda name: encoder_info(name).params):
         if encoder_info(name).channels[-1] < convolutions[-1].output:
@@ -270,7 +270,7 @@ def _build_on_meta_device(config: DeepLabConfig) -> DeepLab:
 
 
 def _config(graph: GraphDef, head: Layers, encoder: Layers, name: str) -> DeepLabConfig:
-    """Return what the graph says about a network on the encoder `name`."""
+    """Return what the graph says about a model on the encoder `name`."""
     stride = 1
     for ours, (layer, _) in encoder.items():
         stride *= 1 if "shortcut" in ours else layer.stride
@@ -340,14 +340,14 @@ def _check_same_strides(net: DeepLab, layers: Layers) -> None:
 
 
 def _to_state_dict(net: DeepLab, layers: Layers) -> dict[str, torch.Tensor]:
-    """Return the weights under our names, filled with zero channels up to the network's shapes."""
+    """Return the weights under our names, filled with zero channels up to the model's shapes."""
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     state = {name: torch.tensor(0) for name in shapes if name.endswith("num_batches_tracked")}
 
     def put(name: str, values: object, fill: float = 0.0) -> None:
         own = torch.as_tensor(values).clone()
         if own.ndim != len(shapes[name]) or any(a > b for a, b in zip(own.shape, shapes[name], strict=True)):
-            raise WeightsError(f"'{name}' has shape {tuple(own.shape)} in the graph; the network has {tuple(shapes[name])}.")
+            raise WeightsError(f"'{name}' has shape {tuple(own.shape)} in the graph; the model has {tuple(shapes[name])}.")
         whole = torch.full(shapes[name], fill)
         whole[tuple(slice(size) for size in own.shape)] = own
         state[name] = whole

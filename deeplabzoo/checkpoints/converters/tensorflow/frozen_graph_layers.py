@@ -71,9 +71,7 @@ def read_convolution(graph: GraphDef, scope: str) -> Convolution:
     depthwise = f"{scope}/depthwise_weights" in graph.nodes
     name = f"{scope}/{'depthwise_weights' if depthwise else 'weights'}"
     if name not in graph.nodes:
-        raise WeightsError(
-            f"The TensorFlow graph has no weights '{name}'; this is no network of its DeepLab zoo that is known."
-        )
+        raise WeightsError(f"The TensorFlow graph has no weights '{name}'; this is no model of its DeepLab zoo that is known.")
     weight = graph.float_values(graph.nodes[name])
     expected = "DepthwiseConv2dNative" if depthwise else "Conv2D"
     consumers = graph.consumers_of(graph.nodes[name])
@@ -113,7 +111,7 @@ def read_convolution(graph: GraphDef, scope: str) -> Convolution:
 
 
 def source_convolution(graph: GraphDef, node: Node) -> Convolution:
-    """Return the convolution that made a map, past norms, activations and enlarging."""
+    """Return the convolution that made a map, past norms, activations and upsampling."""
     for _ in range(_MAX_HOPS):
         if node.op in ("Conv2D", "DepthwiseConv2dNative"):
             scope, _, kind = graph.input_of(node, 1).name.rpartition("/")
@@ -200,7 +198,7 @@ _MAX_UNITS = 32
 
 
 def detect_encoder(graph: GraphDef) -> str:
-    """Return `MobilenetV2` or the scope of an Xception; raises WeightsError with the reason for other networks."""
+    """Return `MobilenetV2` or the scope of an Xception; raises WeightsError with the reason for other models."""
     scopes = {name.split("/")[0] for name in graph.nodes if name.endswith(("/weights", "/depthwise_weights"))}
     for scope, reason in _UNSUPPORTED.items():
         if any(one.startswith(scope) for one in scopes):
@@ -208,7 +206,7 @@ def detect_encoder(graph: GraphDef) -> str:
     found = [one for one in ("MobilenetV2", *_XCEPTIONS) if one in scopes]
     if len(found) != 1 or not has_convolution(graph, LOGITS):
         raise WeightsError(
-            "This TensorFlow graph is no segmentation network of its DeepLab zoo: expected weights 'logits/semantic' on "
+            "This TensorFlow graph is no segmentation model of its DeepLab zoo: expected weights 'logits/semantic' on "
             "MobilenetV2 or xception_65."
         )
     lacking = [one for one in ("aspp0", "image_pooling", "concat_projection") if not has_convolution(graph, one)]
@@ -267,7 +265,7 @@ def aspp_names(graph: GraphDef) -> Names:
 
 
 def decoder_names(graph: GraphDef) -> Names:
-    """Return the convolutions of the decoder; empty for a network without one."""
+    """Return the convolutions of the decoder; empty for a model without one."""
     if not has_convolution(graph, "decoder/feature_projection0"):
         return ()
     if has_convolution(graph, "decoder/feature_projection1"):

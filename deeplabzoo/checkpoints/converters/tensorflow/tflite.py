@@ -1,4 +1,4 @@
-"""TensorFlow Lite files of MobileNetV2: DeepLab segmentation networks, and classifiers as encoders for new ones.
+"""TensorFlow Lite files of MobileNetV2: DeepLab segmentation models, and classifiers as encoders for new ones.
 
 Everything is read off the graph: the blocks and their dilations, the head's branches and their order, how maps are resized,
 the input's scaling and the number of classes. Weights may be float32, float16, 8-bit per tensor or per channel, with or without
@@ -247,13 +247,13 @@ def can_convert(path: Path) -> bool:
 
 
 def convert(path: Path) -> Checkpoint:
-    """Read a DeepLab (a network of ours and its weights) or a classifier (an encoder's weights) of MobileNetV2.
+    """Read a DeepLab (a model of ours and its weights) or a classifier (an encoder's weights) of MobileNetV2.
 
-    Raises WeightsError in one sentence if the file cannot be read, is damaged, or holds another network.
+    Raises WeightsError in one sentence if the file cannot be read, is damaged, or holds another model.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise WeightsError(f"{path.name} has more than {MAX_FILE_BYTES >> 20} MiB, too many for a mobile network.")
+            raise WeightsError(f"{path.name} has more than {MAX_FILE_BYTES >> 20} MiB, too many for a mobile model.")
         data = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.") from None
@@ -271,7 +271,7 @@ def convert(path: Path) -> Checkpoint:
         head = read_head(output)
         return _encoder(graph, output, dropped) if head is None else _deeplab(path, graph, head, dropped)
     except UsageError as error:
-        raise WeightsError(f"The network in {path.name} cannot be built here: {error}") from error
+        raise WeightsError(f"The model in {path.name} cannot be built here: {error}") from error
 
 
 def _deeplab(path: Path, graph: Graph, head: Head, dropped: list[str]) -> Checkpoint:
@@ -373,7 +373,7 @@ def _preprocessing(image: Layer, *, is_float: bool) -> tuple[Preprocessing, tupl
     offset = np.zeros(3) if image.bias is None else image.bias.astype(np.float64)
     gain, start = factor * (high - low), factor * low + offset
     if not (gain > 1e-6).all():
-        raise WeightsError("The network scales its input by zero or a negative number; it cannot be converted.")
+        raise WeightsError("The model scales its input by zero or a negative number; it cannot be converted.")
     height, width = image.shape[1:3]
     return Preprocessing(size=(height, width), mean=_triple(-start / gain), std=_triple(1 / gain)), notes
 

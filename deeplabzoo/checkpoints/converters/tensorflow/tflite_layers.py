@@ -1,8 +1,8 @@
 """The operators of a TensorFlow Lite graph, rewritten as the few kinds of layer that a converter has to understand.
 
-Converters write one network in many ways. Here they become one: quantisation steps and reshapes vanish, padding joins its
+Converters write one model in many ways. Here they become one: quantisation steps and reshapes vanish, padding joins its
 convolution, SPACE_TO_BATCH_ND around a convolution becomes its dilation, separate biases, scales and activations are
-folded in. What is not understood stays as a layer of the operator's own name; only a network that needs it fails.
+folded in. What is not understood stays as a layer of the operator's own name; only a model that needs it fails.
 """
 
 from dataclasses import dataclass, replace
@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplabzoo.checkpoints.converters.tensorflow.tflite_graph import FloatArray, Graph, Operator
-from deeplabzoo.checkpoints.converters.tensorflow.wire_formats import damaged_flatbuffer
+from deeplabzoo.checkpoints.converters.tensorflow.tflite_graph import FloatArray, Graph, Operator, damaged_flatbuffer
 from deeplabzoo.errors import WeightsError
 
 CONVOLUTION, DEPTHWISE = "convolution", "depthwise convolution"
@@ -217,13 +216,13 @@ class _LayerReader:
         index = self.constants.get(index, index)
         if index < 0 or not self.graph.is_constant(index):
             name = self.graph.tensors[index].name if index >= 0 else "left out"
-            raise WeightsError(f"Tensor '{name}' is computed while the network runs, where weights in the file were expected.")
+            raise WeightsError(f"Tensor '{name}' is computed while the model runs, where weights in the file were expected.")
         return self.graph.float_values(index)
 
     def _amounts(self, operator: Operator, position: int, first_row: int) -> Amounts:
         """Read an operator's constant table of paddings (or crops), rows of (before, after), from the row of the height on."""
         if position >= len(operator.inputs) or not self.graph.is_constant(operator.inputs[position]):
-            raise WeightsError(f"The {operator.name} operator computes its amounts while the network runs; not supported.")
+            raise WeightsError(f"The {operator.name} operator computes its amounts while the model runs; not supported.")
         values = self.graph.stored(operator.inputs[position]).reshape(-1)[2 * first_row : 2 * first_row + 4]
         top, bottom, left, right = [int(value) for value in values] if len(values) == 4 else [-1] * 4
         if not all(0 <= value < _MAX_STEP for value in (top, bottom, left, right)):
@@ -233,7 +232,7 @@ class _LayerReader:
     def _batches(self, operator: Operator, plain: Layer) -> Layer:
         """Open or close the pair of operators that older converters write for a dilated convolution."""
         if len(operator.inputs) < 2 or not self.graph.is_constant(operator.inputs[1]):
-            raise WeightsError(f"The {operator.name} operator computes its block while the network runs; not supported.")
+            raise WeightsError(f"The {operator.name} operator computes its block while the model runs; not supported.")
         block = _square([int(value) for value in self.graph.stored(operator.inputs[1]).reshape(-1)], plain.name)
         amounts = self._amounts(operator, 2, first_row=0)
         source = plain.sources[0]

@@ -1,7 +1,7 @@
 """MobileNetV2 recognised in a graph's layers, and its weights under timm's names.
 
 The blocks are found by their shape (expansion, depthwise, linear projection, residual), walking from the last feature to
-the image, and are laid beside the blocks of timm's network. Strides, dilations and residuals must agree; widths may be
+the image, and are laid beside the blocks of timm's model. Strides, dilations and residuals must agree; widths may be
 smaller: TensorFlow's DeepLab rounds channels to 1 where timm rounds them to 8 (at width 0.5, 12 channels against 16).
 Such a layer is padded with zero channels, which stay zero through ReLU6 and residuals, so that the result is exact.
 """
