@@ -85,7 +85,7 @@ def test_transformers_reads_what_was_written(tmp_path: Path, capsys: pytest.Capt
     [
         (["--to", "torchvision", "--out", "o.pth"], "torchvision has no DeepLab on resnet18; it has resnet50"),
         (["--to", "transformers", "--out", "o"], "transformers has no DeepLab on resnet18"),
-        (["--to", "smp", "--out", "o.pth"], r"its network has .*decoder_convs 1.* and this one has .*decoder_convs 2"),
+        (["--to", "smp", "--out", "o.pth"], r"its model has .*decoder_convs 1.* and this one has .*decoder_convs 2"),
         (["--to", "smp", "--out", "o.pth", "--precision", "fp16"], "omit it with --to"),
         (["--to", "keras", "--out", "o.pth"], "invalid choice"),
         (["--to", "smp", "--out", "full"], "a folder that is not empty"),
@@ -127,7 +127,7 @@ def test_another_output_stride_makes_it_torchvisions(tmp_path: Path, capsys: pyt
     net.save(tmp_path / "ours.safetensors")
     out = tmp_path / "theirs.pth"
     assert convert.main([str(tmp_path / "ours.safetensors"), "--to", "torchvision", "--out", str(out)]) == 1
-    assert "its network has output_stride 8, atrous_rates [12, 24, 36]" in capsys.readouterr().err
+    assert "its model has output_stride 8, atrous_rates [12, 24, 36]" in capsys.readouterr().err
     assert (
         convert.main([str(tmp_path / "ours.safetensors"), "--to", "torchvision", "--out", str(out), "--output-stride", "8"])
         == 0

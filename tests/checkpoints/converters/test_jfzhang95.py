@@ -140,7 +140,7 @@ def test_logits_are_those_of_the_documented_model(
     [
         ("backbone.features.0.0.weight", "MobileNetV2, whose blocks pad before they expand"),
         ("backbone.block20.skip.weight", "Xception, whose decoder reads a map"),
-        ("backbone.layer3.6.conv1.weight", "an encoder that has no equal here"),
+        ("backbone.layer3.6.conv1.weight", "an encoder that has no equivalent here"),
     ],
 )
 def test_other_encoders_are_refused_in_a_sentence(new: str, sentence: str, tmp_path: Path) -> None:

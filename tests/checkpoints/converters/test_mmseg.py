@@ -148,7 +148,12 @@ def test_a_bare_state_dict_reports_what_was_assumed(tmp_path: Path, caplog: pyte
     row = ROWS["deeplabv3_mobilenetv2_cityscapes.mmseg_512x1024_80k"]
     net = deeplabzoo.load(Published(row, tmp_path).path)
     assert net.classes[0] == "road"
-    for phrase in ("mmsegmentation layout", "auxiliary head (its width has no equal) dropped", "output stride 8", "CITYSCAPES"):
+    for phrase in (
+        "mmsegmentation layout",
+        "auxiliary head (its width has no equivalent) dropped",
+        "output stride 8",
+        "CITYSCAPES",
+    ):
         assert phrase in caplog.messages[-1]
 
 
@@ -181,8 +186,8 @@ def test_a_training_scripts_file_is_read_without_its_history(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda name: name.replace("backbone.stem.", "backbone.patch_embed."), "on an encoder that has no equal here"),
-        (lambda name: name.replace("layer3.5.", "layer2.5."), "on an encoder that has no equal here"),
+        (lambda name: name.replace("backbone.stem.", "backbone.patch_embed."), "on an encoder that has no equivalent here"),
+        (lambda name: name.replace("layer3.5.", "layer2.5."), "on an encoder that has no equivalent here"),
         (lambda name: name.replace("layer2.3.", "layer5.3."), "tensor 'backbone.layer5.3.conv1.weight' that its layout"),
         (lambda name: name.replace("c1_bottleneck", "c2_bottleneck"), r"neither its DeepLabV3 nor its DeepLabV3\+"),
         (lambda name: name.replace("image_pool.1", "image_pool.2"), "tensor 'decode_head.image_pool.2.conv.weight' that its"),

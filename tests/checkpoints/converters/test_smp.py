@@ -187,7 +187,7 @@ def unet() -> nn.Module:
     ("build", "sentence"),
     [
         (unet, "another segmentation_models_pytorch model than DeepLabV3 and DeepLabV3Plus"),
-        (lambda: original("deeplabv3", "timm-efficientnet-b0"), "deeplabzoo has no equal of"),
+        (lambda: original("deeplabv3", "timm-efficientnet-b0"), "deeplabzoo has no equivalent of"),
         (lambda: original("deeplabv3", "tu-convnext_atto", encoder_output_stride=8), "shifts the features of convnext_atto"),
         (lambda: original("deeplabv3plus", "resnet18", encoder_depth=4), "encoder_depth below 5"),
     ],
@@ -203,8 +203,8 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(build: Any, sentence: str,
     ("settings", "sentence"),
     [
         ({"_model_class": "Unet", "encoder_name": "resnet18"}, "is of a Unet"),
-        ({"_model_class": "DeepLabV3", "encoder_name": "resnet18", "encoder_output_stride": 5}, "no network that could exist"),
-        ({"encoder_name": "resnet18", "decoder_atrous_rates": 7}, "no network that could exist"),
+        ({"_model_class": "DeepLabV3", "encoder_name": "resnet18", "encoder_output_stride": 5}, "no model that could exist"),
+        ({"encoder_name": "resnet18", "decoder_atrous_rates": 7}, "no model that could exist"),
     ],
 )
 def test_a_config_that_contradicts_the_weights(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:

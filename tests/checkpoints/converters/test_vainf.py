@@ -111,7 +111,7 @@ def test_stride_8_has_the_rates_of_its_own_models(tmp_path: Path) -> None:
     ("old", "new", "sentence"),
     [
         ("backbone.layer1.", "backbone.low_level_features.", "MobileNetV2, whose blocks pad before they expand"),
-        ("backbone.layer3.", "backbone.stage3.", "an encoder that has no equal here"),
+        ("backbone.layer3.", "backbone.stage3.", "an encoder that has no equivalent here"),
         ("backbone.layer4.2.", "backbone.layer5.2.", "has a tensor 'backbone.layer5.2"),
     ],
 )

@@ -334,8 +334,8 @@ def _check_same_strides(net: DeepLab, layers: Layers) -> None:
         dilation = layer.dilation if ours.kernel_size[0] > 1 else 1
         if (ours.stride, ours.dilation) != ((layer.stride,) * 2, (dilation,) * 2):
             raise WeightsError(
-                f"Convolution '{layer.scope}' has stride {layer.stride} and dilation {layer.dilation} in the graph, and stride "
-                f"{ours.stride[0]} and dilation {ours.dilation[0]} here; the graph is not the model that its names suggest."
+                f"Convolution '{layer.scope}' runs at stride {layer.stride}, dilation {layer.dilation} in the graph, and at "
+                f"{ours.stride[0]}, {ours.dilation[0]} here; the graph is not the model that its names suggest."
             )
 
 
