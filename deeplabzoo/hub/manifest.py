@@ -62,7 +62,7 @@ class Training:
     @property
     def command(self) -> str:
         """Command that repeats the run on the dataset in DATA."""
-        data = "" if self.data == "shapes" else " --data DATA"
+        data = "" if self.data == "shapes" else " --root DATA"
         changes = "".join(f" {_quoted(one)}" for one in self.overrides)
         return f"python -m deeplabzoo.train {self.recipe}{data} --out DIR{' --set' if changes else ''}{changes}"
 

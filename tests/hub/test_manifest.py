@@ -231,7 +231,7 @@ def test_a_row_of_our_own_records_its_training() -> None:
     assert "trained here with recipe deeplabv3plus_mobilenetv2_voc (changed) on 330 images of voc train, seed 0" in str(row)
     assert row.metrics[0].per_class == {"cat": 88.7, "sofa": None}
     assert row.training is not None
-    expected = "python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data DATA --out DIR --set lr=0.01"
+    expected = "python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --root DATA --out DIR --set lr=0.01"
     assert row.training.command == expected
     assert len({row, row}) == 1
 

@@ -150,7 +150,7 @@ def test_the_row_records_its_training(release: Path, run: Path, people: Path) ->
     assert training.initial_weights == "none: random initialization"
     assert row.license.data == "drawn by a test"
     assert "trained here with recipe folder (changed) on 12 images of folder train, seed 0" in str(row)
-    assert training.command.startswith("python -m deeplabzoo.train folder --data DATA --out DIR --set ")
+    assert training.command.startswith("python -m deeplabzoo.train folder --root DATA --out DIR --set ")
     words = shlex.split(training.command)
     assert tuple(words[words.index("--set") + 1 :]) == training.overrides
 

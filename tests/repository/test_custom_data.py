@@ -57,7 +57,7 @@ def test_five_commands_lead_from_masks_to_a_model(tmp_path: Path) -> None:
     assert net.classes == ("background", "disc")
     card = (desk / "runs/mine/release/README.md").read_text()
     assert f"{100 * report['miou']:.1f}" in card or "mIoU" in card
-    assert "our own pictures" in card
+    assert "our own images" in card
 
 
 @pytest.mark.slow
