@@ -1,4 +1,4 @@
-"""Which parameter learns how fast and decays how much, and the optimizer that does it."""
+"""Optimizers, parameter groups, learning rate schedules, and freezing of layers."""
 
 from typing import Any, Literal
 
@@ -17,9 +17,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return optimizer groups: encoder and head with their lr factors, each split into decayed weights and the rest.
 
-    Parameters of one dimension (norms' scales and shifts, biases) never decay: pulling them to zero regularises nothing.
-    Whatever is not under `encoder.` counts as head. Frozen parameters are in no group. Every group holds the parameters'
-    `names`, in the network's order, so that a saved state can be matched by name.
+    Parameters of one dimension (scales and shifts of batch norms, biases) never decay. Whatever is not under `encoder.` counts
+    as head. Frozen parameters are in no group. Every group has its parameters' `names`, so that a saved state can be matched by
+    name.
+
+    Args:
+        net: The model.
+        weight_decay: Of weights with more than one dimension.
+        encoder_lr_factor: Multiplies the learning rate of the encoder.
+        head_lr_factor: Multiplies the learning rate of everything else.
+
+    Raises:
+        UsageError: Every parameter is frozen.
     """
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
@@ -45,9 +54,16 @@ def parameter_groups(
 def make_optimizer(
     kind: str, groups: list[dict[str, Any]], *, momentum: float = 0.9, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.Optimizer:
-    """Return SGD (with Polyak momentum), Adam (decay through the gradient) or AdamW (decoupled decay).
+    """Return an optimizer; `set_learning_rate` sets its learning rate before every step.
 
-    The rate is set before every step by `set_learning_rate`. Raises UsageError for another kind.
+    Args:
+        kind: `sgd` (with Polyak momentum), `adam` (decay through the gradient) or `adamw` (decoupled decay).
+        groups: From `parameter_groups`.
+        momentum: Of SGD.
+        betas: Of Adam and AdamW.
+
+    Raises:
+        UsageError: There is no such optimizer.
     """
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
@@ -59,7 +75,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of the rate."""
+    """Set the learning rate of every group, times its lr factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
@@ -76,7 +92,7 @@ def flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def load_flat_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `flat_state` returned; a parameter without an entry starts afresh.
+    """Load what `flat_state` returned; a parameter without an entry starts with an empty state.
 
     `step` counters stay on the CPU, as torch keeps them; everything else goes to its parameter's device.
     """
@@ -91,19 +107,25 @@ def load_flat_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
                 optimizer.state[parameter] = state
 
 
-# Parts of a network that do not learn: early stages of the encoder, and batch norms.
-
+# Frozen layers: early stages of the encoder, and batch norms.
 
 _PROBE_SIZE = 64
 BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
-"""Modules with running statistics; timm's, which carry their activation, are subclasses."""
+"""Modules with running statistics: torch's private base class, also of timm's batch norms, which contain their activation."""
 
 
 def freeze(net: DeepLab, *, stages: int = 0, batch_norms: str = "none") -> None:
-    """Mark what does not learn with `requires_grad = False`: the first `stages` features of the encoder, and batch norms.
+    """Set `requires_grad = False` for the first stages of the encoder and for batch norms.
 
-    What belongs to a stage is found by asking which parameters its features depend on, so it holds for any encoder.
-    `batch_norms` is none, encoder or all. Raises UsageError for more stages than the encoder has.
+    Which parameters belong to a stage is found by autograd from its features, so it holds for any encoder.
+
+    Args:
+        net: The model, changed in place.
+        stages: Number of encoder features, from the stem on, whose parameters are frozen.
+        batch_norms: `none`, `encoder` or `all`.
+
+    Raises:
+        UsageError: The encoder has fewer stages.
     """
     if stages:
         for parameter in _upstream_parameters(net, stages):
@@ -115,7 +137,7 @@ def freeze(net: DeepLab, *, stages: int = 0, batch_norms: str = "none") -> None:
 
 
 def train_mode(net: DeepLab) -> None:
-    """Put the network into training mode, except batch norms whose parameters are frozen: their statistics stay too."""
+    """Put the model into training mode, except batch norms whose parameters are frozen: their statistics stay, too."""
     net.train()
     for module in net.modules():
         if isinstance(module, BATCH_NORM_TYPES) and module.weight is not None and not module.weight.requires_grad:

@@ -1,6 +1,7 @@
-"""A recipe: everything that decides a training run, as one frozen dataclass; what changes no result is not in its hash.
+"""A recipe: everything that decides a training run, as one frozen dataclass; fields that change no result are not in its hash.
 
-There is one way to configure: a function in recipes.py returns a Recipe, `--set field=value` replaces fields of it.
+A function in `training/recipes` returns a Recipe, and `--set field=value` overrides fields of it; there is no other
+configuration.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from deeplabzoo.errors import UsageError
 from deeplabzoo.training.schedule import PhasedSchedule, Schedule, ScheduleKind
 
 _MAX_STEPS, _MAX_EPOCHS = 10**12, 10**6
-"""Of a run: what is more cannot be meant, and rates are computed in floating point."""
+"""Upper limits: larger numbers are mistakes, and learning rates are computed in floating point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A consecutive part of a run with its own crop, scale or rate; None takes the recipe's. The schedule restarts in it."""
+    """A part of a run with its own crop, scale or learning rate; None takes the recipe's. The schedule restarts in it."""
 
     share: float
     """Of the run's steps; the stages' shares are scaled to add up to 1."""
@@ -70,32 +71,32 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. Sizes are (height, width) in pixels; `batch` is the global batch of one update."""
+    """One training run. Sizes are (height, width) in pixels; `batch` is the global batch of one optimizer step."""
 
-    # what learns what
+    # model and data
     name: str
     model: str
-    """Architecture and encoder by name, e.g. `deeplabv3plus_mobilenetv2`; a data word at its end is only a word."""
+    """Architecture and encoder by name, e.g. `deeplabv3plus_mobilenetv2`; a dataset at its end has no effect."""
     data: str
-    """What `--data` holds: a name of `build_dataset`, or `shapes`, which needs no data."""
+    """The dataset's name, as `build_dataset` takes it, or `shapes`, which is generated."""
     train_split: str = "train"
     val_split: str = "val"
     test_split: str | None = None
-    """Measured once, at the end, with the best weights; left out, and said, where the data have no such split."""
+    """Evaluated once, at the end, with the best weights; skipped, with a log line, where the dataset has no such split."""
     classes: tuple[str, ...] | None = None
     """Class names of a `folder` that has no classes.txt."""
     network: ModelOptions = ModelOptions()
     init: str | None = None
     """Initial weights: `name.tag` of the registry or a file; the classifier is kept for classes of the same name."""
     encoder_init: bool | str = False
-    """True: ImageNet weights of the encoder; "auto": those if they can be had, else none, and said; or a file."""
+    """True: ImageNet weights of the encoder; "auto": those if available, else random ones with a warning; or a file."""
     recalibrate_norms: int = 0
     """Measure the statistics of batch norms on this many training samples first (for encoders with folded norms)."""
     input_resize: Literal["none", "longest", "shortest"] | None = None
-    """How a photo is brought to `input_size` before the network; it travels with the weights. None: as the network has it."""
+    """How images are resized to `input_size` before the model sees them; saved with the weights. None: the model's default."""
     input_size: tuple[int, int] | None = None
     input_pad: bool | None = None
-    """Whether the network's input is filled up to `input_size`; None: as the network has it."""
+    """Whether the model's input is padded to `input_size`; None: the model's default."""
 
     # how long, with which batches
     steps: int | None = None
@@ -103,13 +104,13 @@ class Recipe:
     """Instead of `steps`."""
     batch: int = 16
     accumulate: int = 1
-    """A batch is worked off in this many pieces."""
+    """Number of pieces that gradients of a batch are accumulated over."""
     seed: int = 0
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(crop=(513, 513)))
-    """Its scale is relative to the size at which the network sees the photo when it is evaluated."""
+    """Its scale is relative to the size at which the model sees images in evaluation."""
     stages: tuple[Stage, ...] = ()
 
-    # how it learns
+    # optimization
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.007
     momentum: float = 0.9
@@ -123,45 +124,45 @@ class Recipe:
     lr_floor: float = 0.0
     warmup_steps: int = 0
     clip_norm: float = 0.0
-    """Largest norm of the whole gradient; 0 leaves it as it is."""
+    """Limit of the gradient norm; 0: none."""
     ema: float = 0.0
-    """Decay of the averaged weights, which are then what is evaluated and published; 0: none."""
+    """Decay of the EMA of the weights, which is then what is evaluated and saved; 0: none."""
     freeze_norms: Literal["none", "encoder", "all"] = "none"
     """Batch norms that keep their statistics, scale and shift."""
     freeze_stages: int = 0
-    """This many features of the encoder, counted from the stem, do not learn: 2 is all up to stride 4, 3 up to stride 8."""
+    """So many features of the encoder, counted from the stem, are frozen: 2 is all up to stride 4, 3 up to stride 8."""
     sync_norms: bool = True
     """With several processes, batch norms see the whole global batch."""
 
-    # what it learns from
+    # loss
     loss: tuple[tuple[str, float], ...] = (("ce", 1.0),)
     loss_options: LossOptions = LossOptions()
     class_weights: str | tuple[float, ...] = "none"
-    """none, median_frequency, enet, inverse_sqrt (from the training labels), or one number a class."""
+    """none, median_frequency, enet, inverse_sqrt (from the training labels), or one number per class."""
     aux_weight: float = 0.4
     """Of the auxiliary head's loss, where there is one (PSPNet, arXiv:1612.01105, section 4.1)."""
     teacher: str | None = None
-    """A network (name.tag or file) whose probabilities on the crop are learned as well, pixel by pixel."""
+    """A model (name.tag or file) whose probabilities on the crop are distilled, pixel by pixel."""
     distill_weight: float = 1.0
     teacher_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     """The teacher sees the crop at these scales, and mirrored."""
 
-    # how it runs
+    # execution
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """auto: bf16 or fp16 where the GPU has it, off elsewhere; bf16 on a CPU only if asked for: it is slower there."""
+    """auto: bf16 or fp16 where the GPU has it, off elsewhere; bf16 is slower than off on most CPUs."""
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
-    """Refuse operations of the GPU whose result depends on timing."""
+    """Use deterministic operations only, also on a GPU."""
     device: str = "auto"
     workers: int = 2
     unreadable: Literal["stop", "skip"] = "stop"
-    """A training picture or mask that cannot be read stops the run by name; or the next one of the pass takes its place, and
-    that is said, logged and counted. What is measured (val, test) always stops: its score would be of other pictures."""
+    """A training image or mask that cannot be read stops the run; or is replaced by the next one of the epoch, logged and
+    counted. An unreadable val or test image always stops: the score would be of other images."""
     cache: Literal["none", "memory", "disk"] = "none"
-    """Keep pictures decoded: in memory that the workers share, or in the cache folder on disk for later runs, too."""
+    """Cache decoded images: in memory that the workers share, or in the cache folder on disk, for later runs, too."""
     cache_gb: float = 4.0
-    """At most this much, in units of 10^9 bytes, for training and val pictures together."""
+    """At most this much, in units of 10^9 bytes, for training and val images together."""
     save_every: int = 500
     """Steps between two states to resume from; one is also saved at every evaluation."""
     evaluations: int = 10
@@ -169,20 +170,20 @@ class Recipe:
     evaluation_images: int | None = None
     """At most this many, evenly spaced; None: all. The final report always measures all."""
     evaluation_output_stride: int | None = None
-    """Of the final report; while training, the network is measured as it trains."""
+    """Of the final report; during training the model is evaluated at the stride that it is trained at."""
     crop_val: int | None = None
-    """While training, measure on the central square of this side, the shorter side resized to it: quicker, and no score to
-    quote. The final report always measures whole pictures."""
+    """During training, evaluate on the central square, resized to this side: faster, and no score to publish. The final report
+    is always of whole images."""
 
-    # what one sees of it
+    # logging
     log_every: int = 20
     pictures: int = 4
-    """Predictions against ground truth, kept at each evaluation."""
+    """Predictions beside ground truth that are logged at each evaluation."""
     tensorboard: bool = False
     wandb: str | None = None
     """A Weights & Biases project."""
     allow_change: bool = False
-    """On --resume, go on although the recipe was changed."""
+    """Let this --resume go on although recipe or data were changed; it is not saved."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -203,7 +204,7 @@ class Recipe:
             raise UsageError("Every stage needs a share of the steps above 0.")
 
     def with_total_steps(self, samples: int) -> "Recipe":
-        """Return the recipe with its length in steps, for a training set of `samples` pictures."""
+        """Return the recipe with its length in steps, for a training set of `samples` images."""
         if self.epochs is None:
             return self
         return dataclasses.replace(self, steps=max(1, math.ceil(self.epochs * samples / self.batch)), epochs=None)
@@ -236,7 +237,7 @@ class Recipe:
         )
 
     def augmentation_at(self, step: int) -> Augmentation:
-        """Return what is done to the samples of update number `step`: the recipe's, with the stage's crop and scale."""
+        """Return the augmentation of `step`: the recipe's, with the stage's crop and scale."""
         stages = [stage for stage, steps in zip(self.stages, self.stage_steps, strict=False) if steps]
         if not stages:
             return self.augmentation
@@ -246,7 +247,7 @@ class Recipe:
         return dataclasses.replace(self.augmentation, crop=crop, scale=scale)
 
     def should_evaluate(self, done: int) -> bool:
-        """Whether an evaluation follows after `done` updates."""
+        """Whether an evaluation follows after `done` steps."""
         assert self.steps is not None
         times = min(self.evaluations, self.steps)
         return done * times // self.steps > (done - 1) * times // self.steps
@@ -257,7 +258,7 @@ class Recipe:
         return plain
 
     def digest(self) -> str:
-        """Return the SHA-256 of what decides the result: two runs with the same digest train the same weights."""
+        """Return the SHA-256 of the fields that decide the result: runs with the same digest train the same weights."""
         decisive = {name: value for name, value in self.to_dict().items() if name not in NON_DETERMINING_FIELDS}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -275,4 +276,4 @@ NON_DETERMINING_FIELDS = frozenset(
     {"device", "workers", "unreadable", "cache", "cache_gb", "save_every"}
     | {"log_every", "pictures", "tensorboard", "wandb", "allow_change"}
 )
-"""Fields that change how a run goes but not what it learns (`unreadable`: a run that ends under "stop" had none to skip)."""
+"""Fields that do not change the trained weights (`unreadable`: a run that ends under "stop" had no image to skip)."""

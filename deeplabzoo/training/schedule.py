@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing that a resume could get wrong."""
+"""Learning rate schedules: functions of the step alone, so that they have no state to save."""
 
 import bisect
 import math
@@ -13,7 +13,7 @@ SCHEDULES: tuple[ScheduleKind, ...] = ("poly", "cosine", "step", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """One phase of the learning rate, over `steps` steps.
+    """A learning rate schedule over `steps` steps.
 
     >>> Schedule(kind="poly", lr=0.01, steps=100)(50) == 0.01 * 0.5**0.9
     True
@@ -25,12 +25,12 @@ class Schedule:
     power: float = 0.9
     """Of `poly`: lr x (1 - step / steps)^power (DeepLabV3, section 4.1)."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Of `step`: the shares of the phase after which the rate is multiplied by `gamma`."""
+    """Of `step`: the shares of the steps after which the learning rate is multiplied by `gamma`."""
     gamma: float = 0.1
     floor: float = 0.0
-    """Of `poly` and `cosine`: the share of `lr` that is never gone below."""
+    """Of `poly` and `cosine`: lower limit, as a share of `lr`."""
     warmup_steps: int = 0
-    """The rate rises linearly over this many first steps, from `warmup_from` x lr; the curve itself starts at step 0."""
+    """The learning rate rises linearly over so many first steps, from `warmup_from` x lr; the schedule starts at step 0."""
     warmup_from: float = 0.1
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Schedule:
             raise UsageError(f"A schedule needs steps >= 1, lr >= 0 and warmup_steps >= 0, not {values}.")
 
     def __call__(self, step: int) -> float:
-        """Return the rate for update number `step`, counted from 0."""
+        """Return the learning rate of `step`, counted from 0."""
         done = min(step / self.steps, 1.0)
         if self.kind == "poly":
             factor = max(float((1 - done) ** self.power), self.floor)
@@ -58,7 +58,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PhasedSchedule:
-    """Schedules one after the other, each counting its steps from 0: e.g. 65 epochs at 1e-2, then 5 at 1e-3."""
+    """Consecutive schedules, each counting its steps from 0: e.g. 65 epochs at 1e-2, then 5 at 1e-3."""
 
     schedules: tuple[Schedule, ...]
 
@@ -76,6 +76,6 @@ class PhasedSchedule:
         return len(self.schedules) - 1, step
 
     def __call__(self, step: int) -> float:
-        """Return the rate for update number `step` of the whole run."""
+        """Return the learning rate of `step` of the whole run."""
         number, within = self.at(step)
         return self.schedules[number](within)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a step or a file is finished first, all else is left at once, and the exit status says which it was."""
+"""SIGTERM and Ctrl-C: a train step or a file is finished first, everything else is interrupted; exit code 128 + signal."""
 
 import contextlib
 import signal
@@ -11,15 +11,15 @@ from deeplabzoo.errors import StoppedError
 
 
 class ImmediateStop(KeyboardInterrupt):
-    """Raised by a signal where nothing is being changed; no handler of `Exception` can take it for an error."""
+    """Raised by a signal where nothing is being changed; not an `Exception`, so that no handler of errors catches it."""
 
 
 class StopRequest:
-    """While this holds, the first SIGTERM or SIGINT asks the run to stop, and a second one ends the process.
+    """Context in which the first SIGTERM or SIGINT requests a stop, and a second one ends the process.
 
-    Inside `deferred` the first one only sets `signal`, which the loop answers between two steps, with its state saved.
-    Elsewhere, and inside `immediate`, what goes on (reading, measuring) changes nothing, so it is left on the spot by
-    ImmediateStop; the block ends in StoppedError.
+    Inside `deferred` the first signal only sets `signal`, which the training loop answers between two steps, with its state
+    saved. Elsewhere, and inside `immediate`, nothing is being changed (reading, evaluating), so ImmediateStop is raised at
+    once; the block ends in StoppedError.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -43,13 +43,13 @@ class StopRequest:
             raise self.stop_error("; what was saved stays, and --resume goes on from there") from None
 
     def stop_error(self, where: str) -> StoppedError:
-        """Return the error that ends the run; its exit status is 128 + the signal's number, as shells report it."""
+        """Return the error that ends the run; its exit code is 128 + the signal's number, as shells report it."""
         number = self.signal or signal.SIGTERM  # where another process of the run was the one that got it
         return StoppedError(f"Stopped by {number.name}{where}.", 128 + number)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let signals wait in `signal`; one that was not answered by then is answered when the block ends."""
+        """Let signals wait in `signal`; one that was not handled is handled when the block ends."""
         self._bytes_on_disk = True
         try:
             yield
@@ -59,7 +59,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def immediate(self) -> Iterator[None]:
-        """Answer signals on the spot within a block of `deferred`."""
+        """Raise ImmediateStop at once within a block of `deferred`."""
         self._bytes_on_disk = False
         try:
             self._raise_if_signaled()

@@ -361,7 +361,7 @@ def test_published_weights_measure_what_an_independent_runtime_measures(shared_d
 
 
 def test_a_part_of_a_published_split_is_called_a_subset() -> None:
-    """173 of VOC's 1449 val pictures are no score on VOC val (asks.md E: incomparable figures side by side)."""
+    """173 of VOC's 1449 val pictures are no score on VOC val."""
     assert subset_note("voc", "val", 173) == "173-image subset of 1449"
     assert subset_note("voc", "val", 1449) is None
     assert subset_note("folder", "val", 3) is None

@@ -63,7 +63,7 @@ def test_ranks_shard_the_batch_of_one_process(count: int, share: int, world_size
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_do_not_depend_on_workers_or_start(workers: int) -> None:
-    """Starting at step 3 with any number of workers gives the batches of a run that began at 0 (asks.md theme L)."""
+    """Starting at step 3 with any number of workers gives the batches of a run that began at 0."""
     stream = BatchDataset(SyntheticShapes("train", (40, 48), 10), RECIPE, Preprocessing())
     for step, batch in zip(range(3, 7), iterate_batches(stream, 3, 7, workers=workers), strict=True):
         expected = BatchDataset(SyntheticShapes("train", (40, 48), 10), RECIPE, Preprocessing())[step]

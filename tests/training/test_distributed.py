@@ -50,9 +50,9 @@ def _curve(out: Path) -> list[float]:
 def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     """Same global batch, same losses, same weights, same evaluation (5 pictures, shared 3 and 2).
 
-    With batch norms over the whole batch, losses divided by the whole batch's sums, an auxiliary head and clipping (asks.md
-    theme M). In float64: norms of a few values magnify float32's rounding a thousandfold. A run without synchronised norms
-    differs, so the comparison can fail.
+    With batch norms over the whole batch, losses divided by the whole batch's sums, an auxiliary head and clipping. In float64:
+    batch norms of a few values magnify float32's rounding a thousandfold. A run without synchronized batch norms differs, so
+    the comparison can fail.
     """
     _run(tmp_path / "one", processes=1)
     _run(tmp_path / "two", processes=2)

@@ -129,7 +129,7 @@ def test_batch_lovasz_counts_a_class_once_however_many_images_hold_it() -> None:
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz_batch"])
 def test_pieces_add_up_to_the_whole_batch(name: str) -> None:
-    """Accumulation and several processes train on the same loss and gradient as one piece (asks.md theme M)."""
+    """Accumulation and several processes train on the same loss and gradient as one piece."""
     logits, labels = _batch(batch=4)
     labels[1] = 255
     labels[2, :7] = 255

@@ -48,7 +48,7 @@ def test_every_project_has_its_recipe() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_documents_cost_result_and_command(name: str) -> None:
-    """The docstring can be checked against reality by reading (asks.md theme F); the command names this very recipe."""
+    """The docstring can be checked against reality by reading; the command names this very recipe."""
     text = RECIPES[name].__doc__ or ""
     assert "Cost:" in text
     assert "Expect:" in text
@@ -87,7 +87,7 @@ def test_a_recipes_model_can_be_built(name: str) -> None:
 def test_the_first_losses_are_the_golden_ones(name: str) -> None:
     """A change that should not change results shows identical losses; one that should, shows them anew.
 
-    `python tests/helpers/golden_curves.py` writes them (asks.md theme F: smoke curves).
+    `python tests/helpers/golden_curves.py` writes them.
     """
     golden = json.loads(GOLDEN.read_text())[name]
     assert curve(RECIPES[name]()) == pytest.approx(golden, rel=1e-3)

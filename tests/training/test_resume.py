@@ -74,7 +74,7 @@ def test_a_run_leaves_its_folder(reference: Path) -> None:
 def test_resume_equals_never_stopping(reference: Path, tmp_path: Path, moment: str) -> None:
     """`kill -9` between steps, in the middle of a checkpoint write, before its rename: the final weights are bit-identical.
 
-    With two workers, an average of weights and accumulation on (asks.md theme L: yassouali#32, mmsegmentation#1800).
+    With two workers, an average of weights and accumulation on (yassouali#32, mmsegmentation#1800).
     """
     out = tmp_path / "run"
     killed = _train(out, "--set", *TINY, moment=moment)
@@ -123,7 +123,7 @@ def test_sigterm_saves_and_leaves(reference: Path, tmp_path: Path) -> None:
 
 @pytest.mark.posix
 def test_a_changed_recipe_is_refused_unless_asked_for(reference: Path, tmp_path: Path) -> None:
-    """Another rate or length on resume is named and refused with status 2; `allow_change=true` goes on (asks.md theme L)."""
+    """Another rate or length on resume is named and refused with status 2; `allow_change=true` goes on."""
     out = tmp_path / "run"
     _train(out, "--set", *TINY, moment="step:5")
     before = sorted(path.name for path in (out / "state").iterdir())
@@ -143,7 +143,7 @@ def test_a_changed_recipe_is_refused_unless_asked_for(reference: Path, tmp_path:
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(tmp_path: Path) -> None:
-    """The last good state stays; nothing after it is written (asks.md theme N)."""
+    """The last good state stays; nothing after it is written."""
     out = tmp_path / "run"
     failed = _train(out, "--set", *TINY, "lr=1e30", "optimizer=sgd", "ema=0", "save_every=1", "warmup_steps=0")
     assert failed.returncode == 1

@@ -1,18 +1,18 @@
-"""Recipes of our own: generated shapes, a folder of one's own, and the three models bundled in the package."""
+"""Recipes of generated shapes, of a folder of one's own data, and of the three models bundled in the package."""
 
 from deeplabzoo.data.transforms import Augmentation
 from deeplabzoo.training.recipe import LossOptions, ModelOptions, Recipe, Stage
 from deeplabzoo.training.recipes.registry import register_recipe
 
 _CORAL = "deeplabv3_mobilenetv2_voc.coral"
-"""Google Coral's quantised mobile V3 for VOC; as start of a V3+ its answer is kept (train/init.py)."""
+"""Google Coral's quantised mobile V3 for VOC; a V3+ initialized from it has the same outputs (`transfer_weights`)."""
 
 
 @register_recipe
 def shapes() -> Recipe:
-    """Tiny V3+ on generated pictures of discs, squares and triangles: needs no data.
+    """Tiny V3+ on generated images of discs, squares and triangles: needs no data.
 
-    Cost: 1 minute on one core.  Expect: 95 to 98 mIoU on 64 pictures (3 seeds).
+    Cost: 1 minute on one core.  Expect: 95 to 98 mIoU on 64 images (3 seeds).
     Run:  python -m deeplabzoo.train shapes --out runs/shapes
     """
     return Recipe(
@@ -38,11 +38,11 @@ def shapes() -> Recipe:
 def folder() -> Recipe:
     """One's own images and masks: a V3+ with ImageNet weights, cross-entropy and Dice.
 
-    Classes stand in ROOT/classes.txt; splits are folders, lists, or a fifth held out. A test split is measured if there is one.
-    Without a network the encoder starts untrained, and that is said.
+    Classes are in ROOT/classes.txt; splits are folders, lists, or a fifth held out. A test split is evaluated if there is one.
+    Without network access the encoder is randomly initialized, with a warning.
 
     Cost: depends on the data.  Expect: depends on the data.
-    Run:  python -m deeplabzoo.train folder --data my_data --out runs/mine --set model=deeplabv3plus_mobilenetv2 epochs=40
+    Run:  python -m deeplabzoo.train folder --root my_data --out runs/mine --set model=deeplabv3plus_mobilenetv2 epochs=40
     """
     return Recipe(
         name="folder",
@@ -67,15 +67,16 @@ def folder() -> Recipe:
 def deeplabv3plus_mobilenetv2_voc() -> Recipe:
     """Bundled default of `predict`: Coral's mobile V3 for VOC with atrous branches and a decoder added.
 
-    330 pictures cannot teach an encoder that has seen ten thousand, so it stays as it is, with every batch norm; what learns,
-    from the Coral model's own answer on, is the head: atrous branches, the way into stride 4, and the classifier. Lovász
-    aims at the mean of the classes' IoU, of which cross-entropy knows nothing, and the Coral model itself, shown each picture
-    at two scales and mirrored, holds back what the labels of so few pictures would unlearn.
+    330 images cannot improve an encoder that was trained on ten thousand, so it is frozen, with every batch norm. The head is
+    trained, starting from the Coral model's outputs: atrous branches, the low-level path at stride 4, and the classifier.
+    Lovász approximates the mean IoU over classes, and distillation from the Coral model itself, at two scales and mirrored,
+    limits overfitting to so few labels.
 
-    Whole pictures, not crops: the image pooling branch sees what it will see. Longer was worse (docs/reproduce.md).
+    Whole images, not crops, so that the image pooling branch sees in training what it sees in inference. Longer training was
+    worse (docs/reproduce.md).
 
-    Cost: 5 minutes of updates on one shared core.  Expect: 72.76 mIoU on the 173-image subset of VOC val.
-    Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --data ROOT --out runs/voc
+    Cost: 5 minutes of training on one shared core.  Expect: 72.76 mIoU on the 173-image subset of VOC val.
+    Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_voc --root ROOT --out runs/voc
     """
     return Recipe(
         name="deeplabv3plus_mobilenetv2_voc",
@@ -106,10 +107,11 @@ def deeplabv3plus_mobilenetv2_voc() -> Recipe:
 def deeplabv3plus_mobilenetv2_camvid() -> Recipe:
     """Bundled street scenes: CamVid's 11 classes at 480 x 360, small crops first, then larger ones.
 
-    Rates 3, 6, 9 fit the small crops (6, 12, 18 leaves their outer taps untrained); the larger crops lift thin classes.
+    Atrous rates 3, 6, 9 fit the small crops (with 6, 12, 18 the outer taps stay untrained); the larger crops improve thin
+    classes.
 
-    Cost: 1.1 hours of updates on one shared core.  Expect: 71.56 mIoU on CamVid val.
-    Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_camvid --data ROOT --out runs/camvid
+    Cost: 1.1 hours of training on one shared core.  Expect: 71.56 mIoU on CamVid val.
+    Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_camvid --root ROOT --out runs/camvid
     """
     return Recipe(
         name="deeplabv3plus_mobilenetv2_camvid",
@@ -147,10 +149,10 @@ def deeplabv3plus_mobilenetv2_camvid() -> Recipe:
 def deeplabv3plus_mobilenetv2_person() -> Recipe:
     """Bundled people: background and person, from a folder of images and masks.
 
-    Starts from Coral's mobile V3 for VOC, whose rows for background and person are kept.
+    Initialized from Coral's mobile V3 for VOC, whose classifier rows for background and person are kept.
 
-    Cost: 1.1 hours of updates on one shared core.  Expect: 94.70 mIoU (person 91.78) on its val.
-    Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_person --data ROOT --out runs/person
+    Cost: 1.1 hours of training on one shared core.  Expect: 94.70 mIoU (person 91.78) on its val.
+    Run:  python -m deeplabzoo.train deeplabv3plus_mobilenetv2_person --root ROOT --out runs/person
     """
     return Recipe(
         name="deeplabv3plus_mobilenetv2_person",

@@ -1,4 +1,4 @@
-"""The table of recipes: name -> function, filled by one decorator."""
+"""Registry of recipes: name -> function."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,17 @@ RECIPES: dict[str, RecipeFunction] = {}
 
 
 def register_recipe(function: RecipeFunction) -> RecipeFunction:
-    """File a function under its own name, which must be the name in what it returns."""
+    """Register a recipe function under its own name, which must be the `name` of the recipe that it returns."""
     RECIPES[function.__name__] = function
     return function
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`; raises UnknownNameError with the nearest ones."""
+    """Return a recipe by name.
+
+    Raises:
+        UnknownNameError: There is none; the message names similar ones.
+    """
     if name not in RECIPES:
         hint = did_you_mean(name, RECIPES) or " `python -m deeplabzoo.train --list` shows them."
         raise UnknownNameError(f"There is no recipe '{name}'.{hint}")
@@ -26,6 +30,6 @@ def get_recipe(name: str) -> Recipe:
 
 
 def recipe_table() -> str:
-    """Return one line a recipe: its name and the first line of its docstring."""
+    """Return one line per recipe: its name and the first line of its docstring."""
     width = max(map(len, RECIPES))
     return "\n".join(f"{name:<{width}}  {(RECIPES[name].__doc__ or '').strip().splitlines()[0]}" for name in RECIPES)
