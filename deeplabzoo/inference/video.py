@@ -110,7 +110,7 @@ def probe_video(av: Any, source: Path, max_pixels: int) -> FrameGeometry:
         raise ImageError(f"'{source}' is no file, expected a video.")  # a pipe would be waited for
     with ffmpeg_errors(av, source), open_container(av, source) as reading:
         if not reading.streams.video:
-            raise ImageError(f"'{source}' holds no pictures; expected a video such as MP4, MOV, MKV or WebM.")
+            raise ImageError(f"'{source}' holds no video frames; expected a video such as MP4, MOV, MKV or WebM.")
         context = reading.streams.video[0].codec_context
         if context is None:
             raise ImageError(f"'{source}' is written in a code that FFmpeg does not know; expected one such as H.264 or VP9.")

@@ -130,11 +130,7 @@ class DeepLab(nn.Module):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; label i is `classes[i]`. A model with one output channel has two: background and foreground.
-
-        Raises:
-            UsageError: A classifier put in by hand has another number of channels.
-        """
+        """Class names; label i is `classes[i]`. One output channel has two: background and foreground. Raises UsageError."""
         self.check_classifier()
         return self._classes
 

@@ -226,7 +226,7 @@ def test_sound_alone_is_no_video(tmp_path: Path, predictor: Predictor) -> None:
         frame.sample_rate = 48000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(ImageError, match="holds no pictures"):
+    with pytest.raises(ImageError, match="holds no video frames"):
         label_video(predictor, tmp_path / "song.mp4", tmp_path / "out.mp4")
 
 
