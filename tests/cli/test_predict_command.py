@@ -18,7 +18,7 @@ from deeplabzoo.hub.factory import load_named_model
 
 
 def save_scene(path: Path, side: int = 60) -> Path:
-    """A black photo whose top left quarter is red."""
+    """A black image whose top left quarter is red."""
     image = np.zeros((side, side, 3), np.uint8)
     image[: side // 2, : side // 2, 0] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def save_scene(path: Path, side: int = 60) -> Path:
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """A network that needs no weights, in the place of the zoo's; what was asked for is noted."""
+    """A model that needs no weights, in the place of the zoo's; what was asked for is noted."""
     calls: list[tuple[str, str | None]] = []
 
     def load_named_model(model: str, weights: str | None) -> ColorNet:
@@ -131,7 +131,7 @@ def test_no_legend_keeps_the_images_size(tmp_path: Path) -> None:
 def test_wrong_calls_are_one_sentence_and_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    """Nothing is written, the photo is untouched, and the sentence says what to do."""
+    """Nothing is written, the image is untouched, and the sentence says what to do."""
     monkeypatch.chdir(tmp_path)
     save_scene(tmp_path / "scene.png")
     save_scene(tmp_path / "other.png")
@@ -181,7 +181,7 @@ def test_unwritable_output_is_found_before_the_model_is_loaded(tmp_path: Path, a
 
 
 def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a thousand photos the broken one is named, the rest is done, and the exit status tells."""
+    """Of a thousand images the broken one is named, the rest is done, and the exit status tells."""
     for name in ("a.png", "b.png", "c.png"):
         save_scene(tmp_path / "in" / name)
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8\xff broken")
@@ -193,7 +193,7 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
 
 
 def test_folders_are_searched_as_asked_and_keep_their_shape(tmp_path: Path) -> None:
-    """Only photos, hidden files left out; folders below only with --recursive, and then results lie as photos do."""
+    """Only images, hidden files left out; folders below only with --recursive, and then results lie as images do."""
     save_scene(tmp_path / "in" / "a.png")
     save_scene(tmp_path / "in" / "B.JPG")
     save_scene(tmp_path / "in" / "trip" / "a.png")
@@ -215,7 +215,7 @@ def test_patterns_are_resolved_where_the_shell_has_not(tmp_path: Path, monkeypat
 
 
 def test_results_of_two_images_never_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal names from two folders, or with two suffixes, are told apart; the same photo twice is done once."""
+    """Equal names from two folders, or with two suffixes, are distinguished; the same image twice is done once."""
     monkeypatch.chdir(tmp_path)
     for name in ("a/cat.jpg", "b/cat.jpg", "b/Cat.png", "dog.jpg"):
         save_scene(tmp_path / name)
@@ -231,7 +231,7 @@ def test_results_of_two_images_never_share_a_file(tmp_path: Path, monkeypatch: p
 
 
 def test_planning_does_not_compare_every_image_with_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 000 names that all clash are told apart through dictionaries; comparing them in pairs took minutes."""
+    """20 000 names that all clash are distinguished through dictionaries; comparing them in pairs took minutes."""
     monkeypatch.setattr(Source, "__eq__", lambda *_: pytest.fail("two sources were compared"))
     names = [f"{tmp_path}/{number}{suffix}" for number in range(2000) for suffix in (".jpg", ".png")]
     found = find_images(names)
@@ -267,7 +267,7 @@ def test_a_file_whose_name_looks_like_a_url_is_a_file(tmp_path: Path, monkeypatc
 
 
 def test_earlier_results_are_not_taken_for_images(tmp_path: Path) -> None:
-    """A folder of results inside the folder of photos is left out the next time."""
+    """A folder of results inside the folder of images is left out the next time."""
     save_scene(tmp_path / "a.png")
     for _ in range(2):
         assert main([str(tmp_path), "--out", str(tmp_path / "results"), "--recursive"]) == 0

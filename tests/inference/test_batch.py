@@ -31,7 +31,7 @@ OPTIONS = OutputOptions(0.5, True, {})
 
 
 class PickyNet(ColorNet):
-    """Ends its process at a white photo, as the system does when memory runs out."""
+    """Ends its process at a white image, as the system does when memory runs out."""
 
     def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         if image_BCHW.amin(dim=(2, 3)).min() == image_BCHW.amax(dim=(2, 3)).min() and image_BCHW.mean() > 0:
@@ -58,7 +58,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def net(monkeypatch: pytest.MonkeyPatch) -> ColorNet:
-    """The network that the command is given; a test may change it between two calls."""
+    """The model that the command is given; a test may change it between two calls."""
     known = ColorNet()
     monkeypatch.setattr(predict_module, "load_named_model", lambda model, weights: known)
     return known
@@ -80,7 +80,7 @@ def states(folder: Path) -> dict[str, int]:
 def test_finished_images_are_skipped_and_logged(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second run writes nothing, a lost result and a new photo are made, and one line tells how many were there."""
+    """The second run writes nothing, a lost result and a new image are made, and one line tells how many were there."""
     call = [str(photos), "--out", str(tmp_path / "out")]
     assert main(call) == 0
     before = states(tmp_path / "out")
@@ -140,7 +140,7 @@ def test_a_choice_of_kinds_is_found_among_all(photos: Path, tmp_path: Path, capl
 def test_the_next_image_is_read_while_the_model_runs(
     photos: Path, tmp_path: Path, net: ColorNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One process keeps the cores busy: the network finds the photo behind it already read, and the one before it written."""
+    """One process keeps the cores busy: the model finds the image behind it already read, and the one before it written."""
     read, seen = threading.Event(), []
     real_read, real_forward = batch.read_image, net.forward_low_resolution
 
@@ -167,7 +167,7 @@ def test_the_next_image_is_read_while_the_model_runs(
 def test_beside_a_large_image_nothing_else_is_held(
     photos: Path, tmp_path: Path, net: ColorNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is that of one large photo: its files are there before the next one is read."""
+    """Memory is that of one large image: its files are there before the next one is read."""
     monkeypatch.setattr(batch, "MAX_PREFETCH_PIXELS", 100)
     jobs = [job_for_folder(source, tmp_path, ()) for source in find_images([str(photos)])]
     there: list[int] = []
@@ -190,7 +190,7 @@ def test_what_writing_raises_reaches_the_caller(photos: Path, tmp_path: Path, ne
 
 
 def test_one_file_is_always_made(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Who names one file for one photo wants to see it made."""
+    """Who names one file for one image wants to see it made."""
     for _ in range(2):
         assert main([str(photos / "a.png"), "--out", str(tmp_path / "x.json")]) == 0
         assert capsys.readouterr().out.startswith("a.png: ")
@@ -229,7 +229,7 @@ def test_a_list_in_a_text_file(photos: Path, tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_images_behind_a_url(bucket: str, tmp_path: Path, tail: str, flags: list[str], expected: list[str]) -> None:
-    """Folder, pattern and single photo as on the disk; what is done is left out until the photo behind the URL changes."""
+    """Folder, pattern and single image as on the disk; what is done is left out until the image behind the URL changes."""
     call = [bucket + tail, "--out", str(tmp_path), "--json", *flags]
     assert main(call) == 0
     before = states(tmp_path)
@@ -260,7 +260,7 @@ def test_images_behind_a_url(bucket: str, tmp_path: Path, tail: str, flags: list
 def test_urls_that_lead_nowhere_are_sentences(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, status: int, said: str
 ) -> None:
-    """Missing, empty, unknown, no photo."""
+    """Missing, empty, unknown, no image."""
     assert main([url, "--out", str(tmp_path / "out")]) == status
     error = capsys.readouterr().err
     assert error.count("error: ") == 1
@@ -335,7 +335,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(photos: Path, tmp_pat
 def test_workers_do_all_once_and_name_what_failed(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer of two processes is the answer of one, file by file; a broken photo stops nobody."""
+    """The answer of two processes is the answer of one, file by file; a broken image stops nobody."""
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
     assert main([str(photos), "--out", str(tmp_path / "two"), "--workers", "2"]) == 1
     said = capsys.readouterr()

@@ -180,7 +180,7 @@ def test_files_hold_what_the_predictor_says_of_the_same_image(tmp_path: Path, ca
 
 
 def test_only_tiled_images_beyond_the_limit_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A photo that goes through the network whole is read as ever, whatever its size."""
+    """An image that goes through the model whole is read as ever, whatever its size."""
     path = write_tiff(tmp_path / "a.tif", clouds(100, 100), rowsperstrip=10)
     assert not is_streamed(predictor(), path)
     monkeypatch.setattr("deeplabzoo.inference.large_predict.MAX_IN_MEMORY_PIXELS", 5000)

@@ -1,4 +1,4 @@
-"""A photo in, labels at its own size out, whatever the photo comes as; and what can be made of the labels."""
+"""An image in, labels at its own size out, whatever the image comes as; and what can be made of the labels."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def labelled(labels: list[list[int]], classes: tuple[str, ...] = CLASSES) -> Res
 
 
 def test_labels_have_the_images_own_size(predictor: Predictor) -> None:
-    """One call, one photo, its size (rishizek-v3#7: 430 x 418 for 512 x 512)."""
+    """One call, one image, its size (rishizek-v3#7: 430 x 418 for 512 x 512)."""
     result = predictor(scene(151, 233))
     assert result.labels.shape == (151, 233)
     assert result.labels.dtype == np.uint8
@@ -57,7 +57,7 @@ def test_labels_have_the_images_own_size(predictor: Predictor) -> None:
 
 
 def test_the_way_an_image_comes_does_not_matter(predictor: Predictor, tmp_path: Path) -> None:
-    """Path, text, Pillow image and array of one photo give one answer, alone and in a mixed list."""
+    """Path, text, Pillow image and array of one image give one answer, alone and in a mixed list."""
     image = scene()
     Image.fromarray(image).save(tmp_path / "scene.png")
     sources = [tmp_path / "scene.png", str(tmp_path / "scene.png"), Image.fromarray(image), image]
@@ -69,7 +69,7 @@ def test_the_way_an_image_comes_does_not_matter(predictor: Predictor, tmp_path: 
 
 
 def test_confidence_is_given_when_it_is_asked_for(predictor: Predictor) -> None:
-    """The probability of every label, from the very logits; a photo that is cut has none, and says so."""
+    """The probability of every label, from the very logits; an image that is cut has none, and says so."""
     image = scene(151, 233)
     result = Predictor(ColorNet(), device="cpu", confidence=True)(image)
     logits = image_logits(ColorNet().eval(), prepare(image, ColorNet().preprocessing))[0].detach()
@@ -82,7 +82,7 @@ def test_confidence_is_given_when_it_is_asked_for(predictor: Predictor) -> None:
 
 
 def test_a_list_equals_its_images_one_by_one(predictor: Predictor) -> None:
-    """Photos of any sizes in one list, and a photo's answer does not depend on its neighbours."""
+    """Images of any sizes in one list, and an image's answer does not depend on its neighbours."""
     photos = [scene(120, 200), scene(60, 61), scene(300, 90)]
     results = predictor(photos)
     assert isinstance(results, list)
@@ -94,14 +94,14 @@ def test_a_list_equals_its_images_one_by_one(predictor: Predictor) -> None:
 
 
 def test_grey_images_are_images(predictor: Predictor) -> None:
-    """An H x W array is a grey photo, not an error."""
+    """An H x W array is a grey image, not an error."""
     assert predictor(np.zeros((50, 70), np.uint8)).areas == {"background": 1.0}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_labels_lie_on_the_upright_image(predictor: Predictor, tmp_path: Path, orientation: int, suffix: str) -> None:
-    """Telephones store photos turned, with a note; labels belong to what the eye sees, for all eight notes."""
+    """Telephones store images turned, with a note; labels belong to what the eye sees, for all eight notes."""
     stored_from_upright = {
         1: [],
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
@@ -172,7 +172,7 @@ def test_overlay_tints_objects_and_leaves_background(predictor: Predictor) -> No
 
 
 def test_overlay_alpha_spans_image_to_colours(predictor: Predictor) -> None:
-    """0 is the photo (with outlines), 1 the colours."""
+    """0 is the image (with outlines), 1 the colours."""
     result = predictor(scene())
     inside = (slice(5, 40), slice(5, 30))
     np.testing.assert_array_equal(np.asarray(result.overlay(0, legend=False))[inside], result.image[inside])
@@ -184,7 +184,7 @@ def test_overlay_alpha_spans_image_to_colours(predictor: Predictor) -> None:
 
 @pytest.mark.parametrize("size", [(2, 2), (100, 75), (16, 300), (3000, 40), (1400, 1000)])
 def test_legend_fits_images_of_any_size(size: tuple[int, int]) -> None:
-    """Text stays readable on a thumbnail and grows with a large photo; the photo is never covered or scaled."""
+    """Text stays readable on a thumbnail and grows with a large image; the image is never covered or scaled."""
     width, height = size
     labels = np.zeros((height, width), np.uint8)
     labels[: height // 2] = 3
@@ -275,7 +275,7 @@ def test_files_have_ordinary_permissions(predictor: Predictor, tmp_path: Path) -
 
 
 def test_predicting_leaves_the_training_flags_alone() -> None:
-    """The network runs in eval mode during the call, and is in training again after it."""
+    """The model runs in eval mode during the call, and is in training again after it."""
     net = ColorNet()
     net.train()
     net.norm.eval()
@@ -330,7 +330,7 @@ def test_bad_images_are_sentences(predictor: Predictor, tmp_path: Path) -> None:
 
 
 def test_a_real_model_finds_the_cat(shared_data: Path) -> None:
-    """The published weights on the photo of the README: mostly cat."""
+    """The published weights on the image of the README: mostly cat."""
     import deeplabzoo
 
     net = deeplabzoo.load(shared_data / "tflite" / "deeplabv3_mnv2_pascal_quant.tflite")

@@ -31,7 +31,7 @@ needs_ray = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Differently cropped copies of a photo, so that no two have equal areas."""
+    """Differently cropped copies of an image, so that no two have equal areas."""
     folder = tmp_path_factory.mktemp("photos")
     with Image.open(ROOT / "docs" / "images" / "cat.jpg") as cat:
         for number in range(PHOTOS):
@@ -61,7 +61,7 @@ def table(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_missing_ray_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
-    """One sentence, before any photo is searched or network loaded; and wrong calls likewise."""
+    """One sentence, before any image is searched or model loaded; and wrong calls likewise."""
     monkeypatch.setattr(optional_imports.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DeepLabZooError, match=r"deeplabzoo\[ray\]"):
         label_files([str(photos)], tmp_path / "out", "deeplabv3plus_mobilenetv2_voc")
@@ -99,7 +99,7 @@ def test_a_batch_is_labelled_without_ray_too(tmp_path: Path, photos: Path, net: 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.posix
 def test_a_worker_killed_half_way_loses_and_doubles_nothing(tmp_path: Path, photos: Path, net: deeplabzoo.DeepLab) -> None:
-    """SIGKILL to one of two workers when a quarter is done: each photo is there once, with the right labels."""
+    """SIGKILL to one of two workers when a quarter is done: each image is there once, with the right labels."""
     killed: list[int] = []
     out = tmp_path / "out"
 
@@ -138,7 +138,7 @@ def test_a_worker_killed_half_way_loses_and_doubles_nothing(tmp_path: Path, phot
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("default")
 def test_a_second_call_does_what_is_missing_and_tables_all(tmp_path: Path, photos: Path, net: deeplabzoo.DeepLab) -> None:
-    """Done photos stay untouched and stand in the table; broken ones are named; none at all is an error."""
+    """Done images stay untouched and stand in the table; broken ones are named; none at all is an error."""
     some = tmp_path / "in"
     some.mkdir()
     for name in ("00.jpg", "01.jpg", "02.jpg"):

@@ -1,4 +1,4 @@
-"""A large picture in tiles: the labels that the whole would have, no seam, and nothing changed for an ordinary photo."""
+"""A large image in tiles: the labels that the whole would have, no seam, and nothing changed for an ordinary image."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def in_tiles(net: torch.nn.Module, image: np.ndarray, tiling: Tiling, first_row:
 def test_weights_of_overlapping_tiles_sum_to_one_everywhere(
     size: int, tile: int, overlap: int, aligned: bool, cell: int
 ) -> None:
-    """Less would fade a class, more would favour it: a seam; and every pixel of the picture is in some tile."""
+    """Less would fade a class, more would favour it: a seam; and every pixel of the image is in some tile."""
     axis = TileAxis.of(size, tile, min(overlap, tile - UNIT), aligned=aligned)
     total = np.zeros(axis.total_cells(cell))
     for start, weights in zip(axis.starts, axis.weights(cell), strict=True):
@@ -55,7 +55,7 @@ def test_weights_of_overlapping_tiles_sum_to_one_everywhere(
 def test_tiles_give_the_labels_of_the_whole_where_context_does_not_count(
     align_corners: bool, height: int, width: int, tiling: Tiling
 ) -> None:
-    """A network without context shows the tiling alone: blending and enlarging may not move or blur anything."""
+    """A model without context shows the tiling alone: blending and upsampling may not move or blur anything."""
     net = ColorNet(align_corners=align_corners, preprocessing=AS_IT_IS).eval()
     image = clouds(height, width)
     whole = image_labels(net, prepare(image, net.preprocessing))
@@ -64,7 +64,7 @@ def test_tiles_give_the_labels_of_the_whole_where_context_does_not_count(
 
 
 def test_tiles_have_the_parity_that_the_weights_were_trained_at() -> None:
-    """A network that aligns corners is stretched at even sides; weights of even size expect that (CamVid: five points)."""
+    """A model that aligns corners is stretched at even sides; weights of even size expect that (CamVid: five points)."""
     photo = clouds(300, 500)
     for size, expected in (((129, 129), 129), ((128, 160), 128)):
         net = ColorNet(align_corners=True, preprocessing=Preprocessing(size=size, resize="none"))
@@ -113,7 +113,7 @@ def test_inside_the_overlap_no_seam_stands_out(architecture: str) -> None:
 
 
 def test_an_ordinary_image_is_never_cut_by_itself() -> None:
-    """Weights that resize photos get them whole, whatever their size; weights that take any size get tiles above a limit."""
+    """Weights that resize images get them whole, whatever their size; weights that take any size get tiles above a limit."""
     shrinking, any_size = Preprocessing(size=(513, 513), resize="longest"), AS_IT_IS
     assert tiling_for((20000, 20000), shrinking) is None
     assert tiling_for((2048, 2048), any_size) is None
@@ -177,7 +177,7 @@ def test_more_pixels_than_allowed_are_refused(tmp_path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 300), st.integers(2, 90), st.floats(0.1, 3), st.integers(1, 70))
 def test_rows_of_a_resized_image_do_not_depend_on_how_it_is_cut(height: int, width: int, scale: float, step: int) -> None:
-    """Read in bands, with what overlaps read again, the resized picture is the one that is resized in one step."""
+    """Read in bands, with what overlaps read again, the resized image is the one that is resized in one step."""
     from PIL import Image
 
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -92,7 +92,7 @@ def test_every_frame_is_labelled_at_its_own_time(tmp_path: Path, predictor: Pred
 
 
 def test_a_variable_rate_stays_variable(tmp_path: Path, predictor: Predictor) -> None:
-    """Phones write frames when they have them; each keeps its time, so sound and picture stay together."""
+    """Phones write frames when they have them; each keeps its time, so sound and image stay together."""
     times = [0, 30, 45, 160, 161, 300, 310, 600, 690, 1200]
     source = clip(tmp_path / "clip.mp4", frames=len(times), times=times)
     label_video(predictor, source, tmp_path / "out.mp4")
@@ -100,7 +100,7 @@ def test_a_variable_rate_stays_variable(tmp_path: Path, predictor: Predictor) ->
 
 
 def test_rotation_is_applied(tmp_path: Path, predictor: Predictor) -> None:
-    """A phone held upright stores the picture lying down and a matrix; the result is upright pixels without one."""
+    """A phone held upright stores the image lying down and a matrix; the result is upright pixels without one."""
     path = clip(tmp_path / "clip.mp4", frames=3, picture=lambda _: square_at(0))
     data = bytearray(path.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40  # version 0: the matrix stands 40 bytes after the box's name (ISO 14496-12, 8.3.2)
@@ -137,7 +137,7 @@ def test_sound_is_copied_packet_by_packet(tmp_path: Path, predictor: Predictor) 
 def test_unsupported_audio_is_dropped_and_logged(
     tmp_path: Path, predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """WebM takes no AAC: the pictures are written, and a line says what is missing."""
+    """WebM takes no AAC: the images are written, and a line says what is missing."""
     source = clip(tmp_path / "clip.mp4", sound=True)
     assert not label_video(predictor, source, tmp_path / "out.webm").sound
     assert "the sound (aac) cannot be stored in" in caplog.text

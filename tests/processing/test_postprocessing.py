@@ -70,7 +70,7 @@ def assert_argmax(labels_BHW: torch.Tensor, logits_BCHW: torch.Tensor) -> None:
 
 
 def logits(shape: tuple[int, ...], kind: str, seed: int) -> torch.Tensor:
-    """Noise (every cell a boundary), a few values (ties everywhere), or blobs as a network's (few boundaries)."""
+    """Noise (every cell a boundary), a few values (ties everywhere), or blobs as a model's (few boundaries)."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "ties":
         return torch.randint(-1, 2, shape, generator=generator).float()
@@ -134,7 +134,7 @@ def test_a_byte_holds_256_classes(way: str, classes: int, dtype: torch.dtype) ->
 
 @pytest.mark.usefixtures("no_bands")
 def test_many_classes_need_wider_labels(way: str) -> None:
-    """Class 299 does not fit into a byte: int32 as a tensor, uint16 on a photo."""
+    """Class 299 does not fit into a byte: int32 as a tensor, uint16 on an image."""
     low = torch.zeros(1, 300, 3, 3)
     low[:, 299, 1:] = 1
     labels = upsample_argmax(low, (20, 20), align_corners=False)
@@ -185,7 +185,7 @@ def test_slices_and_views_are_taken_as_they_are(way: str) -> None:
 )
 @pytest.mark.usefixtures("no_bands")
 def test_crop_and_mirror_need_no_bands(way, low_hw, padded_hw, part, align_corners, flipped, seed) -> None:
-    """A photo that was only padded and mirrored, never resized, is one upsampling."""
+    """An image that was only padded and mirrored, never resized, is one upsampling."""
     valid_hw = (max(1, round(padded_hw[0] * part[0])), max(1, round(padded_hw[1] * part[1])))
     grid = OutputGeometry(padded_hw, valid_hw, valid_hw, align_corners, flipped)
     low = logits((1, 7, *low_hw), "blobs", seed)
@@ -195,14 +195,14 @@ def test_crop_and_mirror_need_no_bands(way, low_hw, padded_hw, part, align_corne
 
 
 def test_two_resizes_are_exact() -> None:
-    """A photo that was shrunk before is the arg-max of the logits resized twice."""
+    """An image that was shrunk before is the arg-max of the logits resized twice."""
     grid = OutputGeometry((65, 97), (40, 60), (83, 121), align_corners=True, flipped=True)
     low = logits((1, 5, 5, 7), "noise", 1)
     np.testing.assert_array_equal(argmax_labels(low, grid), upsampled_logits(low, grid).argmax(1)[0].numpy())
 
 
 def test_eight_threads_get_what_one_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One network serves many requests: callers share threads, never labels."""
+    """One model serves many requests: callers share threads, never labels."""
     assert labels_module.compile_postprocessing()
     monkeypatch.setattr(postprocessing_numba, "BLOCK_PIXELS", 2000)
     maps = [logits((1, 21, 33, 33), "blobs", seed) for seed in range(8)]
@@ -265,7 +265,7 @@ def only_in_bands(band_values: int) -> Iterator[list[int]]:
 def test_labels_in_bands_equal_the_plain_argmax(
     low_hw, padded_hw, part, original_hw, align_corners, flipped, band_values, seed
 ) -> None:
-    """A large photo gives the same labels as a small memory footprint does: not nearly, exactly (theme K)."""
+    """A large image gives the same labels as a small memory footprint does: not nearly, exactly (theme K)."""
     valid_hw = (max(1, round(padded_hw[0] * part[0])), max(1, round(padded_hw[1] * part[1])))
     grid = OutputGeometry(padded_hw, valid_hw, original_hw, align_corners, flipped)
     low = torch.randn(1, 7, *low_hw, generator=torch.Generator().manual_seed(seed))
@@ -280,7 +280,7 @@ def test_labels_in_bands_equal_the_plain_argmax(
 @pytest.mark.parametrize("make", [argmax_labels, argmax_labels_with_confidence])
 @pytest.mark.parametrize(("size_hw", "most"), [((1500, 2000), 21 * 2000 * 24), ((65, 20), 21 * 97 * 7), ((20, 97), 10)])
 def test_memory_for_labels_does_not_grow_with_the_image(make, size_hw: tuple[int, int], most: int) -> None:
-    """A 24-megapixel photo at 21 classes would be 2 GB of logits; a band is as large as it may be, and no larger (theme K)."""
+    """A 24-megapixel image at 21 classes would be 2 GB of logits; a band is as large as it may be, and no larger (theme K)."""
     grid = OutputGeometry((65, 97), (65, 97), size_hw, align_corners=True)
     with only_in_bands(most) as seen:
         made = make(torch.randn(1, 21, 5, 7), grid)
@@ -302,7 +302,7 @@ def test_many_classes_need_wider_labels_after_two_resizes() -> None:
 
 
 def test_areas_count_every_pixel_once() -> None:
-    """Largest first, only what occurs, and the shares add up to the whole photo."""
+    """Largest first, only what occurs, and the shares add up to the whole image."""
     labels = np.array([[2, 2, 2], [0, 1, 1]], np.uint8)
     areas = class_areas(labels, ("background", "red", "green", "blue"))
     assert [(area.name, area.pixels) for area in areas] == [("green", 3), ("red", 2), ("background", 1)]
@@ -343,7 +343,7 @@ def test_compiling_ahead_runs_the_loops_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_compiled_loops_wait_for_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few photos are sooner labelled by torch than numba is loaded: 16 million pixels, counted over calls."""
+    """A few images are sooner labelled by torch than numba is loaded: 16 million pixels, counted over calls."""
     made: list[str] = []
     monkeypatch.setattr(postprocessing_numba, "upsample_argmax_by_block", lambda *_: made.append("compiled") or False)
     monkeypatch.setattr(labels_module, "upsample_argmax_by_boundary", lambda *_: made.append("torch") or False)

@@ -112,7 +112,7 @@ def test_missing_numba_is_logged_once_and_names_the_extra(
 
 
 def test_a_single_image_does_not_load_numba() -> None:
-    """That takes longer than the labels of a photo do; a long run has the loops from then on."""
+    """That takes longer than the labels of an image do; a long run has the loops from then on."""
     program = (
         "import sys, torch; from deeplabzoo.processing import postprocessing\n"
         "run = lambda: postprocessing.upsample_argmax(torch.ones(1, 3, 9, 9), (513, 513), align_corners=True)\n"

@@ -1,4 +1,4 @@
-"""The way into the network and back: what the tensor holds, and that every pixel comes home."""
+"""The way into the model and back: what the tensor holds, and that every pixel comes home."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_image_is_brought_to_the_weights_size(resize, only_shrink, size, given_h
 
 
 def test_padding_stands_at_the_bottom_and_right_and_is_the_mean_colour() -> None:
-    """TensorFlow's models were trained on photos padded so; zeros after normalisation are the mean colour."""
+    """TensorFlow's models were trained on images padded so; zeros after normalisation are the mean colour."""
     prepared = prepare(photo(40, 60), Preprocessing(size=(65, 97), pad=True, resize="none"))
     assert prepared.tensor_1CHW.shape == (1, 3, 65, 97)
     assert prepared.valid_hw == (40, 60)
@@ -73,7 +73,7 @@ def test_padding_stands_at_the_bottom_and_right_and_is_the_mean_colour() -> None
 
 @pytest.mark.parametrize(("scale", "side"), [(0.5, 257), (0.75, 385), (1.0, 513), (1.25, 641), (1.5, 769), (1.75, 897)])
 def test_scales_keep_the_form_of_the_padded_size(scale: float, side: int) -> None:
-    """At 513 x scale the grid of a stride-16 network still meets both borders (DeepLab's own evaluation sizes)."""
+    """At 513 x scale the grid of a stride-16 model still meets both borders (DeepLab's own evaluation sizes)."""
     prepared = prepare(photo(100, 200), Preprocessing(pad=True, resize="none"), scale=scale)
     assert prepared.tensor_1CHW.shape[2:] == (side, side)
     assert prepared.valid_hw == (round(100 * scale), round(200 * scale))
@@ -178,7 +178,7 @@ def test_probabilities_are_averaged_over_scales_and_mirror() -> None:
 
 
 def test_training_flags_come_back_even_after_an_error() -> None:
-    """Looking at one photo between two epochs must not switch batch norm off for the second."""
+    """Looking at one image between two epochs must not switch batch norm off for the second."""
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.5))
     net.train()
     net[0].eval()  # frozen on purpose

@@ -87,7 +87,7 @@ def net() -> DeepLab:
 
 
 def require_same_answers(predictor: Predictor, photos: list[Pixels], repeats: int = 1) -> None:
-    """Each thread labels every photo, beginning at another one; all find what one thread alone finds."""
+    """Each thread labels every image, beginning at another one; all find what one thread alone finds."""
     expected = [predictor(photo).labels for photo in photos]
 
     def work(number: int) -> list[np.ndarray]:
@@ -104,12 +104,12 @@ def require_same_answers(predictor: Predictor, photos: list[Pixels], repeats: in
 
 
 def test_eight_threads_get_the_answers_of_one(net: DeepLab, photos: list[Pixels]) -> None:
-    """A web service has one predictor and a thread a request; sizes are mixed, as photos are."""
+    """A web service has one predictor and a thread a request; sizes are mixed, as images are."""
     require_same_answers(Predictor(net, "cpu"), photos[:4])
 
 
 def test_tiles_are_cut_by_eight_threads_as_by_one(net: DeepLab, photos: list[Pixels]) -> None:
-    """Each picture's bands are its own: nothing of a neighbour's is blended in."""
+    """Each image's bands are its own: nothing of a neighbour's is blended in."""
     require_same_answers(Predictor(net, "cpu", tile=65, overlap=16), photos[3:5])
 
 
@@ -148,7 +148,7 @@ def test_weights_are_packed_once_by_two_first_calls(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_graph_for_one_size_is_planned_once() -> None:
-    """Planning takes as long as several photos: who comes meanwhile waits for it and does not plan the same again."""
+    """Planning takes as long as several images: who comes meanwhile waits for it and does not plan the same again."""
 
     def open_graph(shape: tuple[int, ...] | None) -> Callable[[np.ndarray], np.ndarray]:
         opened.append(shape)
@@ -163,7 +163,7 @@ def test_a_graph_for_one_size_is_planned_once() -> None:
 
 
 def test_a_second_size_that_cannot_be_compiled_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's compiler fails for some networks once sizes are open; its own error has a page and names no way out."""
+    """torch's compiler fails for some models once sizes are open; its own error has a page and names no way out."""
 
     def frozen(_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(image_BCHW: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ def test_a_second_size_that_cannot_be_compiled_is_a_sentence(monkeypatch: pytest
 
 
 def test_openvino_answers_eight_threads() -> None:
-    """OpenVINO's request holds one picture: without a turn, a thread got pixels of another thread's photo."""
+    """OpenVINO's request holds one image: without a turn, a thread got pixels of another thread's image."""
     pytest.importorskip("openvino")
     onnx = pytest.importorskip("onnx")
     sides = ["batch", 3, "height", "width"]
@@ -201,7 +201,7 @@ def test_openvino_answers_eight_threads() -> None:
 
 
 def test_a_model_in_training_mode_runs_in_eval_mode_for_all() -> None:
-    """Whoever is done first must not put the network back into training mode below the others; the last one does."""
+    """Whoever is done first must not put the model back into training mode below the others; the last one does."""
     net = ColorNet().train()
     both_in, one_out = threading.Barrier(2), threading.Event()
 
@@ -220,7 +220,7 @@ def test_a_model_in_training_mode_runs_in_eval_mode_for_all() -> None:
 
 
 def test_flags_come_back_after_eight_threads() -> None:
-    """The predictor borrows a network that is being trained, whichever of its threads ends last."""
+    """The predictor borrows a model that is being trained, whichever of its threads ends last."""
     net = ColorNet().train()
     predictor = Predictor(net, "cpu")
     image = np.zeros((40, 60, 3), np.uint8)
@@ -232,7 +232,7 @@ def test_flags_come_back_after_eight_threads() -> None:
 
 
 def test_read_ahead_serves_several_loops_over_one_data_set() -> None:
-    """Two evaluations over the same data do not take each other's pictures."""
+    """Two evaluations over the same data do not take each other's images."""
     data = SyntheticShapes("val", (24, 24), 12)
     expected = [data[index].image for index in range(12)]
 
@@ -246,7 +246,7 @@ def test_read_ahead_serves_several_loops_over_one_data_set() -> None:
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_predictor_travels_to_another_process(photos: list[Pixels], warm: bool) -> None:
-    """Spawned workers get a copy; what an engine holds stays here and is made again there, also after the first photo."""
+    """Spawned workers get a copy; what an engine holds stays here and is made again there, also after the first image."""
     predictor = Predictor(deeplabzoo.create("deeplabv3_resnet10t", num_classes=3, encoder_pretrained=False).eval(), "cpu")
     expected = predictor(photos[0]).labels if warm else None
     there = pickle.loads(pickle.dumps(predictor))

@@ -1,4 +1,4 @@
-"""A predictor that works for days: ten thousand photos of mixed sizes leave memory, files and threads as they were."""
+"""A predictor that works for days: ten thousand images of mixed sizes leave memory, files and threads as they were."""
 
 import json
 import math
@@ -25,13 +25,13 @@ EVERY = 100
 """Predictions between two looks at the process."""
 SIDES = (24, 320)
 MOST_GROWTH_MB = 20.0
-"""Over the second half of the run; one label map kept of each photo would be 60 MB, one photo of each 180 MB."""
+"""Over the second half of the run; one label map kept of each image would be 60 MB, one image of each 180 MB."""
 CHART = FOLDER.parents[1] / "docs" / "images" / "predictor_memory.png"
 PHOTO = FOLDER.parents[1] / "docs" / "images" / "palace.jpg"
 
 
 def photos(count: int) -> Iterator[Pixels]:
-    """Cuts of a real photo, small and large ones, upright and wide: hardly two of one size."""
+    """Cuts of a real image, small and large ones, upright and wide: hardly two of one size."""
     generator = np.random.default_rng(0)
     with Image.open(PHOTO) as opened:
         whole_HWC = np.asarray(opened.convert("RGB"))
@@ -53,7 +53,7 @@ class Work:
         self.refused = 0
 
     def once(self, number: int, image_HWC: Pixels) -> Result:
-        """Label one photo that comes as an array, a Pillow image or a file; now and then save, tile, or meet a damaged file."""
+        """Label one image that comes as an array, a Pillow image or a file; now and then save, tile, or meet a damaged file."""
         predictor = self.tiled if number % 20 == 19 else self.whole
         photo, result = self.folder / f"photo{('.jpg', '.png')[number % 2]}", self.folder / "result.png"
         match number % 3:
@@ -93,7 +93,7 @@ def test_a_hundred_predictions_leave_no_file_and_no_thread(tmp_path: Path) -> No
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_ten_thousand_predictions_keep_memory_flat(tmp_path: Path) -> None:
-    """A service that labels photos all day needs as much memory in the evening as at noon, and still says the same."""
+    """A service that labels images all day needs as much memory in the evening as at noon, and still says the same."""
     started = time.perf_counter()
     work = Work(tmp_path)
     known = [(image_HWC, work.whole(image_HWC).labels) for image_HWC in photos(10)]

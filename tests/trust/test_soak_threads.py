@@ -20,7 +20,7 @@ from deeplabzoo.models.deeplab import DeepLab
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 ROUNDS = 12
-"""Times that each thread labels all photos."""
+"""Times that each thread labels all images."""
 COLLISIONS = 20
 """Predictors whose first calls come from eight threads together."""
 SIZES = ((48, 64), (64, 48), (97, 65), (33, 120), (80, 80), (65, 65), (120, 40), (130, 140))
@@ -28,7 +28,7 @@ TILES = {"tile": 65, "overlap": 16}
 
 
 class Labelled(Dataset[torch.Tensor]):
-    """Photos labelled by whoever asks for them: in a worker, by the worker's copy of the predictor."""
+    """Images labelled by whoever asks for them: in a worker, by the worker's copy of the predictor."""
 
     def __init__(self, predictor: Predictor, photos: list[Pixels]) -> None:
         self.predictor, self.photos = predictor, photos
@@ -93,7 +93,7 @@ def cuts() -> list[Pixels]:
 
 
 def under_threads(tally: Tally, name: str, predictor: Predictor, photos: list[Pixels]) -> None:
-    """Each thread begins with another photo; sizes come back in every round, so that plans for a size are made and dropped."""
+    """Each thread begins with another image; sizes come back in every round, so that plans for a size are made and dropped."""
     expected = [predictor(photo).labels for photo in photos]
 
     def work(number: int) -> list[tuple[int, Labels]]:
