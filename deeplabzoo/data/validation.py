@@ -216,6 +216,8 @@ def check_folder(root: Path) -> str:
     """
     splits = list_splits(root)
     for needed in ("train", "val"):
+        if not splits:
+            build_dataset("folder", root, needed)  # raises the error that names the layouts
         if needed not in splits:
             raise DataError(f"'{root}' has no split '{needed}' to train with; splits there: {', '.join(splits) or 'none'}.")
     tables: list[str] = []

@@ -87,6 +87,17 @@ def test_two_folders_without_splits_are_read(words: tuple[str, str], tmp_path: P
     assert len(build_dataset("folder", tmp_path, "train")) == 4
 
 
+@pytest.mark.parametrize("home", ["", "images", "export"])
+def test_masks_beside_images_without_splits_are_read(home: str, tmp_path: Path) -> None:
+    """`a.jpg` beside `a_mask.png`; class names and a README may stand in the folder above."""
+    for number in range(5):
+        put_pair(tmp_path / home / f"{number}.jpg", tmp_path / home / f"{number}_mask.png", number)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "README.md").write_text("ours")
+    assert list_splits(tmp_path) == ["train", "val"]
+    assert len(build_dataset("folder", tmp_path, "train")) == 4
+
+
 @pytest.mark.parametrize("name", ["README.txt", "LICENSE.txt", "notes.txt", "0.txt", "labels.txt", "requirements.txt"])
 def test_a_text_file_that_lists_no_image_is_no_split(name: str, tmp_path: Path) -> None:
     """A licence must neither turn off the split by name nor become a split of its own."""

@@ -64,14 +64,14 @@ def build_split(root: Path, split: str, classes: Sequence[str] | None = None) ->
     Raises:
         DataError: A folder is missing, a file has no counterpart, or no class names are known.
     """
-    root = _data_root(root)
+    given, root = root, _data_root(root)
     files, masks = _files(root, split)
     lossy = [mask for _, mask in files.values() if mask.suffix.lower() in _LOSSY_SUFFIXES]
     if lossy:
         logger.warning(
             f"{len(lossy)} masks in '{masks}' are JPEG ({lossy[0].name}), which changes numbers at outlines; save PNGs."
         )
-    known = _classes(root, masks, classes)
+    known = _classes((root, masks, masks.parent, given), classes)
     label_map = known.label_map
     if len(known.classes) == 1:
         raise DataError(
@@ -104,7 +104,7 @@ def list_splits(root: Path) -> list[str]:
     named |= set(_lists(root, whole[0])) if whole else set()
     named = (named - {_UNSPLIT_LIST}) or {split for split, _, _ in _split_folders(root)}
     if not named and whole:
-        return ["train", "val"] if len(pair_folders(*whole)) > 1 else [UNSPLIT]
+        return ["train", "val"] if len(_pair(*whole)) > 1 else [UNSPLIT]
     return sorted(named, key=lambda name: (name != "train", name != "val", name))
 
 
@@ -113,8 +113,8 @@ def _data_root(root: Path) -> Path:
     for _ in range(_FOLDER_DEPTH):
         if (root / "images").is_dir() or (root / "JPEGImages").is_dir():
             break
-        entries = [one for one in root.iterdir() if not one.name.startswith((".", "__"))]
-        if len(entries) != 1 or not entries[0].is_dir() or _is_split(entries[0]) or _words(entries[0].name)[1:] != ("", None):
+        entries = [one for one in root.iterdir() if one.is_dir() and not one.name.startswith((".", "__"))]
+        if len(entries) != 1 or _files_beside(root) or _is_split(entries[0]) or _words(entries[0].name)[1:] != ("", None):
             break
         root = entries[0]
     return root
@@ -133,16 +133,16 @@ def _files(root: Path, split: str) -> tuple[Pairs, Path]:
         if split in lists:
             return pair_listed(read_list(lists[split]), images, masks, lists[split]), masks
         if split == UNSPLIT:
-            return pair_folders(images, masks), masks
+            return _pair(images, masks), masks
         if split in ("train", "val") and list_splits(root) == ["train", "val"] and not list(_split_folders(root)):
-            return _split_by_name(pair_folders(images, masks), root, split), masks
+            return _split_by_name(_pair(images, masks), root, split), masks
     found = [(images, masks) for name, images, masks in _split_folders(root) if name == split]
     if len(found) > 1:
         listed = ", ".join(f"'{images}'" for images, _ in found)
         raise DataError(f"Several folders of '{root}' hold images of '{split}': {listed}; keep one of them there.")
     if found:
         images, masks = found[0]
-        return (_pair_beside(images) if images == masks else pair_folders(images, masks)), masks
+        return _pair(images, masks), masks
     choices = ", ".join(dict.fromkeys([*list_splits(root), *([UNSPLIT] if whole else [])])) or "none"
     raise DataError(
         f"There is no '{root / split / 'images'}' with '{root / split / 'masks'}' beside it, nor images and masks of '{split}' "
@@ -213,21 +213,26 @@ def _unsplit_folders(root: Path) -> tuple[Path, Path] | None:
     images = [one for one, words in named if words == ("", "image", None)]
     masks = [one for one, words in named if words in (("", "mask", None), ("class", "mask", None)) and _has_files(one)]
     direct = [one for one in masks if one.name == "SegmentationClassPNG"] or masks
-    return (images[0], direct[0]) if len(images) == 1 and direct else None
+    if len(images) == 1 and direct:
+        return images[0], direct[0]
+    return next(((one, one) for one in (root, *images) if _files_beside(one)), None)
 
 
 def _files_beside(folder: Path) -> dict[str, Path]:
     """Return image stem -> mask of a folder that holds both: `a.jpg` beside `a_mask.png`."""
-    masks = {strip_mask_words(path.stem): path for path in folder.iterdir() if path.suffix.lower() in _MASK_SUFFIXES}
-    stems = {path.stem for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-    return {stem: path for stem, path in sorted(masks.items()) if path.stem != stem and stem in stems}
+    files = sorted(folder.iterdir())
+    stems = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    masks = ((strip_mask_words(path.stem), path) for path in files if path.suffix.lower() in _MASK_SUFFIXES)
+    return {stem: path for stem, path in masks if stem != path.stem and stem in stems}
 
 
-def _pair_beside(folder: Path) -> Pairs:
-    masks = _files_beside(folder)
-    others = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
-    images = {stem: path for stem, path in others.items() if path not in masks.values()}
-    return pair_files(images, masks, folder, folder)
+def _pair(images: Path, masks: Path) -> Pairs:
+    """Pair the files of two folders, or of one that holds both."""
+    if images != masks:
+        return pair_folders(images, masks)
+    beside = _files_beside(images)
+    files = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    return pair_files({stem: path for stem, path in files.items() if path not in beside.values()}, beside, images, masks)
 
 
 def _lists(root: Path, images: Path) -> dict[str, Path]:
@@ -265,14 +270,15 @@ def _other_annotations(root: Path) -> str:
     return ""
 
 
-def _classes(root: Path, masks: Path, classes: Sequence[str] | None) -> ClassFile:
-    for folder in (root, masks, masks.parent):
+def _classes(folders: Sequence[Path], classes: Sequence[str] | None) -> ClassFile:
+    for folder in folders:
         for name in CLASS_FILES:
             if (folder / name).is_file():
                 return read_class_file(folder / name)
     if classes is None:
         raise DataError(
-            f"The classes of '{root}' have no names; write them into '{root / CLASS_FILES[0]}', one a line, label 0 first."
+            f"The classes of '{folders[0]}' have no names; write them into '{folders[0] / CLASS_FILES[0]}', one a line, "
+            "label 0 first."
         )
     known = ClassList("folder", tuple(classes), default_palette(len(classes)))
     return ClassFile(known.classes, known.palette, default_label_map(known.num_classes), None)
