@@ -111,13 +111,16 @@ def _best(prefixes: Collection[str], names: Collection[str]) -> tuple[str, bool]
 
 
 def unwrap(names: Iterable[str]) -> dict[str, str]:
-    """Return full name -> name without the wrappers that a state dict of any layout is kept in."""
+    """Return full name -> name without the wrappers that a state dict of any layout is kept in.
+
+    Beside an average or another copy nothing is unwrapped: which of them is wanted is found later, by the names of an encoder.
+    """
     inside = {name: _COMPILED.sub("", name) for name in names}
     while True:
         counts = Counter(name.partition(".")[0] for name in inside.values() if "." in name)
-        wrappers = [one for one in counts if one in _WRAPPERS or _AVERAGED.fullmatch(one) or _SECOND.fullmatch(one)]
-        best = min(wrappers, key=lambda one: (bool(_SECOND.fullmatch(one)), not _AVERAGED.fullmatch(one)), default=None)
-        if best is None or (best not in _WRAPPERS and counts[best] * 3 < len(inside)) or counts[best] * 4 < len(inside):
+        best = next((one for one in _WRAPPERS if one in counts), None)
+        has_copies = any(_AVERAGED.fullmatch(one) or _SECOND.fullmatch(one) for one in counts)
+        if best is None or has_copies or counts[best] * 4 < len(inside):
             return inside
         inside = {name: rest.partition(".")[2] for name, rest in inside.items() if rest.startswith(f"{best}.")}
 

@@ -485,3 +485,21 @@ def test_the_auxiliary_head_of_a_replaced_classifier_is_dropped(tmp_path: Path) 
     assert (found.config.num_classes, found.config.aux_head) == (5, False)
     assert found.dropped == ("auxiliary head (21 channels, the classifier has 5)",)
     DeepLab.from_weights(found.config, found.state_dict)
+
+
+def test_of_mocos_two_encoders_the_query_encoder_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Through the public call, from a whole training checkpoint: which one was taken is in the log."""
+    encoder = DeepLab(DeepLabConfig(architecture="deeplabv3", encoder="mobilenetv2_035")).encoder.state_dict()
+    query = {name: tensor + 1 for name, tensor in encoder.items()}
+    state = prefixed("module.encoder_k.", dict(encoder)) | prefixed("module.encoder_q.", query)
+    path = tmp_path / "moco.pth"
+    torch.save({"arch": "x", "state_dict": state | {"module.queue": torch.ones(3)}, "optimizer": {"state": {0: {}}}}, path)
+    net = deeplabzoo.create("deeplabv3_mobilenetv2_035", encoder_pretrained=path)
+    assert same(net.encoder.state_dict(), query)
+    assert "weights under 'encoder_q' taken, those under 'encoder_k' left out" in caplog.text
+
+
+def test_the_class_names_beside_a_bare_state_dict_are_used(layouts: Mapping[str, Tensors], tmp_path: Path) -> None:
+    path = tmp_path / "net.ckpt"
+    torch.save({"state_dict": prefixed("model.", layouts["ours"]), "hyper_parameters": {"class_names": ["a", "b", "c"]}}, path)
+    assert deeplabzoo.create("deeplabv3_mobilenetv2_035", pretrained=path).classes == ("a", "b", "c")

@@ -126,17 +126,19 @@ def convert_contents(contents: Contents) -> Checkpoint:
     except WeightsError as error:
         raise WeightsError(f"'{path}': {error}") from None
     if model is None:
-        names = unwrap(contents.tensors)
-        _refuse_unsupported(names.values(), path)
-        notes = (*_outside(len(contents.tensors) - len(names)), *_left_out(contents))
-        return Checkpoint(format_name=BARE, config=None, encoder=None, state_dict=contents.load(names), notes=notes)
+        inside = unwrap(contents.tensors)
+        _refuse_unsupported(inside.values(), path)
+        notes = (*_outside(len(contents.tensors) - len(inside)), *_left_out(contents))
+        return Checkpoint(format_name=BARE, config=None, encoder=None, state_dict=contents.load(inside), notes=notes)
     tensors = contents.load(model.names)
     notes = (*model.notes, *_outside(model.outside), *_left_out(contents))
-    converter = find_converter(tensors)
+    converter, classes = find_converter(tensors), find_classes(contents.value)
     if converter is None:
-        return Checkpoint(format_name=BARE, config=None, encoder=None, state_dict=tensors, notes=notes)
+        names, palette = classes if classes and len(classes[0]) == len(tensors["head.classifier.weight"]) else (None, None)
+        return Checkpoint(
+            format_name=BARE, config=None, encoder=None, state_dict=tensors, classes=names, palette=palette, notes=notes
+        )
     converted = converter.convert(tensors, path)
-    classes = find_classes(contents.value)
     if classes is not None:
         converted = with_classes(converted, *classes)
     return replace(converted, notes=(*converted.notes, *notes))

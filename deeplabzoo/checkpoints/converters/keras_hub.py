@@ -109,6 +109,11 @@ def convert(path: Path) -> Checkpoint:
             f"'{path}' holds the model without its classifier (a model.weights.h5); the preset's task.weights.h5 has both."
         )
     classifier = arrays.get("layers/conv2d/vars/0")
+    if any("aspp0" in name.split("/") or "concat_projection" in name.split("/") for name in arrays):
+        raise WeightsError(
+            f"'{path}' is bonlime's Keras DeepLab, which is not read; its weights come from TensorFlow's DeepLab zoo, whose "
+            "frozen_inference_graph.pb is read."
+        )
     if classifier is None or classifier.ndim != 4 or not any(name.startswith(_ASPP) for name in found):
         raise WeightsError(f"'{path}' is an HDF5 file, but holds no DeepLabV3+ of keras-hub; no other layout of Keras is read.")
     state = _state(found, path)

@@ -109,6 +109,14 @@ def test_arrays_that_are_not_in_the_file_are_refused(tmp_path: Path) -> None:
         deeplabzoo.load(path)
 
 
+def test_bonlimes_files_are_named_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "deeplabv3_mobilenetv2_tf_dim_ordering_tf_kernels.h5"
+    with h5py.File(path, "w") as file:
+        file["aspp0/aspp0/kernel:0"] = np.zeros((1, 1, 320, 256), np.float32)
+    with pytest.raises(WeightsError, match=r"bonlime.*frozen_inference_graph\.pb"):
+        deeplabzoo.load(path)
+
+
 def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     """Thousands of arrays at one address would grow a small file into gigabytes."""
     path = tmp_path / "task.weights.h5"
