@@ -156,8 +156,8 @@ def _check_rebuildable(net: DeepLab) -> None:
         check_state_dict(net.config, net.state_dict(), {name: tensor.shape for name, tensor in expected.items()})
     except WeightsError as error:
         raise UsageError(
-            f"The model cannot be saved, as layers were replaced by hand and a file could not be loaded: {error} Change them by "
-            "DeepLabConfig, reset_classifier or set_output_stride, or save net.state_dict()."
+            f"The model cannot be saved, as layers were replaced by hand and a file could not be loaded: {error} Change them "
+            "by DeepLabConfig, reset_classifier or set_output_stride, or save net.state_dict()."
         ) from None
 
 

@@ -37,7 +37,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     """What was assumed because the file does not state it, as short phrases for the log line."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from, for reports: `source` (path or address), `sha256`, `name` and `tag` of released weights, `trained`."""
+    """Origin, for reports: `source` (path or address), `sha256`, `trained`, `name` and `tag` of released weights."""
 
     @property
     def is_converted(self) -> bool:

@@ -25,8 +25,9 @@ from deeplabzoo.models.names import ModelName, parse_name
 
 PathLike = str | os.PathLike[str]
 HUB_PREFIX = "hf-hub:"
-_FILE_SUFFIXES = frozenset(
-    ".safetensors .pth .pt .bin .ckpt .tar .gz .tgz .tflite .pb .h5 .hdf5 .keras .pkl .pdparams .npz .json .onnx".split()
+_FILE_SUFFIXES = (
+    *(".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".gz", ".tgz", ".tflite", ".pb", ".h5", ".hdf5", ".keras"),
+    *(".pkl", ".pdparams", ".npz", ".json", ".onnx"),
 )
 """Suffixes that no tag has: a text that ends in one means a file, whether or not it exists."""
 
@@ -141,7 +142,7 @@ def load_named_model(model: str, weights: str | None = None) -> DeepLab:
 
 
 def load_encoder(net: DeepLab, source: PathLike) -> str:
-    """Put the encoder weights of a file, a folder or an `hf-hub:` address into a model and return what was done, as a phrase."""
+    """Put the encoder weights of a file, folder or `hf-hub:` address into a model and return what was done, as a phrase."""
     checkpoint = open_checkpoint(source)
     changes = load_encoder_weights(net, checkpoint)
     notes = f" ({'; '.join(changes)})" if changes else ""

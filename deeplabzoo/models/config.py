@@ -228,8 +228,8 @@ class Preprocessing(_JsonDataclass):
             )
         if max(map(abs, self.mean)) > _MAX_SCALE or not 1 / _MAX_SCALE <= min(self.std) <= max(self.std) <= _MAX_SCALE:
             raise UsageError(
-                f"mean must be at most {_MAX_SCALE:g} and std from {1 / _MAX_SCALE:g} to {_MAX_SCALE:g}, or the input overflows, "
-                f"not {self.mean!r}, {self.std!r}."
+                f"mean must be at most {_MAX_SCALE:g} and std {1 / _MAX_SCALE:g} to {_MAX_SCALE:g}, or the input overflows, "
+                f"not {self.mean!r} and {self.std!r}."
             )
         if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > _MAX_SIDE:
             raise UsageError(f"size must be (height, width) in pixels, each at most {_MAX_SIDE}, not {self.size!r}.")

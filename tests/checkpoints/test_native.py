@@ -1,4 +1,4 @@
-"""A checkpoint rebuilds its network, bit for bit, or says in one sentence why it cannot (asks.md, theme D)."""
+"""A checkpoint rebuilds its model, bit for bit, or is refused in one sentence."""
 
 import json
 import pickle

@@ -38,7 +38,7 @@ def rows_held_by(test: Callable[..., None]) -> Iterable[str]:
 
 @pytest.mark.parametrize("origin", sorted({str(row.origin) for row in released()} - REAL_FILES))
 def test_each_row_has_its_layout_tested(origin: str) -> None:
-    """asks.md, theme B: weights whose keys do not fit are found by the project, not by its users."""
+    """Weights whose tensor names do not fit are found here."""
     held = set(rows_held_by(LAYOUT_TESTS[origin]))
     rows = [row for row in released() if row.origin == origin]
     assert rows

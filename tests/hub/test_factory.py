@@ -182,7 +182,7 @@ def test_one_channel_sees_what_three_equal_ones_saw(net: DeepLab, file: Path, lo
 
 @pytest.mark.parametrize("in_chans", [2, 4, 6])
 def test_more_channels_repeat_rgb_and_keep_the_size_of_the_response(in_chans: int) -> None:
-    """asks.md theme O: in_chans=N has a documented formula, timm's: RGB in turn, scaled by 3 / N."""
+    """in_chans=N has a documented formula, timm's: RGB repeated in order, scaled by 3 / N."""
     weight = torch.rand(8, 3, 7, 7)
     adapted = adapt_stem(weight, in_chans)
     for channel in range(in_chans):

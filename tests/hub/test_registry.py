@@ -39,7 +39,7 @@ def test_alias_and_full_timm_name_mean_the_same_model() -> None:
 
 
 def test_both_architectures_are_listed_for_every_encoder() -> None:
-    """asks.md theme A: the maintainer of a well-known library could only point to a documentation table."""
+    """The strides are data that is read, not a table of the documentation."""
     for encoder in list_encoders():
         assert f"deeplabv3_{short_name(encoder)}" in EVERY_NAME
         assert f"deeplabv3plus_{short_name(encoder)}" in EVERY_NAME

@@ -1,4 +1,4 @@
-"""Rates follow the output stride, as the papers say (asks.md, theme B)."""
+"""Rates follow the output stride, as the papers say."""
 
 import pytest
 

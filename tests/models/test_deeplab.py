@@ -167,7 +167,7 @@ def test_low_resolution_logits_are_what_is_upsampled() -> None:
 def test_output_stride_changes_under_the_same_parameters(
     architecture: Architecture, start: int, target: int, encoder: str
 ) -> None:
-    """Train at 16, run at 8: the same Parameter objects, and the very network that would be built there (asks.md, theme B)."""
+    """Train at 16, run at 8: the same Parameter objects, and the model that would be built there."""
     net = DeepLab(config(architecture, encoder, output_stride=start))
     random_statistics(net)
     fresh = DeepLab(config(architecture, encoder, output_stride=target))

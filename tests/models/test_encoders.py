@@ -1,4 +1,4 @@
-"""Every encoder of the table is what the table says, and trains (asks.md, theme A)."""
+"""Every encoder of the table is what the table says, and trains."""
 
 import fnmatch
 from dataclasses import replace
