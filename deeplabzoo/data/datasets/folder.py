@@ -146,7 +146,7 @@ def _files(root: Path, split: str) -> tuple[Pairs, Path]:
     choices = ", ".join(dict.fromkeys([*list_splits(root), *([UNSPLIT] if whole else [])])) or "none"
     raise DataError(
         f"There is no '{root / split / 'images'}' with '{root / split / 'masks'}' beside it, nor images and masks of '{split}' "
-        f"in another known layout (docs/custom_data.md); splits in '{root}': {choices}.{_other_annotations(root)}"
+        f"in another known layout (docs/data.md); splits in '{root}': {choices}.{_other_annotations(root)}"
     )
 
 
