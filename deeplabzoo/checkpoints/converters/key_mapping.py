@@ -209,7 +209,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-# Encoders told by the channels that their stages end with, for files that hold no encoder's name.
+# Encoders recognised by the channels that their stages end with, for files that hold no encoder's name.
 
 
 def encoder_from_widths(pattern: str, ends: Sequence[Tensor]) -> str:

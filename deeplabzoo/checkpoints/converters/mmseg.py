@@ -86,7 +86,14 @@ def convert(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
         datasets=_LIKELY_DATASETS,
         preprocessing=_EXACTNESS_SIZES.get(config.num_classes, _DEFAULT_SIZE),
         dropped=("auxiliary head (its width has no equivalent)",) if is_mobilenet and _AUXILIARY in tensors else (),
-        notes=("output stride 8 and no aligned corners assumed, as in its `d8` models but those of 769x769",),
+        notes=(
+            "output stride 8 and no aligned corners assumed, as in its `d8` models but those of 769x769",
+            *(
+                ("its own code labels foreground from a probability of 0.3, not 0.5",)
+                if tensors[_CLASSIFIER].shape[0] == 1
+                else ()
+            ),
+        ),
     )
 
 

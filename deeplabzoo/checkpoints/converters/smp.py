@@ -1,4 +1,4 @@
-"""DeepLabs of segmentation_models_pytorch (SMP), told by the names of their decoder and head.
+"""DeepLabs of segmentation_models_pytorch (SMP), recognised by the names of their decoder and head.
 
 The state dict has no output stride, rates nor, for timm encoders, a name: they are read from the `config.json` that SMP's
 `save_pretrained` writes beside the file, and are SMP's defaults where there is none (V3: stride 8; V3+: 16; rates 12, 24, 36
@@ -382,10 +382,10 @@ def _settings(path: Path, architecture: Architecture) -> Mapping[str, Any]:
     settings = read_config_json(path)
     if not isinstance(settings.get("encoder_name"), str):
         return {}
-    told = settings.get("_model_class", _CLASSES[architecture])
-    if told != _CLASSES[architecture]:
+    named = settings.get("_model_class", _CLASSES[architecture])
+    if named != _CLASSES[architecture]:
         raise WeightsError(
-            f"'{path.with_name('config.json')}' is of a {told}, but the weights beside it are of a {_CLASSES[architecture]}."
+            f"'{path.with_name('config.json')}' is of a {named}, but the weights beside it are of a {_CLASSES[architecture]}."
         )
     return settings
 
@@ -415,7 +415,7 @@ def _describe(
 
 
 def _preprocessing(encoder: SMPEncoder) -> Preprocessing:
-    """Return what SMP's `get_preprocessing_params` states for the encoder's ImageNet weights; SMP resizes nothing by itself."""
+    """Return what SMP's `get_preprocessing_params` states for the encoder's ImageNet weights; SMP itself resizes nothing."""
     plain = Preprocessing(size=(512, 512), resize="none")
     published = None if encoder.dilates_strided else timm.get_pretrained_cfg(encoder.name)
     if published is None:

@@ -1,4 +1,4 @@
-"""Hugging Face transformers' DeepLabs: MobileNetV2 (Google), MobileViT and MobileViTv2 (Apple), told by their tensor names.
+"""Hugging Face transformers' DeepLabs: MobileNetV2 (Google), MobileViT and MobileViTv2 (Apple), by tensor names.
 
 All three have DeepLabV3 heads without the 3x3 convolution after ASPP, whatever their classes are called. What tensors do not
 tell is read from the `config.json` beside the file, and is that of the published checkpoints where there is none.
