@@ -103,7 +103,7 @@ def test_what_is_there_already_is_kept(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("switch", ["DEEPLABZOO_OFFLINE", "HF_HUB_OFFLINE"])
 def test_the_offline_switch_forbids_data_sets_too(switch, tmp_path, monkeypatch, capsys) -> None:
-    """No host is asked, the sentence names the file and the switch, nothing is left behind (asks.md theme H)."""
+    """No host is asked, the sentence names the file and the switch, nothing is left behind."""
     monkeypatch.setenv(switch, "1")
     assert prepare.main(["voc", "--root", str(tmp_path / "data")]) == 1
     sentence = capsys.readouterr().err

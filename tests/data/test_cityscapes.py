@@ -1,4 +1,4 @@
-"""Cityscapes: raw ids on disk, 19 classes in hand (asks.md G, Cityscapes trainIds)."""
+"""Cityscapes: raw ids on disk, 19 classes read."""
 
 import numpy as np
 import pytest

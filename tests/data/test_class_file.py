@@ -1,4 +1,4 @@
-"""classes.txt: names, and masks coded in colours or in ids with gaps (asks.md G, "RGB masks, palettes")."""
+"""classes.txt: names, and masks coded in colours or in ids with gaps."""
 
 import numpy as np
 import pytest

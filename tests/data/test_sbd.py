@@ -20,7 +20,7 @@ FACTS = SplitInfo(4, hashlib.sha256("\n".join(EXPECTED).encode()).hexdigest())
 
 
 def test_the_published_list_is_the_one_in_the_code(shared_data) -> None:
-    """asks.md G (zhanghang1989/PyTorch-Encoding#98, #220): 8498, 11355 or 10582? And no val image among them."""
+    """zhanghang1989/PyTorch-Encoding#98 and #220: 8498, 11355 or 10582? And no val image among them."""
     lists = {split: read_list(shared_data / "voc2012_lists" / f"{split}.txt") for split in ("train", "val", "trainaug")}
     check_trainaug(lists["trainaug"], lists["val"])
     assert TRAINAUG.count == 10582

@@ -44,7 +44,7 @@ augmentations = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(sides, sides, augmentations, st.integers(0, 2**32))
 def test_any_sample_gives_the_exact_size_and_only_known_labels(height, width, augmentation, seed) -> None:
-    """A loss on the GPU never meets a label that was not in the file (asks.md G, meetps/pytorch-semseg#158)."""
+    """A loss on the GPU never meets a label that was not in the file (meetps/pytorch-semseg#158)."""
     sample = made_sample(height, width)
     image, labels = run(sample, augmentation, seed)
     assert image.shape == (*augmentation.crop, 3)

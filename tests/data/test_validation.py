@@ -1,4 +1,4 @@
-"""Labels are looked at on the CPU before the first step, and the file is named (asks.md G, N)."""
+"""Labels are looked at on the CPU before the first step, and the file is named."""
 
 import pickle
 
