@@ -106,9 +106,9 @@ class _TransformersLogits(nn.Module):
         )
 
 
-# ONNX Runtime and OpenVINO as their users run them: the peer's network exported with full-size logits, arg-max in numpy.
+# ONNX Runtime and OpenVINO as their users run them: the peer's model exported with full-size logits, arg-max in numpy.
 #
-# Both are told the number of threads, to compute in float32, and to let denormals be zero.
+# Both get the number of threads, compute in float32 and flush denormals to zero.
 
 
 Float32Array = npt.NDArray[np.float32]
@@ -116,7 +116,7 @@ Run = Callable[[Float32Array], Float32Array]
 
 
 def write_onnx(net: nn.Module, image_BCHW: torch.Tensor, path: Path) -> None:
-    """Export a network with torch's own exporter for images of one shape; raises UsageError where onnxscript is missing."""
+    """Export a model with torch's exporter for images of one shape; raises UsageError if onnxscript is missing."""
     library("onnxscript")
     exporters = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in exporters]

@@ -191,7 +191,7 @@ class Worker:
         return float(self._ask({"do": "turn", "task": task})["ms"])
 
     def labels(self) -> Any:
-        """Return the labels of the measured pictures, an integer array B x H x W."""
+        """Return the labels of the measured images, an integer array B x H x W."""
         with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
             file = Path(place) / "labels.npy"
             self._ask({"do": "labels", "file": str(file)})
@@ -199,7 +199,7 @@ class Worker:
 
     def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # a lost process is told by its missing answer
+        with contextlib.suppress(BrokenPipeError):  # a dead process is detected by its missing answer
             self._process.stdin.write(json.dumps(what) + "\n")
             self._process.stdin.flush()
         return self._answer()

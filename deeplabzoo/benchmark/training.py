@@ -208,7 +208,7 @@ def _run_round(backend: TrainingBackend, settings: Settings, device: torch.devic
     steps, warmup = settings.steps, settings.warmup
     data_s: list[float] = []
     step_times: list[Callable[[], float]] = []
-    pictures, started, seconds = 0, 0.0, 0.0
+    images, started, seconds = 0, 0.0, 0.0
     with backend.settings():
         loader = iter(backend.batches(warmup + steps))
         for number in range(warmup + steps):
@@ -221,14 +221,14 @@ def _run_round(backend: TrainingBackend, settings: Settings, device: torch.devic
             with _timed(device) as step_time:
                 backend.step(batch)
             if number >= warmup:
-                pictures += backend.num_images(batch)
+                images += backend.num_images(batch)
                 data_s.append(given - asked)
                 step_times.append(step_time)
         _finish(device)
         seconds = time.perf_counter() - started
         assert next(loader, None) is None, "a round's data loader must end with the round"
     step_s = [read() for read in step_times]
-    return {"pictures": pictures, "seconds": seconds, "images_per_s": pictures / seconds, "data_s": data_s, "step_s": step_s}
+    return {"pictures": images, "seconds": seconds, "images_per_s": images / seconds, "data_s": data_s, "step_s": step_s}
 
 
 @contextlib.contextmanager

@@ -101,8 +101,8 @@ class TorchvisionBackend:
         from torchvision.datasets import VOCSegmentation, wrap_dataset_for_transforms_v2
 
         self._given, self._device = settings, torch.device(settings.device)
-        photos = VOCSegmentation(str(folder), year="2012", image_set="train", transforms=_transforms(settings))
-        self._num_images = wrap_dataset_for_transforms_v2(photos)
+        dataset = VOCSegmentation(str(folder), year="2012", image_set="train", transforms=_transforms(settings))
+        self._dataset = wrap_dataset_for_transforms_v2(dataset)
         net = reference_model(settings)
         net.load_state_dict(torch.load(folder / "torchvision.pth", weights_only=True))
         self._net = net.to(self._device)
@@ -113,9 +113,9 @@ class TorchvisionBackend:
 
     def batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the next `count` batches: B x 3 x H x W floats and B x H x W labels."""
-        sampler = RandomSampler(self._num_images, num_samples=count * self._given.batch, generator=self._draws)
+        sampler = RandomSampler(self._dataset, num_samples=count * self._given.batch, generator=self._draws)
         loader = DataLoader(
-            self._num_images,
+            self._dataset,
             batch_size=self._given.batch,
             sampler=sampler,
             num_workers=self._given.workers,

@@ -176,7 +176,7 @@ class PublishConfig:
     precision: Precision
     chosen: Chosen
     out: Path
-    photo: Path | None
+    image: Path | None
     data_license: str | None
     license: str
     manifest: Path | None
@@ -204,14 +204,14 @@ def publish(config: PublishConfig) -> str:
     name, first = _name(config, run)
     terms = _license(config, run)
     data = open_run_data(run, config.data)
-    photo = read_thumbnail(config.photo) if config.photo else None
+    image = read_thumbnail(config.image) if config.image else None
     if config.hub:
         create_repository(config.hub)
     with staged_folder(config.out) as folder:
         release = _write_release(config, run, data, name, terms, folder)
-        shown = photo if photo is not None or data is None else read_thumbnail(data.val[0].image)
+        shown = image if image is not None or data is None else read_thumbnail(data.val[0].image)
         _write_card(release, run, shown, folder)
-        public = photo is not None or run.recipe.data == "shapes"  # images of a dataset may not be redistributed
+        public = image is not None or run.recipe.data == "shapes"  # images of a dataset may not be redistributed
         commit = upload_release(config.hub, release, folder, overlay=public) if config.hub else None
         row = _write_row(config, release, commit, folder, default=config.default or first)
     if config.manifest and row is not None:
@@ -284,13 +284,13 @@ def _write_release(
     return release
 
 
-def _write_card(release: Release, run: FinishedRun, photo: Pixels | None, folder: Path) -> None:
+def _write_card(release: Release, run: FinishedRun, image: Pixels | None, folder: Path) -> None:
     curves = copy_curves(run.folder / CURVES, folder / CURVES)
-    if photo is not None:
-        draw_overlay(release.net, photo, folder / OVERLAY)
+    if image is not None:
+        draw_overlay(release.net, image, folder / OVERLAY)
     _write(
         folder / CARD,
-        release_card(release, curves=CURVES if curves else None, overlay=OVERLAY if photo is not None else None),
+        release_card(release, curves=CURVES if curves else None, overlay=OVERLAY if image is not None else None),
     )
 
 
