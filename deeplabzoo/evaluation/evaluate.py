@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import deeplabzoo
 from deeplabzoo.checkpoints.native import tensors_sha256
 from deeplabzoo.data.classes import subset_note
 from deeplabzoo.data.dataset import Sample, SegmentationDataset, build_dataset
@@ -25,7 +24,7 @@ from deeplabzoo.data.image_io import Labels, Pixels
 from deeplabzoo.device import choose_device, device_of, eval_mode
 from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.evaluation.metrics import ConfusionMatrix
-from deeplabzoo.evaluation.report import Protocol, Report, hardware, image_list_sha256
+from deeplabzoo.evaluation.report import Protocol, Report, hardware, image_list_sha256, software_versions
 from deeplabzoo.hub.factory import load_named_model
 from deeplabzoo.inference.large_image import ArrayRowReader
 from deeplabzoo.inference.tiling import AUTO_PIXELS, Tiling, parse_tiling, predict_bands, tiling_for
@@ -330,7 +329,7 @@ def evaluate(
             classes=tuple(data.classes),
             scores=matrix.scores(),
             confusion_matrix=tuple(tuple(row) for row in matrix.counts.tolist()),
-            versions=_versions(),
+            versions=software_versions(),
             hardware=hardware(chosen),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
@@ -443,9 +442,3 @@ def _with_output_stride(net: DeepLab, output_stride: int | None) -> Iterator[Non
         yield
     finally:
         net.set_output_stride(before)
-
-
-def _versions() -> dict[str, str]:
-    import timm
-
-    return {"deeplabzoo": deeplabzoo.__version__, "torch": torch.__version__, "timm": timm.__version__}

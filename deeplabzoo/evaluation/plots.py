@@ -1,7 +1,7 @@
-"""An evaluation as pictures: where classes are taken for each other, how well each is found, and what went worst.
+"""Plots of an evaluation: normalized confusion matrix, IoU of each class, and the worst images.
 
-matplotlib is imported when a picture is drawn. The scale of the matrix is cividis, which is the same for people with any colour
-vision; `palette="safe"` paints the classes of a picture with Okabe and Ito's colours instead of the data set's own.
+matplotlib is imported when a plot is drawn. The colour map of the matrix is cividis, which is readable with any colour vision;
+`palette="safe"` draws the classes of an image in Okabe and Ito's colours instead of the dataset's own.
 """
 
 import heapq
@@ -26,15 +26,13 @@ from deeplabzoo.inference.visualization import Color, is_background
 from deeplabzoo.log import logger
 from deeplabzoo.optional_imports import require_module
 
-# The pictures that an evaluation did worst on, kept while it runs.
-
 
 @dataclass(frozen=True, order=True)
 class ScoredImage:
-    """One picture, its prediction and its own scores; the better of two is the lesser, as a heap throws that out first."""
+    """An image, its prediction and its scores; ordered by error, so that a heap drops the best one first."""
 
     miou_error: float
-    """1 - mIoU over the classes of this picture, in its labels or its prediction."""
+    """1 - mIoU over the classes in this image's labels or prediction."""
     order: int
     sample: Sample = field(compare=False)
     predicted: Labels = field(compare=False)
@@ -43,12 +41,12 @@ class ScoredImage:
 
     @property
     def miou(self) -> float:
-        """Mean IoU of this picture alone, 0...1."""
+        """Mean IoU of this image alone, 0...1."""
         return 1 - self.miou_error
 
 
 class WorstImages:
-    """Holds the `count` pictures of lowest mIoU, of any number seen; of equal ones those that came first."""
+    """Keeps the `count` images of lowest mIoU; of equal ones the first."""
 
     def __init__(self, count: int, num_classes: int, ignore_index: int) -> None:
         self.count, self.num_classes, self.ignore_index = count, num_classes, ignore_index
@@ -56,7 +54,7 @@ class WorstImages:
         self._seen = 0
 
     def add(self, sample: Sample, predicted: Labels) -> None:
-        """Score one picture by itself and keep it if it is among the worst; one that is void all over is not."""
+        """Score one image and keep it if it is among the worst; an image without labelled pixels is skipped."""
         matrix = ConfusionMatrix(self.num_classes, self.ignore_index)
         matrix.update(predicted, sample.labels)
         self._seen += 1
@@ -68,14 +66,14 @@ class WorstImages:
             heapq.heappop(self._heap)
 
     def ranked(self) -> list[ScoredImage]:
-        """Return them, the worst first."""
+        """Return the kept images, the worst first."""
         return sorted(self._heap, reverse=True)
 
 
 PlotPalette = Literal["data", "safe"]
 PALETTES: tuple[PlotPalette, ...] = ("data", "safe")
 NUM_WORST_IMAGES = 6
-"""Pictures in the montage of the worst."""
+"""Images in the montage of the worst."""
 
 _SAFE: tuple[Color, ...] = (
     (230, 159, 0),
@@ -86,7 +84,7 @@ _SAFE: tuple[Color, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
-"""Okabe and Ito's colours without black: people with any colour vision tell them apart."""
+"""Okabe and Ito's colours without black, distinguishable with any colour vision."""
 _SAFE_BACKGROUND: Color = (45, 45, 45)
 _OTHER_COLOR: Color = (140, 140, 140)
 _VOID: Color = (238, 238, 238)
@@ -94,7 +92,7 @@ _BAR, _MEAN = "#0072B2", "#D55E00"
 _MAX_ANNOTATED_CLASSES = 32
 """Classes up to which each cell of the matrix has its number."""
 _MAX_LEGEND_CLASSES = 9
-"""Classes named beside a picture of the montage; the rest are summed up."""
+"""Classes named beside an image of the montage; the others are counted."""
 
 
 def draw_plots(
@@ -113,7 +111,7 @@ def draw_plots(
 
 
 def require_matplotlib() -> None:
-    """Raise DeepLabZooError that names the extra where matplotlib is missing: before the evaluation, not after it."""
+    """Raise DeepLabZooError that names the extra if matplotlib is missing; called before the evaluation."""
     require_module("matplotlib", extra="train", purpose="--plots")
 
 
@@ -139,7 +137,7 @@ def _plot_confusion_matrix(report: Report, path: Path) -> Path:
     bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
     grey = "; grey: no true pixel" if np.isnan(share).any() else ""
     bar.set_label(f"share of the true class's pixels (%), a row sums to 100{grey}")
-    _title(figure, report, "Where pixels of each class went", int(9 * (side + 3.2)))
+    _title(figure, report, "Normalized confusion matrix", int(9 * (side + 3.2)))
     return _save(figure, path)
 
 
@@ -194,12 +192,12 @@ def _plot_worst_images(
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    _title(figure, report, f"The {len(worst)} pictures of lowest mIoU, the worst first", 130)
+    _title(figure, report, f"The {len(worst)} images of lowest mIoU, the worst first", 130)
     return _save(figure, path)
 
 
 def _classes_by_area(one: ScoredImage, ignore_index: int) -> list[int]:
-    """Return the classes of a picture's labels and prediction, the largest first."""
+    """Return the classes of an image's labels and prediction, the largest first."""
     both = np.concatenate([one.sample.labels[one.sample.labels != ignore_index].ravel(), one.predicted.ravel()])
     return [int(index) for index in np.argsort(-np.bincount(both), kind="stable") if (both == index).any()]
 
@@ -224,7 +222,7 @@ def _iou_label(name: str, iou: float | None) -> str:
 
 
 def _short(name: str) -> str:
-    """Return the first of several synonyms, at most 22 characters of it, in which a dollar sign begins no formula."""
+    """Return the first of several synonyms, at most 22 characters, with dollar signs escaped (matplotlib reads formulas)."""
     first = printable(name.split(";")[0].split(",")[0].strip())
     return (first if len(first) <= 22 else f"{first[:21].rstrip()}…").replace("$", r"\$")
 
@@ -264,6 +262,6 @@ def _save(figure: Any, path: Path) -> Path:
         if one not in missing:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if missing:
-        logger.info(f"{path.name}: the font has not every letter of the names; boxes stand for those")
+        logger.warning(f"{path.name}: the font lacks letters of the names, which are drawn as boxes")
     write_atomically(path, lambda file: file.write(picture.getvalue()))
     return path

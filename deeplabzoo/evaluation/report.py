@@ -1,4 +1,4 @@
-"""What an evaluation found and under which conditions: enough to compare two numbers, or to refuse to."""
+"""The report of an evaluation: scores, protocol, weights, dataset and hardware, so that it can be reproduced and compared."""
 
 import dataclasses
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import deeplabzoo
 from deeplabzoo.evaluation.metrics import Scores
 
 MIOU_DEFINITION = (
@@ -23,14 +24,14 @@ MIOU_DEFINITION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The conditions that move a score; two reports compare where these, the data and the image list are equal."""
+    """Settings that change a score; two reports are comparable where these, the dataset and the image list are equal."""
 
     scales: tuple[float, ...]
     flip: bool
     output_stride: int
     resize: str
     size: tuple[int, int]
-    """Nominal network input (height, width) in pixels that `resize` and `pad` refer to."""
+    """Nominal model input (height, width) in pixels that `resize` and `pad` refer to."""
     pad: bool
     ignore_index: int
     tiles: str | None = None
@@ -56,18 +57,18 @@ class Report:
 
     model: str
     weights: Mapping[str, Any]
-    """What the network knows of its weights (`name`, `tag`, `source`, `sha256` of the file; None where there was no file), and
-    `tensors_sha256` of its tensors."""
+    """Origin of the weights (`name`, `tag`, `source`, `sha256` of the file; None where there was no file), and `tensors_sha256`
+    of the model's tensors."""
     data: str
     split: str
     images: int
-    """Pictures scored."""
+    """Number of images evaluated."""
     limit: int | None
-    """How many pictures were asked for, where that left some out."""
+    """Value of `limit` where it excluded images."""
     subset: str | None
-    """Says so where fewer pictures were scored than the split has, or than its publisher's list has."""
+    """A note where fewer images were evaluated than the split, or its publisher's list, has."""
     image_list_sha256: str
-    """SHA-256 over the scored pictures' names, sorted, each followed by a line feed."""
+    """SHA-256 over the evaluated images' names, sorted, each followed by a line feed."""
     protocol: Protocol
     classes: tuple[str, ...]
     scores: Scores
@@ -87,12 +88,12 @@ class Report:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the scored pixels that have the right label."""
+        """Fraction of the scored pixels whose label is correct."""
         return self.scores.pixel_accuracy
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean share of its true pixels that a class finds."""
+        """Mean recall over the classes in the ground truth."""
         return self.scores.mean_accuracy
 
     @property
@@ -117,16 +118,16 @@ class Report:
 
     @property
     def absent_classes(self) -> tuple[str, ...]:
-        """Classes that neither the labels nor the predictions contain; `miou` is a mean over the others."""
+        """Classes without a score: in neither labels nor predictions, or ignored; `miou` is a mean over the others."""
         return tuple(self.classes[index] for index in self.scores.absent_classes)
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights file, or of the tensors where the network did not come from a file."""
+        """SHA-256 of the weights file, or of the tensors where the model did not come from a file."""
         return str(self.weights.get("sha256") or self.weights["tensors_sha256"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values, what `--json` writes; scores are in 0...1."""
+        """Return the report as plain JSON values, as `--json` writes them; scores are in 0...1."""
         return {
             "model": self.model,
             "weights": dict(self.weights),
@@ -156,14 +157,14 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """Return `to_dict()` as indented JSON with a line for each row of the matrix, fit to be read and diffed."""
+        """Return `to_dict()` as indented JSON with one line per row of the matrix."""
         values = self.to_dict()
         rows = ",\n    ".join(json.dumps(row) for row in values.pop("confusion_matrix"))
         head = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False).removesuffix("\n}")
         return f'{head},\n  "confusion_matrix": [\n    {rows}\n  ]\n}}\n'
 
     def table(self) -> str:
-        """Return the report as text for a terminal: a line a class (`true %`: its share of the true pixels), then the means."""
+        """Return the report as text: one line per class (`true %`: its share of the true pixels), then the means."""
         pixels = [sum(row) for row in self.confusion_matrix]
         total = sum(pixels)
         width = max(len("class"), *map(len, self.classes))
@@ -190,12 +191,12 @@ class Report:
 
 
 def image_list_sha256(names: Sequence[str]) -> str:
-    """Return the SHA-256 of the names, sorted, each followed by a line feed: equal for the same set of pictures anywhere."""
+    """Return the SHA-256 of the names, sorted, each followed by a line feed: the same set of images has the same hash."""
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Return what the network ran on: processor, its thread count in torch, and the GPU where one was used."""
+    """Return what the model ran on: processor, thread count of torch, and the GPU where one was used."""
     found: dict[str, Any] = {
         "device": device.type,
         "cpu": _cpu_model(),
@@ -205,6 +206,13 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of this package, torch and timm."""
+    import timm
+
+    return {"deeplabzoo": deeplabzoo.__version__, "torch": torch.__version__, "timm": timm.__version__}
 
 
 def _cpu_model() -> str:

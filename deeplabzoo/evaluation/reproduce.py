@@ -1,4 +1,4 @@
-"""Whether a released file still answers as it did and scores what its row says: golden logits first, the data set after them.
+"""Reproduction of published metrics: golden logits first, then the dataset under the published protocol.
 
 A row states a figure with its protocol, split and pictures; here it is measured again under these, and compared.
 """
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from deeplabzoo.models.deeplab import DeepLab
 
 
-# Golden logits: what a network answers to one fixed tensor, kept in a small file, so that drift shows as a number.
-#
-# The input is arithmetic, not random numbers, whose generators change between versions; it is fed as it is, without any photo's
-# preprocessing, and the answer is the head's own, before anything is enlarged.
+# Golden logits: a model's output for one fixed tensor, kept in a small file, so that drift is a number. The input is computed,
+# not random, as random generators change between versions; it has no preprocessing, and the output is the head's, before
+# upsampling.
 
 
 GOLDEN_HW = (97, 129)

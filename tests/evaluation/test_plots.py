@@ -185,7 +185,7 @@ def test_the_command_draws_what_it_prints(
     out = tmp_path / "deep" / "plots"
     assert main([*call, "--json", str(tmp_path / "with.json"), "--plots", str(out), "--palette", "safe"]) == 0
     assert {path.name for path in out.iterdir()} == FILES
-    assert caplog.text.count("written: ") == 3
+    assert caplog.text.count("wrote ") == 3
     with_plots, without = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("with", "without"))
     for changing in ("command", "date", "seconds"):
         del with_plots[changing], without[changing]
