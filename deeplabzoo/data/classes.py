@@ -105,7 +105,7 @@ COCO_STUFF = names(
 
 MAPILLARY = names(
     """
-    Bird Ground_Animal Curb Fence Guard_Rail Barrier Wall Bike_Lane Crosswalk_-_JsonDataclass Curb_Cut Parking Pedestrian_Area
+    Bird Ground_Animal Curb Fence Guard_Rail Barrier Wall Bike_Lane Crosswalk_-_Plain Curb_Cut Parking Pedestrian_Area
     Rail_Track Road Service_Lane Sidewalk Bridge Building Tunnel Person Bicyclist Motorcyclist Other_Rider
     Lane_Marking_-_Crosswalk Lane_Marking_-_General Mountain Sand Sky Snow Terrain Vegetation Water Banner Bench Bike_Rack
     Billboard Catch_Basin CCTV_Camera Fire_Hydrant Junction_Box Mailbox Manhole Phone_Booth Pothole Street_Light Pole
