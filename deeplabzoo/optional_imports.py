@@ -16,7 +16,7 @@ _TELEMETRY_MODULES = {"openvino": "openvino_telemetry", "nncf": "openvino_teleme
 def require_module(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Return an optional module; raises DeepLabZooError that names the extra of deeplabzoo which installs it.
 
-    >>> require("no_such_module", extra="export", purpose="writing ONNX")
+    >>> require_module("no_such_module", extra="export", purpose="writing ONNX")
     Traceback (most recent call last):
     deeplabzoo.errors.DeepLabZooError: writing ONNX needs no_such_module; install it with `pip install "deeplabzoo[export]"`.
     """

@@ -101,14 +101,14 @@ def _measured(given: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(given["threads"])
     predictor = Predictor(load_named_model(given["model"], None), "cpu", "torch", tile=TILE)
     with tempfile.TemporaryDirectory(prefix="deeplabzoo-benchmark-") as place:
-        small, picture = Path(place) / "small.tif", Path(place) / "made.tif"
+        small, image = Path(place) / "small.tif", Path(place) / "made.tif"
         write_synthetic_tiff(small, 64, given["seed"])
         predict_to_files(predictor, small, {"labels": Path(place) / "small.png"})
-        write_synthetic_tiff(picture, given["side"], given["seed"])
+        write_synthetic_tiff(image, given["side"], given["seed"])
         results: list[LargeResult] = []
         begun = time.perf_counter()
         memory = peak_of(
-            lambda: results.append(predict_to_files(predictor, picture, {"labels": Path(place) / "labels.png"})),
+            lambda: results.append(predict_to_files(predictor, image, {"labels": Path(place) / "labels.png"})),
             torch.device("cpu"),
         )
         return {"seconds": time.perf_counter() - begun, "tiles": results[0].tiles, **memory}

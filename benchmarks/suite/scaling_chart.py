@@ -44,6 +44,6 @@ def draw_scaling(record: Record, path: Path) -> None:
         axes.grid(alpha=0.3)
     threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
     figure.suptitle(f"{rows[0].name}, {rows[0].side}, {threads}\n{record.hardware['cpu']}, {record.date[:10]}", fontsize=9)
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)  # type: ignore[no-untyped-call]
-    write_atomically(path, lambda file: file.write(picture.getvalue()))
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)  # type: ignore[no-untyped-call]
+    write_atomically(path, lambda file: file.write(image.getvalue()))

@@ -74,23 +74,23 @@ class SeamCounts:
         )
 
 
-def seam_rows(net: DeepLab, name: str, photos: Sequence[Path], *, note: str = "") -> Iterator[list[Row]]:
+def seam_rows(net: DeepLab, name: str, images: Sequence[Path], *, note: str = "") -> Iterator[list[Row]]:
     """Yield rows for each photo at its own size; with the image-level branch of the whole photo too, for what that one costs.
 
     Raises ImageError for what is no photo.
     """
     form = net.optimize()
-    for photo in photos:
-        image_HWC = read_image(photo)
+    for image in images:
+        image_HWC = read_image(image)
         hw = (image_HWC.shape[0], image_HWC.shape[1])
         with eval_mode(net), _pooled_of_first_call(net):
             whole_HW = _predict_whole(net, image_HWC)
-            held = _compare_with_row(net.forward_low_resolution, net, image_HWC, whole_HW, _IMAGE_TILINGS[-1:])
+            held = _compare_tilings(net.forward_low_resolution, net, image_HWC, whole_HW, _IMAGE_TILINGS[-1:])
         with eval_mode(form):
-            found = _compare_with_row(form.forward_low_resolution, net, image_HWC, whole_HW, _IMAGE_TILINGS)
+            found = _compare_tilings(form.forward_low_resolution, net, image_HWC, whole_HW, _IMAGE_TILINGS)
         for one in held:
             one.side += ", image-level branch of the whole"
-        yield [one.row(f"{name}, {photo.name}", hw, note) for one in (*found, *held)]
+        yield [one.row(f"{name}, {image.name}", hw, note) for one in (*found, *held)]
 
 
 def mosaic_rows(net: DeepLab, name: str, data_name: str, root: Path, *, note: str = "") -> list[Row]:
@@ -117,7 +117,7 @@ def mosaic_rows(net: DeepLab, name: str, data_name: str, root: Path, *, note: st
         with eval_mode(form):
             _score(
                 frames,
-                _concat_inputs([image_labels(form, prepare(piece, net.preprocessing)) for piece in pieces]),
+                _tile_images([image_labels(form, prepare(piece, net.preprocessing)) for piece in pieces]),
                 truth_HW,
             )
             whole_HW = _predict_whole(form, image_HWC)
@@ -144,7 +144,7 @@ def near_seams(hw: tuple[int, int], tiling: Tiling, *, aligned: bool) -> np.ndar
     return near_HW
 
 
-def _compare_with_row(
+def _compare_tilings(
     forward: Forward, net: DeepLab, image_HWC: Pixels, whole_HW: Labels, tilings: Sequence[tuple[int, int]]
 ) -> list[SeamCounts]:
     found = []
@@ -203,10 +203,10 @@ def _mosaic(data: SegmentationDataset, first: int) -> tuple[Pixels, Labels, list
     if len({sample.labels.shape for sample in samples}) > 1:
         raise UsageError(f"Frames of a mosaic must be of one size; those from '{samples[0].name}' on are not.")
     pieces = [sample.image for sample in samples]
-    return _concat_inputs(pieces), _concat_inputs([sample.labels for sample in samples]), pieces
+    return _tile_images(pieces), _tile_images([sample.labels for sample in samples]), pieces
 
 
-def _concat_inputs(pieces: Sequence[Any]) -> Any:
+def _tile_images(pieces: Sequence[Any]) -> Any:
     columns = MOSAIC[1]
     rows = [np.concatenate(pieces[at : at + columns], axis=1) for at in range(0, len(pieces), columns)]
     return np.concatenate(rows, axis=0)

@@ -24,7 +24,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 def head_logits(
-    net: DeepLab, photos: Sequence[str | os.PathLike[str]], size_hw: tuple[int, int] | None = None
+    net: DeepLab, images: Sequence[str | os.PathLike[str]], size_hw: tuple[int, int] | None = None
 ) -> list[torch.Tensor]:
     """Return the network's low-resolution logits of every photo, 1 x classes x h x w on the CPU.
 
@@ -33,8 +33,8 @@ def head_logits(
     """
     device = next(net.parameters()).device
     found = []
-    for photo in photos:
-        prepared = prepare(read_image(photo), net.preprocessing)
+    for image in images:
+        prepared = prepare(read_image(image), net.preprocessing)
         image_1CHW = prepared.tensor_1CHW
         if size_hw is not None:
             valid_1CHW = image_1CHW[:, :, : prepared.valid_hw[0], : prepared.valid_hw[1]]

@@ -94,7 +94,7 @@ class MemoryCache(_CachedDataset):
         self._pixels: Bytes | None = np.frombuffer(memory, np.uint8)
         entries = np.frombuffer(mmap.mmap(-1, max(1, 4 * 8 * (len(data) + 1))), np.int64).reshape(-1, 4)
         entries[:-1, 0] = _ABSENT
-        self._legend_entries, self._totals = entries[:-1], entries[-1]
+        self._entries, self._totals = entries[:-1], entries[-1]
         """A row an image: offset (or _ABSENT, _RESERVED), height, width, bytes a label. Totals: bytes used, kept, full."""
 
     def __getitem__(self, index: int) -> Sample:
@@ -103,7 +103,7 @@ class MemoryCache(_CachedDataset):
         if self._pixels is None:
             return self.data[index]
         with self._lock:
-            start, height, width, label_bytes = self._legend_entries[index].tolist()
+            start, height, width, label_bytes = self._entries[index].tolist()
         if start >= 0:
             size = height * width * (3 + label_bytes)
             return _sample(self._pixels[start : start + size], height, width, label_bytes, self.names[index])
@@ -117,9 +117,9 @@ class MemoryCache(_CachedDataset):
         with self._lock:
             used, kept, full, _ = self._totals.tolist()
             fits = used + size <= self.limit_bytes
-            wanted = self._legend_entries[index, 0] == _ABSENT
+            wanted = self._entries[index, 0] == _ABSENT
             if wanted and fits:
-                self._legend_entries[index, 0] = _RESERVED
+                self._entries[index, 0] = _RESERVED
                 self._totals[0] = used + -(-size // 8) * 8
                 self._totals[1] = kept + 1
             elif wanted:
@@ -132,7 +132,7 @@ class MemoryCache(_CachedDataset):
         place[: sample.image.nbytes] = sample.image.reshape(-1)
         place[sample.image.nbytes :] = np.ascontiguousarray(sample.labels).reshape(-1).view(np.uint8)
         with self._lock:
-            self._legend_entries[index] = used, *sample.labels.shape, sample.labels.itemsize
+            self._entries[index] = used, *sample.labels.shape, sample.labels.itemsize
 
     def __getstate__(self) -> dict[str, Any]:
         return {"data": self.data, "limit_bytes": self.limit_bytes}

@@ -100,9 +100,9 @@ def find_urls(url: str, suffixes: tuple[str, ...], *, recursive: bool = False) -
     if PurePosixPath(root).suffix.lower() in suffixes and not re.search(r"[*?\[]", root):
         return [(url, Path(PurePosixPath(root).stem))]  # without asking the server: over HTTP that would fetch the image
     if re.search(r"[*?\[]", root):
-        found = [(path, PurePosixPath(path).name) for path in sorted(_query(lambda: files.glob(root), url))]
-    elif _query(lambda: files.isdir(root), url):
-        below = sorted(_query(lambda: files.find(root, maxdepth=None if recursive else 1), url))
+        found = [(path, PurePosixPath(path).name) for path in sorted(_remote_call(lambda: files.glob(root), url))]
+    elif _remote_call(lambda: files.isdir(root), url):
+        below = sorted(_remote_call(lambda: files.find(root, maxdepth=None if recursive else 1), url))
         found = [(path, str(PurePosixPath(path).relative_to(root.rstrip("/") or "/"))) for path in below]
     else:
         return [(url, Path(PurePosixPath(root).stem))]
@@ -121,7 +121,7 @@ def read_url(url: str, *, max_pixels: int) -> Pixels:
         ImageError: It cannot be fetched or read, has more than MAX_REMOTE_BYTES or more than `max_pixels` pixels.
     """
     files, path = _file_system(url)
-    data = _query(lambda: _read_limited(files, path), url)
+    data = _remote_call(lambda: _read_limited(files, path), url)
     if len(data) > MAX_REMOTE_BYTES:
         raise ImageError(f"'{url}' has more than {MAX_REMOTE_BYTES // 2**20} MiB; download it and give the file.")
     return read_image_bytes(data, f"'{url}'", max_pixels=max_pixels)
@@ -141,7 +141,7 @@ def _read_limited(files: Any, path: str) -> bytes:
 def url_version(url: str) -> str:
     """Return a string that changes when the image behind a URL does, as its file system reports; raises ImageError."""
     files, path = _file_system(url)
-    return str(_query(lambda: files.ukey(path), url))
+    return str(_remote_call(lambda: files.ukey(path), url))
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -161,7 +161,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     return files, str(path)
 
 
-def _query(ask: Callable[[], _T], url: str) -> _T:
+def _remote_call(ask: Callable[[], _T], url: str) -> _T:
     try:
         return ask()
     except FileNotFoundError:

@@ -171,13 +171,13 @@ def _plot_worst_images(
     grid = figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1, 1, 0.62])
     for axes, title in zip(grid[0], ("input", "truth", "prediction", ""), strict=True):
         axes.set_title(title)
-    for (photo, truth, predicted, legend), one in zip(grid, worst, strict=True):
+    for (image, truth, predicted, legend), one in zip(grid, worst, strict=True):
         ranked = _classes_by_area(one, report.protocol.ignore_index)
         colors = _colors(ranked, report.classes, data_palette, palette)
-        photo.imshow(one.sample.image)
+        image.imshow(one.sample.image)
         truth.imshow(_colorize(one.sample.labels, colors))
         predicted.imshow(_colorize(one.predicted, colors))
-        photo.set_ylabel(f"{_short(one.sample.name)}\nmIoU {100 * one.miou:.1f} %", fontsize=9)
+        image.set_ylabel(f"{_short(one.sample.name)}\nmIoU {100 * one.miou:.1f} %", fontsize=9)
         entries = [
             Patch(
                 facecolor=_unit_rgb(colors[index]), edgecolor="#555555", label=_iou_label(report.classes[index], one.iou[index])
@@ -243,8 +243,8 @@ def _figure(width_in: float, height_in: float) -> Any:
 
 
 def _title(figure: Any, report: Report, what: str, columns: int) -> None:
-    pictures = report.subset or f"{report.images} images"
-    where = printable(f"{report.model} on {report.data} {report.split} ({pictures}): mIoU {100 * report.miou:.2f} %")
+    images = report.subset or f"{report.images} images"
+    where = printable(f"{report.model} on {report.data} {report.split} ({images}): mIoU {100 * report.miou:.2f} %")
     where = where.replace("$", r"\$")
     figure.suptitle(f"{what}\n{textwrap.fill(where, columns)}", fontsize=11)
 
@@ -252,16 +252,16 @@ def _title(figure: Any, report: Report, what: str, columns: int) -> None:
 def _save(figure: Any, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    picture = io.BytesIO()
+    image = io.BytesIO()
     FigureCanvasAgg(figure)
     with warnings.catch_warnings(record=True) as met:
         warnings.filterwarnings("always", "Glyph .* missing from font")
-        figure.savefig(picture, dpi=110, format="png")
+        figure.savefig(image, dpi=110, format="png")
     missing = [one for one in met if "missing from font" in str(one.message)]
     for one in met:
         if one not in missing:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if missing:
         logger.warning(f"{path.name}: the font lacks letters of the names, which are drawn as boxes")
-    write_atomically(path, lambda file: file.write(picture.getvalue()))
+    write_atomically(path, lambda file: file.write(image.getvalue()))
     return path

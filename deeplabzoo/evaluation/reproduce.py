@@ -193,10 +193,10 @@ def _remeasured(
     except DeepLabZooError as error:
         yield from (ReproductionResult(row, "unverified", f"{_published_score(one)}: {error}") for one in metrics)
         return
-    yield from (_compare_with_row(row, one, report, tolerance) for one in metrics)
+    yield from (_compare_metric(row, one, report, tolerance) for one in metrics)
 
 
-def _compare_with_row(row: WeightRow, metric: Metric, report: Report, tolerance: float) -> ReproductionResult:
+def _compare_metric(row: WeightRow, metric: Metric, report: Report, tolerance: float) -> ReproductionResult:
     if metric.name not in METRIC_FIELDS:
         return ReproductionResult(row, "unverified", f"{_published_score(metric)}: no report has a figure of this name")
     if metric.origin == "measured" and str(report.protocol) != metric.protocol:

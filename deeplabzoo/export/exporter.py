@@ -119,14 +119,14 @@ def export(
     began = time.monotonic()
     net = net.cpu().eval()
     calibration = [] if config.calibrate is None else _calibration_images(net, config.calibrate)
-    photos = [check[index].image for index in range(min(_NUM_PARITY_IMAGES, len(check)))] if check is not None else []
-    photos = photos or [read_image(path) for path in calibration[:_NUM_PARITY_IMAGES]]
+    images = [check[index].image for index in range(min(_NUM_PARITY_IMAGES, len(check)))] if check is not None else []
+    images = images or [read_image(path) for path in calibration[:_NUM_PARITY_IMAGES]]
     facts = {"preprocessing": json.dumps(preprocessing_for(net, config.size).to_dict())}
     with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".deeplabzoo-export-") as folder:
         file = Path(folder) / config.out.name
         write(net, config, file, facts)
         run = runner(config.format, file)
-        proof = require_export_parity(net, run, config.output, config.size, photos, int8=config.calibrate is not None)
+        proof = require_export_parity(net, run, config.output, config.size, images, int8=config.calibrate is not None)
         log_step("proof", proof)
         result = measure_miou(net, run, config.output, config.size, check, count) if check is not None else None
         add_metadata(

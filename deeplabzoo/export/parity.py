@@ -47,7 +47,7 @@ class AccuracyCheck:
 
 
 def require_export_parity(
-    net: DeepLab, run: Runner, output: Output, size: tuple[int, int] | None, photos: Sequence[Pixels], *, int8: bool
+    net: DeepLab, run: Runner, output: Output, size: tuple[int, int] | None, images: Sequence[Pixels], *, int8: bool
 ) -> str:
     """Compare a file with its network on random images of several shapes and on photos; returns a sentence of what was seen.
 
@@ -58,7 +58,7 @@ def require_export_parity(
     shapes = ((1, *size),) if size else _DYNAMIC_SHAPES
     random = [torch.randn(batch, net.config.in_chans, *hw, generator=generator) for batch, *hw in shapes]
     channels = net.config.in_chans
-    real = [prepare(photo, preprocessing_for(net, size), channels=channels).tensor_1CHW for photo in photos]
+    real = [prepare(photo, preprocessing_for(net, size), channels=channels).tensor_1CHW for photo in images]
     apart = 0.0 if int8 else max(_logits_difference(form, run, image, output) for image in random)
     allowed = RELATIVE_TOLERANCE if output == "logits" else MAX_LABEL_MISMATCH_RANDOM
     _require(apart <= allowed, "random images", apart, allowed)

@@ -75,18 +75,18 @@ class LabelBatch:
 
     def __call__(self, batch: "dict[str, np.ndarray[Any, Any]]") -> dict[str, list[Any]]:
         """Label the images that are not finished yet and return the rows."""
-        rows = [self._label_row(str(photo), str(name)) for photo, name in zip(batch["photo"], batch["name"], strict=True)]
+        rows = [self._label_row(str(image), str(name)) for image, name in zip(batch["photo"], batch["name"], strict=True)]
         return {key: [row[key] for row in rows] for key in ("photo", "name", "done_before", "areas", "error")}
 
-    def _label_row(self, photo: str, name: str) -> dict[str, Any]:
-        job = image_job(photo, name, self._out)
+    def _label_row(self, image: str, name: str) -> dict[str, Any]:
+        job = image_job(image, name, self._out)
         done = is_up_to_date(job, self._settings, alpha=self._options.alpha, legend=self._options.legend)
         error = ""
         if not done:
             outcome = label_image_file(self._predictor, job, self._options)
             error = outcome.line if outcome.failed else ""
         areas = "" if error else job.files["json"].read_text(encoding="utf-8")
-        return {"photo": photo, "name": name, "done_before": done, "areas": areas, "error": error}
+        return {"photo": image, "name": name, "done_before": done, "areas": areas, "error": error}
 
 
 def label_files(
@@ -128,15 +128,15 @@ def label_files(
     out = Path(out).absolute()
     sources = find_images([paths] if isinstance(paths, str) else paths, recursive=recursive, out=out)
     # absolute paths, as workers have other working folders
-    photos = [{"photo": one.url or str(one.path.absolute()), "name": one.name.as_posix()} for one in sources]
-    prepare_outputs([image_job(one["photo"], one["name"], out) for one in photos])
+    images = [{"photo": one.url or str(one.path.absolute()), "name": one.name.as_posix()} for one in sources]
+    prepare_outputs([image_job(one["photo"], one["name"], out) for one in images])
     net = _load_model(model)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
-    batch = max(1, min(_BATCH, len(photos) // (4 * workers)))
-    batches = -(-len(photos) // batch)
+    batch = max(1, min(_BATCH, len(images) // (4 * workers)))
+    batches = -(-len(images) // batch)
     rows = (
-        data.from_items(photos, override_num_blocks=batches)
+        data.from_items(images, override_num_blocks=batches)
         .map_batches(
             LabelBatch,
             fn_constructor_args=(pickle.dumps(copy.deepcopy(net).to("cpu")), str(out), "cuda" if gpus else "cpu", cpus),
@@ -156,10 +156,10 @@ def label_files(
     return LabelSummary(len(rows), done, {row["photo"]: row["error"] for row in rows if row["error"]}, areas)
 
 
-def image_job(photo: str, name: str, out: Path) -> Job:
+def image_job(image: str, name: str, out: Path) -> Job:
     """Return the job of a row: an image's path or URL, and the name of its results below `out`."""
-    url = photo if is_url(photo) else None
-    return job_for_folder(Source(Path(photo), Path(name), url), out, _KINDS)
+    url = image if is_url(image) else None
+    return job_for_folder(Source(Path(image), Path(name), url), out, _KINDS)
 
 
 def _load_model(model: DeepLab | str) -> DeepLab:

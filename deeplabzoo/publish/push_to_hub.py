@@ -95,7 +95,7 @@ def push_to_hub(
     photo: str | Path | None,
 ) -> str:
     """Upload a model and return the commit; see `DeepLab.push_to_hub` for the arguments."""
-    row = _matching_row(net)
+    row = _released_row(net)
     _require_matching_reports(net, reports)
     shown = read_thumbnail(Path(photo)) if photo is not None else None
     create_repository(repo, token=token, private=private)
@@ -143,7 +143,7 @@ def _metrics(report: Report) -> Iterator[Metric]:
         )
 
 
-def _matching_row(net: DeepLab) -> WeightRow | None:
+def _released_row(net: DeepLab) -> WeightRow | None:
     """Return the row of the released checkpoint that has exactly these tensors; None once they were trained or adapted.
 
     `weights_source` describes the file that was loaded, not the present tensors, so the file is read again and compared.

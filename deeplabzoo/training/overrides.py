@@ -60,7 +60,7 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
     place: Any = values
     for depth, part in enumerate(path):
         place = place[_step(place, part, key, ".".join(path[:depth]))]
-    place[_step(place, last, key, ".".join(path))] = _parse_line(text)
+    place[_step(place, last, key, ".".join(path))] = _parse_value(text)
 
 
 def _step(place: Any, part: str, key: str, within: str) -> Any:
@@ -82,7 +82,7 @@ def _step(place: Any, part: str, key: str, within: str) -> Any:
     raise UnknownNameError(f"A recipe has no field '{key}'.{hint.replace(chr(39), chr(39) + prefix, 1) if prefix else hint}")
 
 
-def _parse_line(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     """Read JSON where it is JSON; else `a,b` as a list, `ce:1,lovasz:0.5` as pairs, and anything else as text."""
     try:
         return parse_json(text)
@@ -92,7 +92,7 @@ def _parse_line(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     if "," in text:
-        return [_parse_line(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
+        return [_parse_value(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
     name, colon, factor = text.partition(":")
     if colon and name.isidentifier():
         with contextlib.suppress(ValueError):

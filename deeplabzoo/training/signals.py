@@ -26,7 +26,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._bytes_on_disk = False
+        self._deferred = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -50,22 +50,22 @@ class StopRequest:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Let signals wait in `signal`; one that was not handled is handled when the block ends."""
-        self._bytes_on_disk = True
+        self._deferred = True
         try:
             yield
         finally:
-            self._bytes_on_disk = False
+            self._deferred = False
         self._raise_if_signaled()
 
     @contextlib.contextmanager
     def immediate(self) -> Iterator[None]:
         """Raise ImmediateStop at once within a block of `deferred`."""
-        self._bytes_on_disk = False
+        self._deferred = False
         try:
             self._raise_if_signaled()
             yield
         finally:
-            self._bytes_on_disk = True
+            self._deferred = True
 
     def _raise_if_signaled(self) -> None:
         if self.signal is not None:
@@ -74,7 +74,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore_handlers()
-        if not self._bytes_on_disk:
+        if not self._deferred:
             raise ImmediateStop
 
     def _restore_handlers(self) -> None:

@@ -210,7 +210,11 @@ def test_sigterm_in_an_evaluation_leaves_at_once(runs: Driver, pictures: Path, r
 @pytest.mark.parametrize(
     ("settings", "saved", "sentence"),
     [
-        ("loss=ce:1000", False, "has non-finite values after step 1, so that step was not saved; .* No state was saved before."),
+        (
+            "loss=ce:1000",
+            False,
+            "has non-finite values after step 1, so that step was not saved; .* No state was saved before.",
+        ),
         ("loss=ce", True, "The loss is nan at step 1 .* The state of step 1, in .*, leads straight to this; there is none"),
         (f"evaluations={STEPS}", False, "The validation loss is nan after step 1, so that step was not saved; .* No state was"),
     ],

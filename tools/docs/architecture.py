@@ -11,7 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "deeplabzoo"
 PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = "module-tree"
-FOLDERS = ("models", "data", "checkpoints", "hub", "processing", "optimization", "inference", "evaluation", "export", "training")
+FOLDERS = (
+    "models",
+    "data",
+    "checkpoints",
+    "hub",
+    "processing",
+    "optimization",
+    "inference",
+    "evaluation",
+    "export",
+    "training",
+)
 """Order of the page: that of the layers; what stands above comes behind."""
 
 

@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, default=Path("docs/images"), help="folder of the photos (docs/images)")
     parser.add_argument("--out", type=Path, default=Path("docs/gallery.md"), help="the page; pictures go into gallery/ beside")
     args = parser.parse_args(argv)
-    pictures = args.out.parent / "gallery"
-    ensure_folder(pictures)
+    images = args.out.parent / "gallery"
+    ensure_folder(images)
     rows = [row for row in list_weights() if isinstance(row.source, BundledSource)]
-    text = page([section(row, args.photos, pictures) for row in rows])
+    text = page([section(row, args.photos, images) for row in rows])
     write_atomically(args.out, lambda file: file.write(text.encode()))
     return 0
 
@@ -73,7 +73,7 @@ def page(sections: Sequence[str]) -> str:
     return "\n\n".join([head, *sections]) + "\n"
 
 
-def section(row: WeightRow, photos: Path, pictures: Path) -> str:
+def section(row: WeightRow, images: Path, pictures: Path) -> str:
     """Draw one model's pictures and return its part of the page."""
     parts = [f"## {row.full_name}", f"Classes: {', '.join(CLASS_LISTS[row.data].classes)}."]
     shown = GALLERY_IMAGES.get(row.data, ())
@@ -82,16 +82,16 @@ def section(row: WeightRow, photos: Path, pictures: Path) -> str:
         return "\n\n".join(parts)
     predictor = Predictor(deeplabzoo.create(row.full_name, pretrained=True), device="cpu", engine="torch")
     for one in shown:
-        if not (photos / one.file).is_file():
-            raise UsageError(f"The photo '{photos / one.file}' is missing; --photos names the folder that holds it.")
-        parts += _images_markdown(one, predictor(read_image(photos / one.file)), row, pictures)
+        if not (images / one.file).is_file():
+            raise UsageError(f"The photo '{images / one.file}' is missing; --photos names the folder that holds it.")
+        parts += _images_markdown(one, predictor(read_image(images / one.file)), row, pictures)
     return "\n\n".join(parts)
 
 
-def _images_markdown(one: GalleryImage, result: Result, row: WeightRow, pictures: Path) -> Iterator[str]:
+def _images_markdown(one: GalleryImage, result: Result, row: WeightRow, images: Path) -> Iterator[str]:
     stem = f"{row.full_name}_{Path(one.file).stem}"
-    write_png(result.label_image(), pictures / f"{stem}_labels.png")
-    write_jpeg(result.overlay(), pictures / f"{stem}_overlay.jpg")
+    write_png(result.label_image(), images / f"{stem}_labels.png")
+    write_jpeg(result.overlay(), images / f"{stem}_overlay.jpg")
     found = ", ".join(area.name for area in result.found()[:3])
     yield one.caption
     yield "| photo | labels | overlay |\n|---|---|---|\n" + "| {} | {} | {} |".format(

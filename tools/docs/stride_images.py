@@ -51,29 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     net = deeplabzoo.create(_MODEL, pretrained=True)
     photo = read_image(args.photo)
     found = [predict_at_stride(net, photo, stride) for stride in STRIDES]
-    pictures = args.write.parent / "images"
-    ensure_folder(pictures)
+    images = args.write.parent / "images"
+    ensure_folder(images)
     for one in found:
-        write_jpeg(draw_cell_grid(net, photo, one), pictures / f"stride_{one.stride}.jpg")
+        write_jpeg(draw_cell_grid(net, photo, one), images / f"stride_{one.stride}.jpg")
     text = replace_block(args.write, table(found), BLOCK)
     write_atomically(args.write, lambda file: file.write(text.encode()))
     return 0
 
 
-def predict_at_stride(net: DeepLab, photo: Pixels, stride: int) -> StrideResult:
+def predict_at_stride(net: DeepLab, image: Pixels, stride: int) -> StrideResult:
     """Run the network, whose weights stay the same, at `stride`."""
     net.set_output_stride(stride)
-    labels = Predictor(net, device="cpu", engine="torch")(photo).labels
+    labels = Predictor(net, device="cpu", engine="torch")(image).labels
     height, width = net.preprocessing.size
     return StrideResult(
         stride, net.config.atrous_rates or aspp_rates(stride), (-(-height // stride), -(-width // stride)), labels
     )
 
 
-def draw_cell_grid(net: DeepLab, photo: Pixels, one: StrideResult) -> Image.Image:
+def draw_cell_grid(net: DeepLab, image: Pixels, one: StrideResult) -> Image.Image:
     """Return the photo with labels and, in its left half, the lines between the encoder's cells."""
-    picture = Image.fromarray(blend(photo, one.labels, net.classes, net.palette))
-    factor = min(side / size for side, size in zip(net.preprocessing.size, photo.shape[:2], strict=True))
+    picture = Image.fromarray(blend(image, one.labels, net.classes, net.palette))
+    factor = min(side / size for side, size in zip(net.preprocessing.size, image.shape[:2], strict=True))
     step = one.stride / factor  # a cell in pixels of the photo
     lines = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(lines)
@@ -97,10 +97,10 @@ def table(found: Sequence[StrideResult]) -> str:
     return "\n".join(lines)
 
 
-def _with_caption(picture: Image.Image, text: str) -> Image.Image:
-    sheet = Image.new("RGB", (picture.width, picture.height + 28), LEGEND_BACKGROUND)
-    sheet.paste(picture, (0, 0))
-    ImageDraw.Draw(sheet).text((6, picture.height + 14), text, LEGEND_TEXT, ImageFont.load_default(size=16), anchor="lm")
+def _with_caption(image: Image.Image, text: str) -> Image.Image:
+    sheet = Image.new("RGB", (image.width, image.height + 28), LEGEND_BACKGROUND)
+    sheet.paste(image, (0, 0))
+    ImageDraw.Draw(sheet).text((6, image.height + 14), text, LEGEND_TEXT, ImageFont.load_default(size=16), anchor="lm")
     return sheet
 
 
