@@ -64,7 +64,7 @@ class ChangedFileError(DownloadError):
 
 
 class ImageError(DeepLabZooError):
-    """A picture that cannot be read: not an image, truncated, empty, or too large."""
+    """An image that cannot be read: not an image, truncated, empty, or too large."""
 
 
 class DataError(DeepLabZooError):

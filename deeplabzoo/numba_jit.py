@@ -19,7 +19,7 @@ _import_lock = threading.RLock()
 
 
 def numba_available() -> bool:
-    """Whether loops can be compiled here; that they cannot is said once."""
+    """Whether loops can be compiled here; if not, this is logged once."""
     with _import_lock:
         return _import_numba() is not None
 

@@ -27,7 +27,7 @@ def require_module(module: str, *, extra: str, purpose: str) -> ModuleType:
 
 
 def import_without_telemetry(module: str) -> ModuleType:
-    """Return a module of a library that is kept from reporting its use to its maker: nobody was asked whether it may.
+    """Import a module of a library with its usage telemetry disabled.
 
     OpenVINO and NNCF work without the module that they report by, so it is made unfindable in this process, unless a program
     has imported it before. Ray reads a variable when it starts a cluster, which a user may have set otherwise; ONNX Runtime has

@@ -1,4 +1,4 @@
-"""JSON out of files and arguments that nobody vouches for: one meaning or none."""
+"""Strict JSON from untrusted files and arguments, decoded into typed dataclasses."""
 
 import dataclasses
 import functools
@@ -127,7 +127,7 @@ def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     options = tuple(option for option in options if option is not type(None))
     if len(options) == 1:
         return _decode(options[0], value, where)
-    # a choice between dataclasses is told by their field `kind`, a Literal of one word
+    # a choice between dataclasses is decided by their field `kind`, a Literal of one word
     by_type_name = {get_args(_hints(option)["kind"])[0]: option for option in options}
     word = value.get("kind") if isinstance(value, Mapping) else None
     if not isinstance(word, str) or word not in by_type_name:

@@ -93,7 +93,7 @@ class _TorchvisionLogits(nn.Module):
 
 
 class _TransformersLogits(nn.Module):
-    """Its networks stop at low resolution; enlarged as its image processors do, with corners where the weights want them."""
+    """Its networks stop at low resolution; upsampled as its image processors do, with corners where the weights want them."""
 
     def __init__(self, net: nn.Module, align_corners: bool) -> None:
         super().__init__()

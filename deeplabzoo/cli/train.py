@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _recipe(name: str, out: Path, assignments: Sequence[str], *, resume: bool) -> Recipe:
-    """Return the recipe by name; when resuming, the one of the run's own folder, so that --set need not be said twice."""
+    """Return the recipe by name; when resuming, the one of the run's own folder, so that --set need not be repeated."""
     recipe = get_recipe(name)
     if resume:
         from deeplabzoo.training.run_dir import RunDir

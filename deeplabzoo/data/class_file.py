@@ -187,7 +187,7 @@ def _check(names: list[str], ids: Mapping[int, int], colours: Mapping[Colour, in
 # Reading masks: whether numbers or colours encode the classes is decided for each file.
 
 _MIN_SPACING = 48
-"""Levels between two classes (in the channel that differs most) from which blurred values are told apart."""
+"""Levels between two classes (in the channel that differs most) from which blurred values are separated."""
 _MAX_AMBIGUOUS = 0.2
 """Fraction of a mask's pixels that may lie in the middle between two classes: outlines do, a photo does everywhere."""
 

@@ -93,7 +93,7 @@ def read_image_and_orientation(source: str | os.PathLike[str], max_pixels: int =
         return pixels, declared if declared != 1 else exif_orientation(image)  # a PNG may have it behind the pixels
 
 
-def read_image_bytes(data: bytes, name: str = "The photo", *, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image_bytes(data: bytes, name: str = "The image", *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Return what `read_image` does, for the content of an image file such as an upload.
 
     Args:

@@ -42,7 +42,7 @@ class Protocol:
     def __str__(self) -> str:
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         passes = f"scales {scales}" if len(self.scales) > 1 else "single scale" + (f" {scales}" if scales != "1" else "")
-        resize = "photo at its own size" if self.resize == "none" else f"{self.resize} side to {self.size[0]} x {self.size[1]}"
+        resize = "image at its own size" if self.resize == "none" else f"{self.resize} side to {self.size[0]} x {self.size[1]}"
         return (
             f"{passes}, {'flip' if self.flip else 'no flip'}, output stride {self.output_stride}, "
             f"{resize}{', padded' if self.pad else ''}{f', {self.tiles}' if self.tiles else ''}, "

@@ -1,6 +1,6 @@
 """Reproduction of published metrics: golden logits first, then the dataset under the published protocol.
 
-A row states a figure with its protocol, split and pictures; here it is measured again under these, and compared.
+A row states metrics with protocol, split and images; they are measured again under the same conditions and compared.
 """
 
 import os
@@ -163,7 +163,7 @@ def _golden(row: WeightRow, net: DeepLab, golden: Path) -> ReproductionResult:
 
 
 def _grouped_by_protocol(metrics: Sequence[Metric]) -> list[list[Metric]]:
-    """Return figures in groups that one pass over the pictures measures."""
+    """Return metrics in groups that one pass over the images measures."""
     groups: dict[tuple[Any, ...], list[Metric]] = {}
     for one in metrics:
         conditions = (one.data, one.split, one.images, one.image_list_sha256, one.output_stride, one.scales, one.flip)
@@ -216,14 +216,14 @@ def _published_score(metric: Metric) -> str:
 
 
 def _data(metric: Metric, row: WeightRow, folder: Path | None) -> SegmentationDataset | DataError:
-    """Return the pictures that a figure stands on, or in a sentence why they are not to be had."""
+    """Return the dataset of a metric, or a DataError that says why it is not available."""
     if metric.data not in DATASET_NAMES:
         return DataError(f"no reader of '{metric.data}' is built in, only of {', '.join(DATASET_NAMES)}.")
     count = metric.images or PUBLISHED_SPLIT_SIZES.get(metric.data, {}).get(metric.split)
     if count is None:
-        return DataError("its row does not say on how many pictures it stands.")
+        return DataError("its row does not state the number of images.")
     if folder is None:
-        return DataError(f"its pictures are needed; name the folder that holds them by --data DIR or {DATA_VARIABLE}.")
+        return DataError(f"its dataset is needed; name the folder that contains it by --data DIR or {DATA_VARIABLE}.")
     if not folder.is_dir():
         return DataError(f"the data folder '{folder}' does not exist; check --data or {DATA_VARIABLE}.")
 
@@ -234,5 +234,5 @@ def _data(metric: Metric, row: WeightRow, folder: Path | None) -> SegmentationDa
     which = "its" if metric.image_list_sha256 else "as many as"
     return found or DataError(
         f"neither '{folder}' nor a folder in it is a data set '{metric.data}' whose split '{metric.split}' has {which} "
-        f"{count} pictures; name another folder by --data DIR or {DATA_VARIABLE}."
+        f"{count} images; name another folder by --data DIR or {DATA_VARIABLE}."
     )

@@ -150,7 +150,7 @@ def load_encoder(net: DeepLab, source: PathLike) -> str:
 
 
 def open_checkpoint(source: PathLike, name: ModelName | None = None) -> Checkpoint:
-    """Return the checkpoint that a text or path means; the one place where names, tags, files and addresses are told apart.
+    """Return the checkpoint that a text or path means; the one place where names, tags, files and addresses are distinguished.
 
     Args:
         source: `hf-hub:owner/name[@revision]`, a file or folder, or a model name with or without tag; with `name` also its tag.

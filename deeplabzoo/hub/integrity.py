@@ -100,7 +100,7 @@ def _compare_with_row(row: WeightRow, remote: _RemoteFile) -> CheckResult:
         *(["size"] if remote.bytes is not None and expected.bytes is not None else []),
         *(["sha256"] if remote.sha256 is not None and published else []),
     ]
-    matches = f"{' and '.join(same)} as published" if same else "is there; nothing to compare it with was said"
+    matches = f"{' and '.join(same)} as published" if same else "available; the server states no size or hash to compare"
     return CheckResult(row, "ok", ", ".join(filter(None, (_size(remote.bytes), matches, remote.note))))
 
 

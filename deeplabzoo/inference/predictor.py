@@ -146,7 +146,7 @@ class Result:
         require_size_fits_format(path, image.size)
         options: dict[str, Any] = {"JPEG": {"quality": 92, "subsampling": 0}, "WEBP": {"quality": 92}}.get(image_format, {})
         if image_format == "PNG" and kind == "overlay":
-            options = {"compress_level": 3}  # a photo is hardly larger than at Pillow's default 6, and written much faster
+            options = {"compress_level": 3}  # an image is hardly larger than at Pillow's default 6, and written much faster
         if image_format == "PNG" and stamp is not None:
             options["pnginfo"] = png_stamp_metadata(stamp_for_kind(stamp, kind, alpha, legend))
         write_atomically(path, lambda file: image.save(file, format=image_format, **options))

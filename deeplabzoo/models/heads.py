@@ -46,7 +46,7 @@ class ASPP(nn.Module):
 
     The pooled branch is a mean over the map, which exports everywhere, and is repeated over the map: bilinear upsampling of
     a single value is a constant, whatever `align_corners` says. With `pooling_window` it is a mean over a window of that size
-    at each place where one fits, enlarged to the map.
+    at each place where one fits, upsampled to the map.
     """
 
     def __init__(self, config: DeepLabConfig, in_channels: int) -> None:

@@ -311,7 +311,7 @@ def _keep_better_classifier(
 ) -> None:
     """Keep the transferred classifier rows only where the run starts with a lower loss than from a new classifier.
 
-    Rows trained against other classes can dominate the new, untrained ones: a row of `background` answers everywhere.
+    Rows trained against other classes can dominate randomly initialized ones: a row of `background` answers everywhere.
     """
     dataset = BatchDataset(data, dataclasses.replace(recipe, batch=_SAMPLES_PER_PASS, accumulate=1), net.preprocessing)
     batch = _read(dataset[0])
@@ -326,7 +326,7 @@ def _keep_better_classifier(
         _set_classifiers(net, transferred)
     else:
         logger.warning(
-            f"model: the classifier starts anew, since the rows of the shared classes alone would begin at a loss of "
+            f"model: the classifier is re-initialized, since the rows of the shared classes alone would begin at a loss of "
             f"{losses[0]:.2f}, and new rows begin at {losses[1]:.2f}"
         )
 

@@ -1,4 +1,6 @@
-"""The first 20 losses of every recipe at toy size; `PYTHONPATH=tests python tests/helpers/golden_curves.py` writes tests/golden/losses.json anew.
+"""The first 20 losses of every recipe at toy size, kept in tests/golden/losses.json.
+
+`PYTHONPATH=tests python tests/helpers/golden_curves.py` writes them.
 
 Toy size keeps what a recipe decides (losses, rates, freezing, averages, augmentation, stages) and shrinks what costs: a tiny
 encoder, untrained, on generated shapes. In float64 and without dropout, whose random numbers differ from one torch to the next:

@@ -25,7 +25,7 @@ LAYOUT_TESTS: dict[str, Callable[..., None]] = {
 }
 """Origin -> the test that builds a file with the names and shapes of a row's, and converts it."""
 REAL_FILES = {"tflite", "deeplabzoo"}
-"""Origins whose published files themselves are read by tests: tests/checkpoints/converters/test_tflite.py and tests/hub/test_bundled.py."""
+"""Formats whose published files are read by tests: checkpoints/converters/test_tflite.py and hub/test_bundled.py."""
 
 
 def rows_held_by(test: Callable[..., None]) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """The public contract, compared with a committed snapshot: additions are free, what is gone fails with its name.
 
-`tests/repository/contract.json` is the snapshot. After a deliberate change, such as a new option, `python tests/repository/test_contract.py --write`
-writes it again; its section `import_paths` is kept by hand and copied.
+`tests/repository/contract.json` is the snapshot. After a deliberate change, such as a new option, it is written again by
+`python tests/repository/test_contract.py --write`; its section `import_paths` is kept by hand and copied.
 """
 
 import argparse

@@ -180,7 +180,7 @@ def test_a_run_starts_no_worse_than_from_a_new_classifier(
     other = _recipe(_start_file(tmp_path / "other.safetensors", ("soil", "cat", "dog"), bias=bias))
     first, new = (_first_loss(build_model(one, data), one, data) for one in (shared, other))
     assert first <= new + 1e-5
-    assert ("the classifier starts anew" in caplog.text) == (bias != 0.0 and first == pytest.approx(new))
+    assert ("the classifier is re-initialized" in caplog.text) == (bias != 0.0 and first == pytest.approx(new))
 
 
 def test_all_shared_rows_are_kept_whatever_they_answer(tmp_path: Path) -> None:

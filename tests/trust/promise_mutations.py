@@ -1,8 +1,9 @@
 """Whether the test named for a promise notices that the promise is broken: `make promises`.
 
-promise_mutations.toml lists wrong changes: a promise's test, a file of the package, a text in it and what replaces it. For each,
-the package is copied, changed, and the named test alone is run with the copy: it must fail. `python tests/trust/promise_mutations.py
-[PATTERN]` runs those whose test matches; a test in CI checks only that each text is still there and each promise is listed.
+promise_mutations.toml lists wrong changes: a promise's test, a file of the package, a text in it and what replaces it. For
+each, the package is copied and changed, and the named test alone is run with the copy: it must fail.
+`python tests/trust/promise_mutations.py [PATTERN]` runs those whose test matches; CI checks only that each text is still there
+and that each promise is listed.
 """
 
 import fnmatch

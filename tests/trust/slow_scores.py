@@ -10,7 +10,7 @@ Pixel = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class SlowScores:
-    """The fields of `deeplabzoo.evaluation.metrics.Scores`, and the other rules called mIoU by name; None where there is nothing."""
+    """Fields of `deeplabzoo.evaluation.metrics.Scores`, and the other rules called mIoU; None without valid pixels."""
 
     miou: Fraction | None
     per_class_iou: tuple[Fraction | None, ...]

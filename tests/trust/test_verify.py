@@ -110,7 +110,7 @@ def test_a_metric_that_is_off_by_more_than_the_tolerance_differs(
         ({"image_list_sha256": "0" * 64}, "has its 2 pictures"),
         ({"split": "test"}, "whose split 'test' has its 2 pictures"),
         ({"data": "mapillary", "images": None, "origin": "published"}, "no reader of 'mapillary' is built in"),
-        ({"images": None, "origin": "published"}, "does not say on how many pictures"),
+        ({"images": None, "origin": "published"}, "does not state the number of images"),
         ({"output_stride": 32, "scales": ()}, "scales must be numbers above 0"),
     ],
     ids=str,
@@ -156,7 +156,7 @@ def test_weights_that_are_not_here_are_not_fetched_for_nothing(data: Path, monke
     assert isinstance(away.source, UrlSource)
     findings = verified(away, None)
     assert len(findings) == len(away.metrics)
-    assert all("its pictures are needed; name the folder" in one.detail for one in findings)
+    assert all("its dataset is needed; name the folder" in one.detail for one in findings)
     (finding,) = verified(with_metrics(away, data="folder", images=2, image_list_sha256=None), data)
     assert finding.detail.startswith("the weights cannot be had: deeplabv3_mobilenetv2_voc.coral is not in the cache")
 

@@ -111,7 +111,7 @@ def _scalar(graph: GraphDef, node: Node) -> float | None:
 
 
 def _downstream_ops(graph: GraphDef, node: Node) -> list[Node]:
-    """Return nodes that a node's value goes on to, through activations and other enlargements, up to the next convolution."""
+    """Return nodes that a node's value goes on to, through activations and other upsampling, up to the next convolution."""
     found: list[Node] = []
     seen = {node.name}
     waiting = [node]

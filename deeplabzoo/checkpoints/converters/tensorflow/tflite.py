@@ -3,7 +3,7 @@
 Everything is read off the graph: the blocks and their dilations, the head's branches and their order, how maps are resized,
 the input's scaling and the number of classes. Weights may be float32, float16, 8-bit per tensor or per channel, with or without
 a final ARG_MAX or SOFTMAX. A float file does not say how its input is scaled; [-1, 1], TensorFlow's convention for MobileNetV2,
-is assumed and said. Class names come from a label list attached to the file, or are VOC's for 21 classes, or `class_0` and
+is assumed and logged. Class names come from a label list attached to the file, or are VOC's for 21 classes, or `class_0` and
 so on.
 
 What is left behind by quantisation cannot be recovered: activations were rounded (and cut off at the range seen in training)
@@ -403,5 +403,5 @@ def _attached_labels(path: Path, num_classes: int) -> tuple[str, ...] | None:
                 if len(set(names)) == num_classes == len(names) and all(names):
                     return names
     except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, RuntimeError, EOFError):
-        return None  # the attachment is optional: without a readable one, names are inferred and that is said
+        return None  # the attachment is optional: without a readable one, names are inferred, which is logged
     return None
