@@ -1,1 +1,1 @@
-"""Networks as files for other runtimes: written, proven against the network, measured; `deeplabzoo.export` is the command."""
+"""Export of models to files for other runtimes, with verified outputs; the command is `python -m deeplabzoo.export`."""

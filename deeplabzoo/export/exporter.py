@@ -1,4 +1,4 @@
-"""One export from top to bottom: write beside the place, open, compare, measure, describe, move there."""
+"""Export a model to a file: write, verify against the model, measure mIoU, add metadata, move into place, report."""
 
 import dataclasses
 import datetime
@@ -28,48 +28,53 @@ from deeplabzoo.optimization.onnx_export import Output
 from deeplabzoo.optimization.quantization import Calibration
 from deeplabzoo.strict_json import decode_dataclass
 
-# What an export wrote and what was seen of it, as plain data: `--json` of the command, from which docs/export.md is filled.
-
-
 KIND = "deeplabzoo.export/1"
-"""What the first field of a report says, so that other JSON files are not taken for one."""
+"""Value of the field `kind` of a report, which identifies the format of the JSON file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
-    """The photos that an int8 file was fitted to."""
+    """The calibration images of an int8 file."""
 
     images: int
+    """Number of images."""
     list_sha256: str
-    """Over their file names, sorted, each followed by a line feed."""
+    """SHA-256 of their file names, sorted, each followed by a line feed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """One written file: what it is, the proof that it passed, and its mIoU beside the network's where that was measured."""
+    """Report of one exported file, as `--json` writes it; docs/export.md is filled from such reports."""
 
     model: str
+    """Name and tag, e.g. `deeplabv3plus_mobilenetv2_voc.v1`."""
     weights_sha256: str | None
-    """Of the file that the network was read from; None where there was none."""
+    """SHA-256 of the checkpoint; None without one."""
     format: Format
     precision: str
     """`fp32` or `int8`."""
     output: Output
     size: tuple[int, int] | None
-    """(height, width) of the only image it takes; None for open sizes."""
+    """Fixed (height, width) of the images in pixels; None for dynamic shapes."""
     calibration: CalibrationSet | None
+    """None for fp32."""
     proof: str
+    """Result of the parity check, see `parity.require_export_parity`."""
     check: AccuracyCheck | None
+    """mIoU of model and file; None if not measured."""
     bytes: int
-    """Of the file, with its `.bin` where it has one."""
+    """Size of the file, with its `.bin` where it has one."""
     seconds: float
-    """From the first step to the file in its place, checks included."""
+    """Duration of the export, checks included."""
     versions: Mapping[str, str]
+    """Package -> version."""
     cpu: str
     threads: int
+    """CPU threads of torch."""
     date: str
     """ISO 8601, UTC."""
     command: str | None = None
+    """The command line, if the export was one."""
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -77,7 +82,11 @@ class Export:
 
 
 def read_export(path: Path) -> Export:
-    """Return the report that a file holds; raises UsageError for what is none."""
+    """Read a report.
+
+    Raises:
+        UsageError: The file cannot be read or is not a report of an export.
+    """
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("kind") != KIND:
@@ -88,7 +97,7 @@ def read_export(path: Path) -> Export:
 
 
 def versions() -> dict[str, str]:
-    """Return the releases of what took part in an export, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that an export may use, by name."""
     found = {"python": platform.python_version()}
     for name in ("deeplabzoo", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf"):
         try:
@@ -99,7 +108,7 @@ def versions() -> dict[str, str]:
 
 
 _NUM_PARITY_IMAGES = 3
-"""Real photos whose labels are compared before the file counts."""
+"""Real images whose labels are compared before the file is kept."""
 
 
 def export(
@@ -110,10 +119,22 @@ def export(
     count: int = 0,
     log_step: Callable[[str, str], None] = lambda what, text: None,
 ) -> Export:
-    """Write `config.out`, measure it on the first `count` pictures of `check`, and return what was made and seen.
+    """Export a model to `config.out`.
 
-    `log_step(what, text)` is called with each step's outcome. The file appears whole, after it gave the network's answers on random
-    images and on photos of `check` or of the calibration folder, or not at all. Raises what the steps raise.
+    The file is written atomically, after a parity check on random images and on images of `check` or of the calibration set.
+
+    Args:
+        net: The model; it is moved to the CPU and set to eval mode.
+        config: File, format and options.
+        check: Dataset on which mIoU of model and file is measured; None to skip that.
+        count: Number of its images, from the first one.
+        log_step: Called with (name, result) of each step.
+
+    Raises:
+        UsageError: Invalid options, or no calibration images.
+        OutputError: The file cannot be written.
+        ImageError: An image cannot be read.
+        DeepLabZooError: The format does not support the model, a library is missing, or the parity check failed.
     """
     config.check()
     began = time.monotonic()
@@ -127,12 +148,12 @@ def export(
         write(net, config, file, facts)
         run = runner(config.format, file)
         proof = require_export_parity(net, run, config.output, config.size, images, int8=config.calibrate is not None)
-        log_step("proof", proof)
+        log_step("parity", proof)
         result = measure_miou(net, run, config.output, config.size, check, count) if check is not None else None
         add_metadata(
             config.format, file, {"proof": proof, **({"check": json.dumps(dataclasses.asdict(result))} if result else {})}
         )
-        parts = sorted(Path(folder).iterdir())  # .bin before .xml: the one that is opened comes last
+        parts = sorted(Path(folder).iterdir())  # .bin before .xml, so that an .xml always has its weights
         size_bytes = sum(part.stat().st_size for part in parts)
         for part in parts:
             write_atomically(config.out.parent / part.name, partial(_fill, part.read_bytes()))

@@ -1,4 +1,4 @@
-"""Writers of the formats, and readers that run what was written as a stranger would."""
+"""Export formats (ONNX, torch.export, OpenVINO, ExecuTorch): options, writers, metadata, and runners of the written files."""
 
 import copy
 import importlib
@@ -19,65 +19,72 @@ from deeplabzoo.errors import DeepLabZooError, OutputError, UsageError
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.graph_backend import onnxruntime_runner, openvino_runner
 from deeplabzoo.optimization.onnx_export import OPSET, OPSETS, ExportModule, Output, Runner, onnx_bytes, onnx_metadata
-from deeplabzoo.optimization.quantization import Calibration, quantised_bytes
+from deeplabzoo.optimization.quantization import Calibration, quantized_bytes
 from deeplabzoo.optional_imports import require_module
-
-# What an exported file shall be, as plain data; and what cannot be, in a sentence.
-
 
 Format = Literal["onnx", "torch-export", "openvino", "executorch"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "executorch": ".pte"}
 UNSUPPORTED_FORMATS = {
-    "coreml": "coremltools converts it on Linux, but a CoreML file runs on macOS alone, so it could not be proven",
-    "litert": "litert-torch asks for torch below 2.15, and what it wrote with torch 2.15 did not run (docs/export.md)",
+    "coreml": "coremltools converts on Linux, but CoreML files run only on macOS, so the outputs cannot be verified",
+    "litert": "litert-torch requires torch below 2.15, and its file from torch 2.15 did not run (docs/export.md)",
 }
-"""Formats that people ask for -> why there is no such file."""
+"""Unsupported format -> reason."""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """One file: format, what it answers, whether its sizes are open, and whether it counts in 8 bits."""
+    """Options of one exported file."""
 
     format: Format
     out: Path
+    """Path of the file; its suffix is that of the format, and its folder exists."""
     output: Output = "logits"
+    """What the file returns, see `onnx_export.ExportModule`."""
     size: tuple[int, int] | None = None
-    """(height, width) of the only image it takes; None leaves batch, height and width open."""
+    """Fixed (height, width) of the images in pixels; None for dynamic batch size, height and width."""
     opset: int = OPSET
-    """ONNX operator set of an onnx file."""
+    """ONNX operator set, for the format onnx."""
     dynamic_batch: bool = False
-    """With `size`: whether the batch size stays dynamic (onnx, openvino)."""
+    """Whether the batch size stays dynamic with a fixed `size` (onnx, openvino)."""
     calibrate: str | None = None
-    """Folder of photos for an int8 file; None is float32."""
+    """Folder, glob pattern or .txt list of calibration images for an int8 file; None for float32."""
 
     def check(self) -> None:
-        """Raise UsageError or OutputError for what cannot be made, before any work is done."""
+        """Check the options.
+
+        Raises:
+            UsageError: Options that do not fit together.
+            OutputError: The folder of `out` does not exist.
+        """
         suffix = SUFFIXES[self.format]
         if self.out.suffix != suffix:
             raise UsageError(f"--out '{self.out}' must end in {suffix}, as files of the format {self.format} do.")
         if not self.out.parent.is_dir():
-            raise OutputError(f"The folder '{self.out.parent}' of --out does not exist; make it, or name another place.")
+            raise OutputError(f"The folder '{self.out.parent}' of --out does not exist; create it or use another one.")
         if self.calibrate is not None and self.format not in ("onnx", "openvino"):
-            raise UsageError(f"--int8 is for the formats onnx and openvino; leave it out with {self.format}.")
+            raise UsageError(f"--int8 is for the formats onnx and openvino, not {self.format}; omit it.")
         if self.opset not in OPSETS:
             raise UsageError(f"--opset must be between {OPSETS[0]} and {OPSETS[-1]}, not {self.opset}.")
         if self.opset != OPSET and self.format != "onnx":
-            raise UsageError(f"--opset is for the format onnx; leave it out with {self.format}.")
+            raise UsageError(f"--opset is for the format onnx, not {self.format}; omit it.")
         if self.dynamic_batch and (self.size is None or self.format not in ("onnx", "openvino")):
-            raise UsageError("--dynamic-batch goes with --size H W and the formats onnx and openvino.")
+            raise UsageError("--dynamic-batch requires --size H W and the format onnx or openvino; omit it for all others.")
         if self.size is None and self.format == "executorch":
-            raise UsageError("A file of the format executorch takes images of one size; name it with --size H W.")
+            raise UsageError("The format executorch requires a fixed image size; set it with --size H W.")
         if self.size is not None and min(self.size) < 33:
             raise UsageError(f"--size must be at least 33 x 33 pixels, not {self.size[0]} x {self.size[1]}.")
 
 
-# ExecuTorch files, for phones and boards: one fixed size, computed by XNNPACK where it can; the description lies beside them.
-#
-# ExecuTorch is not one of deeplabzoo's extras: each of its releases asks for certain releases of torch.
+# ExecuTorch: a fixed image size, run by XNNPACK where it supports an operation. It is not an extra of deeplabzoo, because each
+# of its releases requires a certain release of torch.
 
 
 def write_executorch(program: Any, path: Path, facts: Mapping[str, str]) -> None:
-    """Lower an exported program for XNNPACK into `path`, with its description beside it; raises DeepLabZooError."""
+    """Lower an exported program for XNNPACK and write it to `path` (.pte) with its metadata beside it (.json).
+
+    Raises:
+        DeepLabZooError: ExecuTorch is not installed.
+    """
     lowering, xnnpack = _library("executorch.exir"), _library("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     lowered = lowering.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)
@@ -85,14 +92,14 @@ def write_executorch(program: Any, path: Path, facts: Mapping[str, str]) -> None
 
 
 def add_sidecar_metadata(path: Path, facts: Mapping[str, str]) -> None:
-    """Put facts into the JSON file beside a .pte, which itself has no room for words."""
+    """Add metadata to the JSON file beside a .pte file, which cannot hold any."""
     beside = path.with_suffix(".json")
     known = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
     beside.write_text(json.dumps({**known, **facts}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def executorch_runner(path: Path) -> Runner:
-    """Open a .pte in ExecuTorch's own runtime for Python."""
+    """Open a .pte file in ExecuTorch's Python runtime; raises DeepLabZooError if ExecuTorch is not installed."""
     method = _library("executorch.runtime").Runtime.get().load_program(path).load_method("forward")
     return lambda image: method.execute([torch.from_numpy(image)])[0].numpy()
 
@@ -102,40 +109,40 @@ def _library(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         raise DeepLabZooError(
-            "Writing ExecuTorch needs executorch; install it with `pip install executorch` (it may ask for another torch)."
+            "The format executorch needs executorch; install it with `pip install executorch` (it may replace torch)."
         ) from None
 
 
-# TensorFlow's padding for torch.export, written so that open sizes stay short terms.
+# TensorFlow's 'SAME' padding for torch.export with dynamic shapes.
 #
-# How much such a layer pads depends on the size of its input. torch.export carries sizes as symbolic terms; from timm's rule,
-# which divides as floats and takes maxima, each layer makes a longer one, and after four of them the export does not end.
+# The padding depends on the size of the input, which torch.export represents as a symbolic expression. timm's rule (a float
+# division and a maximum) makes the expression longer in every layer, and after four of them the export does not terminate.
 
 
 class DynamicConv2dSame(Conv2dSame):
-    """timm's convolution with 'SAME' padding; the padded side is `stride * (cells - 1) + reach + 1`: `cells` come out."""
+    """timm's convolution with 'SAME' padding by a rule in integers: padded side = stride * (outputs - 1) + kernel extent."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map B x in x H x W to B x out x ceil(H / stride) x ceil(W / stride)."""
         paddings: list[int] = []
         sides = zip(x.shape[-2:], self.stride, self.dilation, self.kernel_size, strict=True)
-        for side, stride, rate, kernel in reversed(list(sides)):  # F.pad takes the last axis first
-            reach = rate * (kernel - 1)
-            if reach < stride - 1:  # cells that no window reads: only timm's rule with its maximum is right
+        for side, stride, dilation, kernel in reversed(list(sides)):  # F.pad takes the last axis first
+            extent = dilation * (kernel - 1) + 1
+            if extent < stride:  # the padding could be negative here; timm's maximum with 0 is needed
                 out: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
                 return out
-            cells = (side + stride - 1) // stride
-            total = stride * (cells - 1) + reach + 1 - side
+            outputs = (side + stride - 1) // stride
+            total = stride * (outputs - 1) + extent - side
             paddings += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, paddings), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def with_dynamic_shapes(net: DeepLab) -> DeepLab:
-    """Return a float32 copy in eval mode on the CPU that torch.export follows for every size; same numbers."""
+    """Return a float32 copy of the model on the CPU, in eval mode, that torch.export can export with dynamic shapes."""
     twin = copy.deepcopy(net).cpu().float().eval()
     for module in twin.modules():
         if type(module) is Conv2dSame:
-            module.__class__ = DynamicConv2dSame  # the same layer and state; only its forward differs
+            module.__class__ = DynamicConv2dSame  # same state, other forward; constructing a new layer would copy the weights
     return twin
 
 
@@ -143,9 +150,17 @@ Metadata = dict[str, str]
 
 
 def write(net: DeepLab, config: ExportConfig, path: Path, facts: Metadata) -> None:
-    """Write the network in the format wished for; `facts` are put beside its own description.
+    """Write a model to `path` in the format of `config`.
 
-    Raises UsageError and DeepLabZooError in one sentence where network and format do not go together.
+    Args:
+        net: The model, on the CPU in eval mode.
+        config: Format and options.
+        path: File to write.
+        facts: Metadata, added to those of `onnx_export.onnx_metadata`.
+
+    Raises:
+        UsageError: Options that do not fit the model, or no calibration images.
+        DeepLabZooError: The format does not support the model, or a library is missing.
     """
     writers: dict[Format, Callable[[DeepLab, ExportConfig, Path, Metadata], None]] = {
         "onnx": _write_onnx,
@@ -157,7 +172,7 @@ def write(net: DeepLab, config: ExportConfig, path: Path, facts: Metadata) -> No
 
 
 def runner(format: Format, path: Path) -> Runner:
-    """Open a written file in the runtime that it is for."""
+    """Open an exported file in its runtime; returns a function from images B x C x H x W to the output."""
     if format == "torch-export":
         program = torch.export.load(path).module()
         return lambda image: program(torch.from_numpy(image)).numpy()
@@ -167,7 +182,7 @@ def runner(format: Format, path: Path) -> Runner:
 
 
 def add_metadata(format: Format, path: Path, facts: Metadata) -> None:
-    """Put more facts into a written file's metadata; torch's format takes them when it is written alone."""
+    """Add metadata to an exported file; a torch.export file is written again, since it stores them only then."""
     if format == "onnx":
         import onnx
 
@@ -195,7 +210,7 @@ def _dynamic_batch(config: ExportConfig) -> bool:
 def _write_onnx(net: DeepLab, config: ExportConfig, path: Path, facts: Metadata) -> None:
     model = onnx_bytes(net, config.output, config.size, opset=config.opset, dynamic_batch=_dynamic_batch(config))
     if config.calibrate is not None:
-        model = quantised_bytes(model, Calibration(net, config.calibrate), facts)
+        model = quantized_bytes(model, Calibration(net, config.calibrate), facts)
     path.write_bytes(model)
     add_metadata("onnx", path, facts)
 
@@ -206,9 +221,9 @@ def _write_openvino(net: DeepLab, config: ExportConfig, path: Path, facts: Metad
     if config.calibrate is None:
         model = ov.Core().read_model(graph)
     else:
-        from deeplabzoo.optimization.quantization import quantised
+        from deeplabzoo.optimization.quantization import quantize_for_openvino
 
-        model = quantised(graph, Calibration(net, config.calibrate))
+        model = quantize_for_openvino(graph, Calibration(net, config.calibrate))
     _save_openvino(model, path, {**onnx_metadata(net, config.output), **facts})
 
 
@@ -222,15 +237,15 @@ def _write_executorch(net: DeepLab, config: ExportConfig, path: Path, facts: Met
 
 
 def _export_program(net: DeepLab, config: ExportConfig) -> torch.export.ExportedProgram:
-    # a copy, without gradients: else the answers of the file that is run could not become arrays
+    # without gradients, since `numpy()` refuses outputs that require them
     form = ExportModule(with_dynamic_shapes(net), config.output).eval().requires_grad_(False)
-    # sides that no layer takes for a constant or for one another
+    # batch size 2 and different odd sides: torch.export specializes sizes of 1 and sizes that are equal
     image_BCHW = torch.zeros(1 if config.size else 2, net.config.in_chans, *(config.size or (97, 129)))
     axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         with _quiet(), torch.no_grad():
             return torch.export.export(form, (image_BCHW,), dynamic_shapes=None if config.size else (axes,))
-    except Exception as error:  # torch raises a dozen kinds here, and each is a page long
+    except Exception as error:  # torch.export raises a dozen types of errors, with messages of a page
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise DeepLabZooError(
             f"torch.export cannot write {net.config.architecture} on {net.config.encoder} ({reason}); use --format onnx."
@@ -246,7 +261,7 @@ def _save_openvino(model: Any, path: Path, facts: Metadata) -> None:
     ov = require_module("openvino", extra="openvino", purpose="Writing OpenVINO")
     for key, value in facts.items():
         model.set_rt_info(value, ["deeplabzoo", key])
-    beside = path.with_name(f"new-{path.name}")  # the weights of `model` may still be read from the old file
+    beside = path.with_name(f"new-{path.name}")  # OpenVINO maps the weights of `model` from the old file while it writes
     ov.save_model(model, beside, compress_to_fp16=False)
     for suffix in (".bin", ".xml"):
         beside.with_suffix(suffix).replace(path.with_suffix(suffix))
@@ -254,7 +269,7 @@ def _save_openvino(model: Any, path: Path, facts: Metadata) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what exporters say to their developers."""
+    """Suppress warnings and log messages of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What is proven of an exported file before it counts as written: same answers, and the mIoU that it keeps."""
+"""Parity checks of an exported file: outputs on random and real images, and mIoU on a dataset, against those of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,22 +22,27 @@ from deeplabzoo.processing.postprocessing import class_logits
 from deeplabzoo.processing.preprocessing import PreparedImage, image_labels, prepare
 
 MAX_LABEL_MISMATCH = 0.001
-"""Share of pixels of a real photo whose label may differ: ties between classes, decided by rounding."""
+"""Accepted share of pixels of a real image whose label differs: near-ties between classes, decided by rounding."""
 MAX_LABEL_MISMATCH_RANDOM = 0.01
+"""The same for random images, which have more near-ties."""
 MAX_LABEL_MISMATCH_INT8 = 0.1
-"""For 8 bits: what is beyond is not rounding. What they cost in mIoU is what `--check` measures."""
+"""The same for int8 files; detects a wrong file. `--check` measures the loss of mIoU."""
 _DYNAMIC_SHAPES = ((1, 64, 96), (3, 65, 33), (2, 97, 113))
 
 
 @dataclass(frozen=True)
 class AccuracyCheck:
-    """mIoU in percent of the network and of its exported file on the same pictures."""
+    """mIoU of a model and of its exported file on the same images."""
 
     data: str
+    """Name of the dataset."""
     split: str
     images: int
+    """Number of images."""
     miou_original: float
+    """mIoU of the model in percent."""
     miou_exported: float
+    """mIoU of the file in percent."""
 
     def __str__(self) -> str:
         return (
@@ -49,34 +54,53 @@ class AccuracyCheck:
 def require_export_parity(
     net: DeepLab, run: Runner, output: Output, size: tuple[int, int] | None, images: Sequence[Pixels], *, int8: bool
 ) -> str:
-    """Compare a file with its network on random images of several shapes and on photos; returns a sentence of what was seen.
+    """Compare the outputs of a file and its model on random images of several shapes and on real images.
 
-    Raises DeepLabZooError where they differ by more than rounding (int8: where a tenth of the labels of a photo differ).
+    Args:
+        net: The model, on the CPU in eval mode.
+        run: Runs the file.
+        output: Output of the file: `logits`, `argmax` or `uint8`.
+        size: Fixed (height, width) of the file in pixels; None for dynamic shapes.
+        images: Real images, H x W x 3 uint8; may be empty.
+        int8: Whether the file is quantized: then only the labels of the real images are compared.
+
+    Returns:
+        The result in words, which the report and the file's metadata store.
+
+    Raises:
+        DeepLabZooError: The outputs differ by more than rounding (int8: in more than a tenth of the labels of an image).
     """
     form = ExportModule(net, output).eval()
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, *size),) if size else _DYNAMIC_SHAPES
     random = [torch.randn(batch, net.config.in_chans, *hw, generator=generator) for batch, *hw in shapes]
     channels = net.config.in_chans
-    real = [prepare(photo, preprocessing_for(net, size), channels=channels).tensor_1CHW for photo in images]
+    real = [prepare(image, preprocessing_for(net, size), channels=channels).tensor_1CHW for image in images]
     apart = 0.0 if int8 else max(_logits_difference(form, run, image, output) for image in random)
     allowed = RELATIVE_TOLERANCE if output == "logits" else MAX_LABEL_MISMATCH_RANDOM
     _require(apart <= allowed, "random images", apart, allowed)
     mismatch_on_images = max((_label_mismatch(form, run, image, output) for image in real), default=0.0)
     allowed = MAX_LABEL_MISMATCH_INT8 if int8 else MAX_LABEL_MISMATCH
-    _require(mismatch_on_images <= allowed, "real photos", mismatch_on_images, allowed)
-    what = "int8" if int8 else f"{apart:.1e} apart on {len(random)} random batches"
-    return (
-        f"{what}, {100 * (1 - mismatch_on_images):.3f} % of labels equal on {len(real)} photos"
-        if real
-        else f"{what}, no photo tried"
-    )
+    _require(mismatch_on_images <= allowed, "real images", mismatch_on_images, allowed)
+    what = "int8" if int8 else f"largest difference {apart:.1e} on {len(random)} random batches"
+    if not real:
+        return f"{what}, no real images compared"
+    return f"{what}, {100 * (1 - mismatch_on_images):.3f} % of labels equal on {len(real)} images"
 
 
 def measure_miou(
     net: DeepLab, run: Runner, output: Output, size: tuple[int, int] | None, data: SegmentationDataset, count: int
 ) -> AccuracyCheck:
-    """Return the mIoU of the network and of the file on the first `count` pictures, each at the labels' own size."""
+    """Measure the mIoU of a model and its file on the first `count` images of a dataset, at the size of the ground truth.
+
+    Args:
+        net: The model.
+        run: Runs the file.
+        output: Output of the file: `logits`, `argmax` or `uint8`.
+        size: Fixed (height, width) of the file in pixels; None for dynamic shapes.
+        data: The dataset.
+        count: Number of images.
+    """
     count = min(count, len(data))
     original, exported = (ConfusionMatrix(len(data.classes), data.ignore_index) for _ in range(2))
     for index in tqdm(range(count), desc="check", unit="image", disable=None):
@@ -90,7 +114,7 @@ def measure_miou(
 
 
 def preprocessing_for(net: DeepLab, size: tuple[int, int] | None) -> Preprocessing:
-    """Return the network's preprocessing; for a file of one fixed size the photo is fitted into it and padded."""
+    """Return the preprocessing for a file: that of the model, or with a fixed `size`, resizing images into it and padding."""
     if size is None:
         return net.preprocessing
     fields: dict[str, Any] = {**net.preprocessing.to_dict(), "size": size, "resize": "longest", "pad": True}
@@ -119,13 +143,13 @@ def _label_mismatch(form: ExportModule, run: Runner, image: torch.Tensor, output
 def _require(good: bool, images: str, apart: float, allowed: float) -> None:
     if not good:
         raise DeepLabZooError(
-            f"The exported file does not give the network's answers on {images} (difference {apart:.2g}, at most {allowed:g} "
-            "allowed), so it was not kept; try another --format."
+            f"The outputs of the exported file differ from those of the model on {images} (difference {apart:.2g}, at most "
+            f"{allowed:g} accepted), so it was not kept; try another --format."
         )
 
 
 def _labels(answer: npt.NDArray[Any], prepared: PreparedImage, output: Output) -> Labels:
-    """Bring a file's answer to the photo's own size: logits bilinearly, as the package does; labels to the nearest."""
+    """Return the labels of a file's output at the original size of the image: logits resized bilinearly, labels to nearest."""
     height, width = prepared.valid_hw
     if output == "logits":
         logits_1CHW = torch.from_numpy(answer)[:, :, :height, :width]

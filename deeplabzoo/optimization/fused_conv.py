@@ -1,7 +1,7 @@
-"""One convolution with everything that can be done while its output is written: bias, an addend, an activation.
+"""Fused convolution (batch norm folded into the weights, then bias, addition and activation) and fused residual blocks.
 
-Batch norm in eval mode is a scale and a shift per channel, so it disappears into weight and bias. The plain forward below is
-made of torch's own operations and exports anywhere; `packing.py` gives the same module a faster one on x86 processors.
+Batch norm in eval mode is a scale and a shift per channel, so it can be folded into weight and bias. `FusedConv.forward` uses
+public torch operations only and runs on every device; `onednn.PackedConv` is the same layer with a faster forward for CPUs.
 """
 
 import copy
@@ -29,22 +29,25 @@ PADDINGS: dict[type[nn.Conv2d], Padding] = {
     Conv2dSame: "same",
     TrailingPadConv2d: "trailing",
 }
-"""Convolutions whose arithmetic is known here, by exact type: a subclass may standardise its weights, or do worse."""
+"""Convolution -> how it pads. Matched by exact type, since a subclass may change the weights (e.g. weight standardization)."""
 
 BATCH_NORMS = (nn.BatchNorm2d, SingleSampleBatchNorm2d, BatchNormAct2d, SingleSampleBatchNormAct2d)
-"""Norms that are a scale and a shift per channel in eval mode, by exact type."""
+"""Batch norms that are a scale and a shift per channel in eval mode, by exact type."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation by the name that oneDNN knows it under, with its numbers."""
+    """An activation function in the form that torch's oneDNN operations expect."""
 
     name: str
+    """Name in oneDNN's operations, e.g. `relu`, `hardtanh`, `swish`."""
     scalars: tuple[float, ...] = ()
+    """Parameters, e.g. the limits of `hardtanh`."""
     algorithm: str = ""
+    """Approximation of `gelu`: `none` or `tanh`."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply it with torch's own operations."""
+        """Apply the activation with public torch operations; any shape."""
         match self.name:
             case "relu":
                 return F.relu(x)
@@ -83,7 +86,7 @@ _PLAIN_ACTIVATIONS: dict[type[nn.Module], Activation] = {
 
 
 def get_activation(module: nn.Module) -> Activation | None:
-    """Return the activation that a module is, by its exact type, or None where it is none of those known here."""
+    """Return the activation that a module computes, by its exact type; None if the type is not known."""
     if type(module) is nn.LeakyReLU:
         return Activation("leaky_relu", (module.negative_slope,))
     if type(module) is nn.GELU:
@@ -92,7 +95,14 @@ def get_activation(module: nn.Module) -> Activation | None:
 
 
 class FusedConv(nn.Module):
-    """`activation(convolution(x) + bias + addend)`, with tensors of its own and no gradients."""
+    """`activation(convolution(x) + bias + addend)`, for inference: weight and bias are buffers without gradients.
+
+    Args:
+        conv: Source of stride, padding, dilation and groups; its type is one of `PADDINGS`.
+        weight: out x in / groups x kernel height x kernel width.
+        bias: out, or None.
+        activation: Applied last; None for none.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -104,7 +114,6 @@ class FusedConv(nn.Module):
         bias: torch.Tensor | None,
         activation: Activation | None = None,
     ) -> None:
-        """Take strides, padding, dilation and groups from `conv`, whose type is one of `PADDINGS`."""
         super().__init__()
         self.register_buffer("weight", weight.detach().contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
@@ -123,10 +132,17 @@ class FusedConv(nn.Module):
         bias: torch.Tensor | None = None,
         activation: Activation | None = None,
     ) -> torch.Tensor:
-        """Map B x in x H x W to B x out x H' x W'; `addend` has the output's shape.
+        """Run the convolution.
 
-        `bias` and `activation` take the place of the module's own. Where `may_overwrite_addend`, nobody needs `addend` afterwards, and
-        the output may be written over it.
+        Args:
+            x: B x in x H x W.
+            addend: Added before the activation; B x out x H' x W', the shape of the output.
+            may_overwrite_addend: Whether the output may be written into the memory of `addend`.
+            bias: Replaces the bias of the layer.
+            activation: Replaces the activation of the layer.
+
+        Returns:
+            B x out x H' x W'.
         """
         activation = activation or self.activation
         x, padding = self.padded(x)
@@ -136,11 +152,12 @@ class FusedConv(nn.Module):
         return out if activation is None else activation(out)
 
     def padded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Return the input, extended where its padding is uneven, and the even padding that the convolution is to add."""
+        """Return the input, zero-padded if its padding is asymmetric, and the symmetric padding left to the convolution."""
         if self.padding_kind == "fixed":
             return x, self.padding
-        reaches = [rate * (kernel - 1) for rate, kernel in zip(self.dilation, self.kernel_size, strict=True)]
-        if self.padding_kind == "same":
+        # total padding per axis (height, width) in pixels: what the dilated kernel covers beyond its own pixel
+        reaches = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
+        if self.padding_kind == "same":  # TensorFlow's rule: as much as ceil(side / stride) outputs need, the odd pixel last
             reaches = [
                 max((-(-side // stride) - 1) * stride + padding + 1 - side, 0)
                 for side, stride, padding in zip(x.shape[-2:], self.stride, reaches, strict=True)
@@ -152,13 +169,13 @@ class FusedConv(nn.Module):
         return F.pad(x, (0, reaches[1], 0, reaches[0])), (0, 0)
 
     def part(self, channels: slice) -> "FusedConv":
-        """Return the part that reads `channels` of the input alone.
+        """Return the part of the convolution that reads only `channels` of the input.
 
-        The parts of a dense convolution add up to the whole without its bias and activation, so they have neither; those of a
-        depthwise one give the channels that they read, finished.
+        The outputs of the parts of a dense convolution add up to that of the whole, so they have no bias and no activation.
+        The parts of a depthwise convolution return their own channels, with bias and activation.
         """
         part = copy.copy(self)
-        part._buffers = dict(self._buffers)
+        part._buffers = dict(self._buffers)  # copy.copy shares this dictionary, so new weights would replace those of `self`
         if self.groups > 1:
             part.weight = self.weight[channels].contiguous(memory_format=torch.channels_last)
             part.bias = None if self.bias is None else self.bias[channels].contiguous()
@@ -170,7 +187,13 @@ class FusedConv(nn.Module):
 
 
 def fold_batchnorm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: Activation | None) -> FusedConv:
-    """Return the convolution with an eval-mode batch norm folded into it; the arithmetic is done in float64."""
+    """Return a convolution with an eval-mode batch norm folded into it, computed in float64.
+
+    Args:
+        conv: Its type is one of `PADDINGS`; it is not changed.
+        norm: The batch norm after it, with running statistics; None for none.
+        activation: The activation after both; None for none.
+    """
     if norm is None:
         return FusedConv(conv, conv.weight, conv.bias, activation)
     assert norm.running_mean is not None
@@ -191,11 +214,11 @@ def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-# Residual blocks whose shortcut is added, and activated, while their last convolution's output is written.
+# Residual blocks: the shortcut is added, and the activation applied, by the last convolution.
 
 
 class _BlockSpec(NamedTuple):
-    """A block's modules by name, in the order in which it runs them."""
+    """Names of the layers of a residual block, in the order in which the block runs them."""
 
     before: tuple[str, ...]
     last: str
@@ -209,11 +232,11 @@ _BLOCKS: dict[type[nn.Module], _BlockSpec] = {
     InvertedResidual: _BlockSpec(("conv_pw", "bn1", "conv_dw", "bn2", "aa", "se"), "conv_pwl", "bn3", None),
     DepthwiseSeparableConv: _BlockSpec(("conv_dw", "bn1", "aa", "se"), "conv_pw", "bn2", None),
 }
-"""Blocks whose arithmetic is known here, by exact type."""
+"""timm's residual blocks, by exact type: a subclass may compute something else. Layer names are those of timm 1.0."""
 
 
 class FusedResidual(nn.Module):
-    """`activation(last(before(x)) + shortcut(x))` with the addition and the activation inside the last convolution."""
+    """`activation(last(before(x)) + shortcut(x))`, with addition and activation computed by the last convolution."""
 
     def __init__(self, before: nn.Module, last: FusedConv, shortcut: nn.Module | None, activation: Activation | None) -> None:
         super().__init__()
@@ -229,7 +252,7 @@ class FusedResidual(nn.Module):
 
 
 def fuse_residuals(encoder: nn.Module) -> None:
-    """Replace the residual blocks of a folded encoder by FusedResiduals, in place; those that differ anywhere stay."""
+    """Replace the residual blocks of an encoder with folded batch norms, in place; unknown variants are left as they are."""
     for name, block in list(encoder.named_modules()):
         fused = _fuse_block(block)
         if fused is not None:

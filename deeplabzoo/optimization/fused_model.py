@@ -1,8 +1,8 @@
-"""The same network for inference alone: norms folded, channels_last throughout, heads that concatenate nothing.
+"""Fused model for inference: batch norms folded, channels_last memory, heads without concatenation.
 
-Exact up to rounding: every step is an identity of real numbers, done once in float64, and what it changes in float32 is as
-much as plain float32 is from the truth anyway (tests/optimization/test_fused_model.py). Norms that depend on the image (group and
-layer norm) cannot be folded and stay; group norm runs on contiguous memory, where torch's kernel is more exact.
+Equal to the model up to rounding: every step is exact in real numbers and computed in float64, and the float32 result is as
+close to float64 as that of the model (tests/optimization/test_fused_model.py). Group norm and layer norm depend on the image
+and cannot be folded.
 """
 
 import itertools
@@ -22,16 +22,16 @@ from deeplabzoo.models.layers import ConvNormAct, SeparableConvNormAct
 from deeplabzoo.optimization.fused_conv import BATCH_NORMS, RELU, FusedConv, fold_batchnorm, fuse_residuals
 from deeplabzoo.optimization.fusion import convert_unfolded_convs, copy_sharing_tensors, fold_batchnorms
 
-# The heads in the form for inference: the same sums in an order that needs no concatenation and no repeated map.
+# Heads without concatenation.
 #
-# A 1x1 convolution over concatenated maps is the sum of 1x1 convolutions over each of them, by the slice of the weights that
-# reads it. So each branch of ASPP is projected and added up, and the pooled branch, constant over the map, is a bias of the
-# projection. The decoder's first convolution is split in the same way, and depthwise ones have nothing to add at all. Without
-# decoder convolutions the classifier runs before the upsampling: bilinear weights sum to 1, so both orders give the same.
+# A 1x1 convolution of concatenated feature maps is the sum of 1x1 convolutions of each map, with the slice of the weights that
+# reads it. So each ASPP branch is projected on its own and added, and the pooled branch, constant over the map, becomes a bias.
+# The decoder's first convolution is split in the same way; a depthwise one needs no addition. Without decoder convolutions the
+# classifier runs before the upsampling: bilinear weights sum to 1, so both orders give the same result.
 
 
 def fuse_block(block: nn.Module) -> nn.Module:
-    """Return a head's block with its norms folded; group norm, which depends on the image, stays a step of its own."""
+    """Return a block of a head with its batch norms folded; group norm remains a separate layer."""
     if isinstance(block, ConvNormAct) and (type(block.norm) in BATCH_NORMS or isinstance(block.norm, nn.Identity)):
         norm = block.norm if isinstance(block.norm, nn.BatchNorm2d) else None
         return fold_batchnorm(block.conv, norm, None if block.conv_only else RELU)
@@ -43,24 +43,28 @@ def fuse_block(block: nn.Module) -> nn.Module:
 
 
 class _UnfoldedNormRelu(nn.Module):
-    """What follows a convolution whose norm could not be folded."""
+    """Norm and ReLU after a convolution into which the norm cannot be folded (group norm)."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = copy_sharing_tensors(norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise and activate."""
+        """Apply the norm and ReLU; any shape that the norm takes."""
         return F.relu(self.norm(x))
 
 
 class SplitInputConv(nn.Module):
-    """A convolution over maps that would be concatenated: each map by its own slice of the weights, added up."""
+    """A convolution of several feature maps without concatenating them: one convolution per map, added up.
+
+    Args:
+        block: A ConvNormAct or a convolution.
+        widths: Channels of the maps, in the order in which `block` expects them concatenated.
+    """
 
     bias: torch.Tensor | None
 
     def __init__(self, block: nn.Module, widths: Sequence[int]) -> None:
-        """`block` is a ConvNormAct or a bare convolution; `widths` are the channels of the maps in order of concatenation."""
         super().__init__()
         self.finish: nn.Module = nn.Identity()
         if isinstance(block, ConvNormAct) and type(block.norm) in BATCH_NORMS:
@@ -79,15 +83,18 @@ class SplitInputConv(nn.Module):
         self.register_buffer("bias", whole.bias)
 
     def part(self, index: int) -> FusedConv:
-        """Return the convolution of one map, without bias and activation."""
+        """Return the convolution of the map at `index`, without bias and activation."""
         part = self.parts[index]
         assert isinstance(part, FusedConv)
         return part
 
     def forward(self, maps: Sequence[tuple[int, torch.Tensor]], constant_BC11: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the whole convolution's answer to maps given with their place in the concatenation.
+        """Return the convolution of the concatenated maps.
 
-        `constant_BC11` is the share of a map that is constant, or any map of the output's shape, already convolved.
+        Args:
+            maps: (index, B x C x H x W) pairs; the index is that of the map in the concatenation.
+            constant_BC11: Output of the convolution of a map that is missing in `maps`: B x out x 1 x 1 where it is constant,
+                or B x out x H x W. May be overwritten.
         """
         bias, total = self.bias, None
         if constant_BC11 is not None and constant_BC11.shape[0] == constant_BC11.shape[2] == constant_BC11.shape[3] == 1:
@@ -109,7 +116,7 @@ class SplitInputConv(nn.Module):
 
 
 class FusedASPP(nn.Module):
-    """Atrous spatial pyramid pooling whose branches are projected one by one."""
+    """Atrous spatial pyramid pooling that projects each branch on its own instead of concatenating them."""
 
     def __init__(self, aspp: ASPP) -> None:
         super().__init__()
@@ -130,9 +137,9 @@ class FusedASPP(nn.Module):
         return projected
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the pooled branch's share of the projection: 1x1 cells where it is constant, else the whole map.
+        """Return the projection of the pooled branch: B x C x 1 x 1 where it is constant, else B x C x h x w.
 
-        A 3x3 projection pads the map with zeros, so its share of a constant is no constant at the border.
+        A 3x3 projection pads with zeros, so its output for a constant map is not constant at the border.
         """
         size, project = x.shape[-2:], self.project.part(self.pool_index)
         if self.pooling_cells is None:
@@ -147,7 +154,7 @@ class FusedASPP(nn.Module):
 
 
 class FusedV3Head(nn.Module):
-    """The V3 head: logits at the encoder's output stride."""
+    """The DeepLabV3 head: logits at the output stride of the encoder."""
 
     def __init__(self, head: V3Head) -> None:
         super().__init__()
@@ -156,26 +163,25 @@ class FusedV3Head(nn.Module):
         self.classifier = fold_batchnorm(head.classifier, None, None)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Map the last encoder feature, [B x C x h x w], to logits B x num_classes x h x w; the list is emptied."""
+        """Map the last encoder feature, [B x C x h x w], to logits B x num_classes x h x w; empties the list."""
         logits: torch.Tensor = self.classifier(self.refine(self.aspp(features.pop())))
         return logits
 
 
-# The decoder of V3+ in the form for inference: two maps that are not put together, and large ones in strips of rows.
+# The DeepLabV3+ decoder: two feature maps without concatenation, large ones in strips of rows.
 #
-# At stride 4 the decoder's maps are the network's largest beside the stem's. Convolutions of 3x3 read one row further on each
-# side, so a strip needs no more of its inputs than its own rows and a few around them: the same numbers in a fraction of the
-# memory.
+# At stride 4 the maps of the decoder are, with those of the stem, the largest of the model. A 3x3 convolution reads one more
+# row on each side, so a strip of rows needs only its own rows and a few around them (the halo): the same result in less memory.
 
 
 STRIP_BYTES = 2**25
-"""Most that one of the decoder's maps takes on a processor; it reads and writes larger ones strip by strip of rows."""
+"""Size in bytes of one decoder map above which the decoder runs in strips of rows (CPU only)."""
 _MIN_ROWS_PER_HALO = 16
-"""The rows around a strip are computed twice; at least so many strip rows for each keep that below an eighth."""
+"""Smallest number of rows of a strip per halo row; halo rows are computed twice, here at most an eighth of all rows."""
 
 
 class TwoInputConv(nn.Module):
-    """The decoder's first convolution over two maps, dense or separable."""
+    """The first convolution of the decoder, dense or separable, on two feature maps without concatenating them."""
 
     def __init__(self, block: nn.Module, widths: Sequence[int]) -> None:
         super().__init__()
@@ -189,7 +195,7 @@ class TwoInputConv(nn.Module):
         self.dense = SplitInputConv(block, widths)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return what the block would answer to the maps put together."""
+        """Return the output of the block for the concatenated maps, each B x C x H x W."""
         if len(self.depthwise):
             maps = [depthwise(x) for depthwise, x in zip(self.depthwise, maps, strict=True)]
         first_conv: torch.Tensor = self.dense(list(enumerate(maps)))
@@ -197,12 +203,12 @@ class TwoInputConv(nn.Module):
 
 
 def _is_splittable(block: nn.Module) -> bool:
-    """Whether a decoder block may be split over its input's channels: a group norm over both maps may not."""
+    """Whether a decoder block can be split by input channels; a group norm over both maps cannot."""
     return not isinstance(block, SeparableConvNormAct) or isinstance(fuse_block(block.depthwise), FusedConv)
 
 
 class FusedV3PlusHead(nn.Module):
-    """The V3+ decoder: the upsampled high map and the low-level map are not put together, if its norms allow that."""
+    """The DeepLabV3+ head; it does not concatenate the ASPP output and the low-level features unless group norm requires it."""
 
     def __init__(self, head: V3PlusHead) -> None:
         super().__init__()
@@ -229,9 +235,9 @@ class FusedV3PlusHead(nn.Module):
         )
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Map [B x C x h x w, the stride-4 feature B x C' x H x W] to logits B x num_classes x H x W.
+        """Map [B x C x h x w, stride-4 feature B x C' x H x W] to logits B x num_classes x H x W.
 
-        The list is emptied, so that each map's memory serves again as soon as it has been read.
+        Empties the list, so that the memory of each map is freed as soon as it has been read.
         """
         low = self.low_level(features.pop())
         high = self.refine(self.aspp(features.pop()))
@@ -254,14 +260,14 @@ class FusedV3PlusHead(nn.Module):
         return logits
 
     def _decode_rows(self, high: torch.Tensor, low: torch.Tensor, rows: slice, halo: int) -> torch.Tensor:
-        """Return some rows of the logits, made of those rows of the maps and as many around them as the convolutions reach."""
+        """Return `rows` of the logits, computed from the same rows of the maps and `halo` rows on each side."""
         height, width = low.shape[2:]
         read = slice(max(rows.start - halo, 0), min(rows.stop + halo, height))
         upsampled = upsample_rows(high, (height, width), read, align_corners=self.align_corners)
         return self._decode(upsampled, low[:, :, read])[:, :, rows.start - read.start : rows.stop - read.start]
 
     def _rows_per_strip(self, high: torch.Tensor, low: torch.Tensor) -> int:
-        """Return how many rows are decoded in one go: all of them, but on a processor no more than fit `STRIP_BYTES`."""
+        """Return the number of rows that are decoded at once: on a CPU as many as fit `STRIP_BYTES`, otherwise all."""
         height, width = low.shape[2:]
         if self.halo is None or high.device.type != "cpu" or torch.compiler.is_compiling():
             return height
@@ -273,7 +279,7 @@ class FusedV3PlusHead(nn.Module):
 
 
 def _halo_rows(first_conv: TwoInputConv | None, later: nn.Sequential) -> int | None:
-    """Return how many rows away the decoder's convolutions read, or None where a row may depend on the whole map."""
+    """Return how many rows above and below a row the decoder reads, or None where a row may depend on the whole map."""
     known = (nn.ModuleList, nn.Sequential, nn.Identity, TwoInputConv, SplitInputConv, FusedConv)
     if first_conv is None or any(not isinstance(one, known) for part in (first_conv, later) for one in part.modules()):
         return None
@@ -283,31 +289,42 @@ def _halo_rows(first_conv: TwoInputConv | None, later: nn.Sequential) -> int | N
 
 
 _TRACE_HW = (65, 97)
-"""Size of the image that the encoder is watched with: odd sides that differ, and cells enough at stride 32."""
+"""Height and width of the image that the encoder is traced with: odd, different, and large enough for stride 32."""
 
 
 class FusedModel(nn.Module):
-    """A network's encoder and head as `build_fused_model` rebuilt them; holds no reference to the network itself."""
+    """Fused encoder and head; holds no reference to the model that they were built from.
+
+    Args:
+        encoder: Image -> list of features.
+        head: Its fused head.
+        feature_indices: Indices of the features that the head reads.
+    """
 
     def __init__(self, encoder: nn.Module, head: FusedV3Head | FusedV3PlusHead, feature_indices: Sequence[int]) -> None:
-        """`feature_indices` are those of the head's inputs among the encoder's features."""
         super().__init__()
         self.encoder, self.head, self.feature_indices = encoder, head, tuple(feature_indices)
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """Map a normalize_images image to logits at the head's own size, in channels_last memory."""
+        """Map normalized images B x C x H x W to low-resolution logits B x num_classes x h x w in channels_last memory."""
         features = self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last))
         read = [features[index] for index in self.feature_indices]
-        del features
+        del features  # otherwise this frame keeps every feature map in memory until the head has finished
         logits: torch.Tensor = self.head(read)
         return logits.contiguous(memory_format=torch.channels_last)
 
 
 def build_fused_model(net: DeepLab) -> FusedModel:
-    """Return the inference form of a network as it is now; the network stays as it is, and shares what tensors it can.
+    """Return the fused model with the current weights of `net`.
 
-    Call it under `torch.inference_mode()` or `torch.no_grad()`: it has no gradients to give. What could not be folded is said
-    in one line. Takes one forward pass over a small image.
+    Runs one forward pass on a small image; logs the batch norms that could not be folded. Call the result under
+    `torch.inference_mode()` or `torch.no_grad()`.
+
+    Args:
+        net: The model; it is not changed. Tensors that fusion does not change are shared with it.
+
+    Returns:
+        Normalized images B x C x H x W -> logits B x num_classes x h x w at the resolution of the head.
     """
     encoder = copy_sharing_tensors(net.encoder)
     parameter = next(net.parameters())
@@ -329,10 +346,13 @@ def build_fused_model(net: DeepLab) -> FusedModel:
 
 
 def _keep_only_features(encoder: nn.Module, feature_indices: tuple[int, ...]) -> tuple[int, ...]:
-    """Let the encoder keep no other features than those at `feature_indices`, and return where they are then.
+    """Make the encoder return only the features at `feature_indices`; return their new indices.
 
-    Others would stay in memory until its end. An encoder whose collecting is not known here yields all of them, as before.
+    The others would stay in memory until the encoder has finished. An encoder of an unknown class still returns all of them.
     """
+    # timm fixes the features of an encoder at construction. Both branches edit the table by which its forward collects them
+    # (timm 1.0: layer name or stage -> index); `encoder` is a copy, so the user's model keeps its own table. If a later timm
+    # does not read these tables, the returned indices are wrong, and tests/optimization/test_decoder_strips.py fails.
     if type(encoder) is FeatureListNet:
         encoder.return_layers = {
             name: mark for index, (name, mark) in enumerate(encoder.return_layers.items()) if index in feature_indices
@@ -345,5 +365,5 @@ def _keep_only_features(encoder: nn.Module, feature_indices: tuple[int, ...]) ->
 
 
 def _make_contiguous(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Torch's group norm over channels_last memory rounds two to three times as much as over contiguous memory."""
+    """Make the input of a group norm contiguous: on channels_last memory torch's kernel has two to three times the error."""
     return tuple(one.contiguous() for one in inputs)

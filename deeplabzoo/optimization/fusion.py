@@ -1,8 +1,8 @@
-"""Batch norms and activations folded into the convolutions before them, in any encoder, without knowing its code.
+"""Layer fusion: fold batch norms and activations into the convolutions before them, in any encoder.
 
-What may be folded is seen, not guessed from names: during one small forward pass every operation on every tensor is watched.
-A norm goes into a convolution where it read exactly the tensor that the convolution wrote, and nothing else read that; the
-same for the activation behind it. Each fold is then tried on what its convolution was fed, and undone if the answer differs.
+Which layers can be folded is found by tracing one forward pass on a small image, not from names. A batch norm is folded if it
+reads exactly the tensor that a convolution wrote and nothing else reads that tensor; likewise the activation after it. Each
+fold is then checked on the recorded input of the convolution, and skipped if the output differs.
 """
 
 import copy
@@ -19,20 +19,27 @@ from deeplabzoo.log import logger
 from deeplabzoo.optimization.fused_conv import BATCH_NORMS, PADDINGS, fold_batchnorm, get_activation
 
 _TOLERANCE = 1e-4
-"""Largest difference of a fold from what it replaces, as a share of the largest value: float32 rounding is far below it."""
+"""Largest accepted difference between folded and original layers, relative to the largest value; rounding is far below it."""
 
 
 def copy_sharing_tensors(module: nn.Module) -> nn.Module:
-    """Return a copy whose structure is its own and whose tensors are the original's: nothing is held twice."""
+    """Return a copy of a module, in eval mode, that shares parameters and buffers with the original."""
+    # a memo that maps each tensor to itself makes deepcopy keep it instead of copying it
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors.values()}).eval()
 
 
 def fold_batchnorms(encoder: nn.Module, image_BCHW: torch.Tensor) -> None:
-    """Fold what can be folded, in place (of a `copy_sharing_tensors`); norms that stay are said in one line."""
+    """Fold batch norms and activations into the convolutions of an encoder, in place; log the batch norms that remain.
+
+    Args:
+        encoder: In eval mode; a copy made by `copy_sharing_tensors`.
+        image_BCHW: A small normalized image.
+    """
     for module in encoder.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # an activation written over its input would look like a second reader of it
+            # in place, the output is the same tensor as the input, so its readers would count as readers of the input
+            module.inplace = False  # type: ignore[assignment]
     trace = _ForwardTrace(encoder)
     with torch.no_grad(), trace.recording():
         trace.outputs = _tensors(encoder(image_BCHW))
@@ -63,7 +70,7 @@ def fold_batchnorms(encoder: nn.Module, image_BCHW: torch.Tensor) -> None:
 
 
 def convert_unfolded_convs(module: nn.Module) -> None:
-    """Give the convolutions that had nothing to fold the same form, so that they can be packed like the others."""
+    """Replace the convolutions without batch norm or activation by FusedConvs too, so that `onednn.prepack` can pack them."""
     for name, conv in list(module.named_modules()):
         if (
             type(conv) in PADDINGS
@@ -75,7 +82,7 @@ def convert_unfolded_convs(module: nn.Module) -> None:
 
 
 class _ForwardTrace:
-    """What one forward pass showed: which module wrote which tensor, and how often each was read."""
+    """Record of one forward pass: which layer wrote which tensor, and how often each tensor was read."""
 
     def __init__(self, encoder: nn.Module) -> None:
         names = Counter(id(module) for _, module in encoder.named_modules(remove_duplicate=False))
@@ -87,14 +94,14 @@ class _ForwardTrace:
         self.inputs_seen: dict[str, torch.Tensor] = {}
         self.written: dict[str, torch.Tensor] = {}
         self.values: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Input and output as they were then: a later operation may have written over them."""
+        """Copies of input and output: later operations may write in place."""
         self.calls: Counter[str] = Counter()
         self.reads = _ReadCounter()
         self.outputs: list[torch.Tensor] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep what the modules were fed and wrote, and count the readers of every tensor."""
+        """Record inputs and outputs of the layers, and count the readers of every tensor."""
 
         def record(name: str) -> Any:
             def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -115,7 +122,7 @@ class _ForwardTrace:
 
     @property
     def convolutions(self) -> Mapping[str, nn.Conv2d]:
-        """The convolutions that ran exactly once."""
+        """The zero-padded convolutions that ran exactly once."""
         return {
             name: module
             for name, module in self.modules.items()
@@ -123,7 +130,10 @@ class _ForwardTrace:
         }
 
     def sole_consumer(self, writer: str, kinds: Sequence[type[nn.Module]]) -> str | None:
-        """Return the module of one of `kinds` that alone read what `writer` wrote, or None."""
+        """Return the name of the layer that alone read the output of `writer`, if its type is one of `kinds`; None otherwise.
+
+        `nn.Module` among `kinds` stands for every known activation.
+        """
         tensor = self.written[writer]
         if self.reads.count[id(tensor)] != 1 or any(tensor is output for output in self.outputs):
             return None
@@ -136,7 +146,11 @@ class _ForwardTrace:
 
 
 class _ReadCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts how many operations read each tensor, and keeps all tensors alive so that none takes another's identity."""
+    """Counts the operations that read each tensor (by id), and keeps all tensors alive so that no id is reused.
+
+    TorchDispatchMode lives in a private module of torch (torch.utils._python_dispatch, since 1.13), but torch documents it as
+    its extension point for this; forward hooks do not see operations outside of layers, such as a residual addition.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,7 +160,7 @@ class _ReadCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what the observer itself reads."""
+        """Do not count reads inside this context: those of the recording itself."""
         self.counting = False
         try:
             yield
@@ -171,12 +185,12 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _has_forward_hooks(module: nn.Module) -> bool:
-    """Whether something else listens to this module: timm collects some features so."""
+    """Whether a module has forward hooks: timm collects the features of some encoders by hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_unfoldable(norm: nn.Module) -> bool:
-    """Whether a norm does more than normalise and activate, or lacks the statistics to fold."""
+    """Whether a batch norm has no running statistics, or is followed by dropout or DropBlock inside its layer."""
     drop = getattr(norm, "drop", None)
     without = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is None
     return without or not (drop is None or isinstance(drop, nn.Identity))
@@ -191,4 +205,4 @@ def _log_unfolded(encoder: nn.Module) -> None:
     stays = Counter(type(module).__name__ for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
     if stays:
         kinds = ", ".join(f"{count} {kind}" for kind, count in stays.items())
-        logger.info(f"inference form: {kinds} in the encoder could not be folded and run as they are.")
+        logger.info(f"layer fusion: {kinds} in the encoder could not be folded and run as separate layers")

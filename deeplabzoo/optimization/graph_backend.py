@@ -16,7 +16,7 @@ from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization.cpu_runtime import flush_denormals
 from deeplabzoo.optimization.onnx_export import Runner, cached_graph
-from deeplabzoo.optimization.quantization import CalibrationImages, quantised_graph, quantised_model
+from deeplabzoo.optimization.quantization import CalibrationImages, quantized_graph, quantized_model
 from deeplabzoo.optional_imports import require_module
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -37,7 +37,7 @@ def build_onnxruntime(
         net: The model, on the CPU.
         precision: fp32 or int8.
         threads: CPU threads; default: those of torch.
-        calibration: Real images for int8, see `quantization.quantised_graph`.
+        calibration: Real images for int8, see `quantization.quantized_graph`.
 
     Raises:
         UsageError: Unsupported precision.
@@ -49,7 +49,7 @@ def build_onnxruntime(
     started = time.perf_counter()
     path = cached_graph(net, onnxruntime_runner)
     if precision == "int8":
-        path = quantised_graph(net, path, calibration)
+        path = quantized_graph(net, path, calibration)
     forward = low_resolution_forward(onnxruntime_runner(path, threads=threads))
     logger.info(f"engine onnxruntime, {precision}: ready after {time.perf_counter() - started:.1f} s")
     return forward
@@ -65,7 +65,7 @@ def build_openvino(
     started = time.perf_counter()
     path = cached_graph(net, openvino_runner)
     if precision == "int8":
-        path = quantised_model(net, path, calibration)
+        path = quantized_model(net, path, calibration)
     forward = low_resolution_forward(openvino_runner(path, threads=threads, precision=precision))
     logger.info(f"engine openvino, {precision}: ready after {time.perf_counter() - started:.1f} s")
     return forward

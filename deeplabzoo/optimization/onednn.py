@@ -1,8 +1,11 @@
-"""The inference form's convolutions with weights in oneDNN's own order, for float32 and bfloat16 on processors.
+"""Convolutions and linear layers with prepacked oneDNN weights, for float32 and bfloat16 on CPUs.
 
-Plain convolutions bring their weights into that order at every call, and write their output before an activation or an
-addition reads it again. The operations used here are those that torch's own compiler writes for x86; a torch without them, or a
-convolution that they refuse, keeps the plain form.
+`F.conv2d` reorders its weights into the memory layout of oneDNN at every call, and writes its output to memory before an
+activation or an addition reads it again. The operations `torch.ops.mkldnn.*` used here take weights in that layout and apply
+activation and addition in the same pass.
+
+They are private: torch registers them for the code that torch.compile generates on CPUs, and does not document them. Where
+torch lacks them (`onednn_available`), `prepack` leaves the layers as they are: the same results, slower.
 """
 
 import itertools
@@ -14,19 +17,20 @@ from torch import nn
 
 from deeplabzoo.optimization.fused_conv import Activation, FusedConv
 
-# Depthwise 3x3 convolutions at large rates, tap by tap: oneDNN's fast kernel ends where the padding gets wide.
+# Depthwise 3x3 convolutions at large dilation, tap by tap: oneDNN's fast depthwise kernel does not support wide padding.
 #
-# At output stride 16 a map of a 512-pixel photo is 32 cells wide, so at rate 36 all taps but the centre one lie on padding, and
-# at rate 12 four in nine products are with zeros. Each tap is one scaled addition over the cells where it lies on the map.
+# At output stride 16 the feature map of a 512-pixel image is 32 pixels wide, so at dilation 36 all taps but the centre read
+# only padding, and at dilation 12 four of nine products are with zeros. Here each tap is one scaled addition over the pixels
+# for which it lies inside the map.
 
 
 _MIN_DILATION = 12
 _MIN_CHANNELS = 1024
-"""Below either, oneDNN was as fast or faster on the processor where this was measured (AVX-512, 32 to 65 cells a side)."""
+"""Below either, oneDNN was as fast or faster where this was measured (AVX-512, feature maps of 32 to 65 pixels a side)."""
 
 
 def is_wide_depthwise(channels: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> bool:
-    """Whether a depthwise convolution is one of those that are faster tap by tap."""
+    """Whether a depthwise convolution is faster tap by tap."""
     return (
         kernel == (3, 3)
         and stride == (1, 1)
@@ -39,7 +43,17 @@ def is_wide_depthwise(channels: int, kernel: tuple[int, int], stride: tuple[int,
 def wide_depthwise_conv(
     x_BCHW: torch.Tensor, weight_C133: torch.Tensor, bias_C: torch.Tensor | None, dilation: int
 ) -> torch.Tensor:
-    """Return the depthwise convolution with zeros around, of the input's size and type; summed in float32, channels_last."""
+    """Return a depthwise 3x3 convolution, zero-padded to the input's size, computed tap by tap.
+
+    Args:
+        x_BCHW: Feature map, float32 or bfloat16.
+        weight_C133: Weights, C x 1 x 3 x 3.
+        bias_C: Bias, or None.
+        dilation: Dilation in pixels of the map, equal to the padding.
+
+    Returns:
+        B x C x H x W in channels_last memory and the type of `x_BCHW`; summed in float32.
+    """
     x = x_BCHW.contiguous(memory_format=torch.channels_last).float()
     taps_33C11 = weight_C133.float().permute(2, 3, 0, 1)[..., None].contiguous()
     out = x * taps_33C11[1, 1]
@@ -55,7 +69,7 @@ def wide_depthwise_conv(
 
 
 def _overlap(size: int, offset: int) -> tuple[slice, slice]:
-    """Return the cells whose neighbour at `offset` lies on the map, and those neighbours."""
+    """Return the range of pixels whose neighbour at `offset` lies inside the map, and the range of those neighbours."""
     start, stop = max(0, -offset), size - max(0, offset)
     return slice(start, stop), slice(start + offset, stop + offset)
 
@@ -64,18 +78,19 @@ _prepack_lock = threading.Lock()
 
 
 def onednn_available() -> bool:
-    """Whether this torch has oneDNN and its fused convolutions."""
+    """Return whether this torch was built with oneDNN, has it enabled, and has its fused convolutions."""
     present = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
     return bool(present and hasattr(torch.ops.mkldnn, "_convolution_pointwise"))
 
 
 class PackedConv(FusedConv):
-    """A FusedConv that brings its weights into oneDNN's order at its first call, for the size that it sees then.
+    """A FusedConv that packs its weights into oneDNN's layout at its first call, for the input size of that call.
 
-    Other sizes give the same answer; oneDNN then reorders where it prefers another order.
+    Other sizes give the same result; oneDNN reorders the weights again where it prefers another layout for them.
     """
 
     packed: torch.Tensor | None = None
+    """An opaque mkldnn tensor: it can only be passed to oneDNN's operations, not read, sliced or saved."""
 
     def forward(
         self,
@@ -86,26 +101,28 @@ class PackedConv(FusedConv):
         bias: torch.Tensor | None = None,
         activation: Activation | None = None,
     ) -> torch.Tensor:
-        """Do what FusedConv does in one pass over the output."""
+        """Run the convolution; arguments and result are those of `FusedConv.forward`."""
         if self.is_slow_depthwise and addend is None and activation is None and bias is None:
             return self._forward_by_taps(x)
         activation = activation or self.activation
         x, padding = self.padded(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)  # NHWC, for which the packed kernels are chosen
         shape: list[Any] = [list(padding), list(self.stride), list(self.dilation), self.groups]
         if self.packed is None:
             self._prepack_weight(shape, x)
         bias = self.bias if bias is None else bias
         name, scalars, algorithm = ("none", (), "") if activation is None else (activation.name, *_activation_args(activation))
         if addend is None:
+            # private: (x, packed weight, bias, padding, stride, dilation, groups, activation, its scalars, its algorithm)
             out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
                 x, self.packed, bias, *shape, name, list(scalars), algorithm
             )
             return out
         addend = addend.contiguous(memory_format=torch.channels_last)
-        fused = activation is None or activation.name == "relu"
+        fused = activation is None or activation.name == "relu"  # after an addition, oneDNN's operation takes no other one
         unary = "relu" if fused and activation is not None else None
         rest = (self.packed, bias, *shape, "add", 1.0, unary, [], None)
+        # variants with an addition: alpha 1.0 scales the addend; the trailing underscore writes the output into `addend`
         if may_overwrite_addend:
             out = torch.ops.mkldnn._convolution_pointwise_.binary(addend, x, *rest)
         else:
@@ -113,15 +130,16 @@ class PackedConv(FusedConv):
         return out if fused or activation is None else activation(out)
 
     def _prepack_weight(self, shape: list[Any], x: torch.Tensor) -> None:
-        """Bring the weights into oneDNN's order: once, though several threads may make their first call together."""
+        """Pack the weights into oneDNN's layout, once, also if several threads make their first call together."""
         with _prepack_lock:
             if self.packed is None:
+                # private operation; the layout is oneDNN's choice for this CPU and input shape, e.g. blocks of 16 channels
                 self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *shape, list(x.shape))
-                self.weight = self.weight.new_empty(0)
+                self.weight = self.weight.new_empty(0)  # frees the unpacked weights
 
     @property
     def is_slow_depthwise(self) -> bool:
-        """Whether this is a depthwise convolution that oneDNN is slow at."""
+        """Whether this is a depthwise convolution that is faster tap by tap than with oneDNN."""
         channels = self.groups
         return (
             channels > 1
@@ -136,27 +154,31 @@ class PackedConv(FusedConv):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer as a 1x1 convolution over its rows: torch hands plain ones to MKL, which is slow on AMD's processors."""
+    """A linear layer run by oneDNN as a 1x1 convolution: torch runs `nn.Linear` with MKL, which is slow on AMD CPUs."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         shape = nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta")
         self.conv = FusedConv(shape, linear.weight[:, :, None, None], linear.bias)
-        self.conv.__class__ = PackedConv
+        self.conv.__class__ = PackedConv  # same state, other forward; see `prepack`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map … x in to … x out."""
+        """Map (..., in) to (..., out)."""
         rows_BCHW = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
         out: torch.Tensor = self.conv(rows_BCHW).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
         return out
 
 
 def prepack(form: nn.Module) -> None:
-    """Let the convolutions and linear layers of an inference form run on oneDNN; nothing changes where torch has none."""
+    """Make the convolutions and linear layers of a fused model run on oneDNN, in place; does nothing where torch lacks it.
+
+    Args:
+        form: A model with FusedConv layers on the CPU, in float32 or bfloat16.
+    """
     if onednn_available():
         for name, module in list(form.named_modules()):
             if type(module) is FusedConv:
-                module.__class__ = PackedConv
+                module.__class__ = PackedConv  # same state, other forward; a constructor would need the source convolution
             elif type(module) is nn.Linear:
                 form.set_submodule(name, PackedLinear(module))
 

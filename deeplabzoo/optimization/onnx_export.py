@@ -1,8 +1,9 @@
-"""A DeepLab as an ONNX graph: any batch and size, no Python left in it, proven against the network before it is used.
+"""ONNX graphs: write a DeepLab with dynamic shapes, verify its outputs against the model, cache it for the backends.
 
-The tracing exporter of torch is used on purpose. Its successor (`dynamo=True`) gives the same numbers for every encoder tried
-and takes ten to sixty seconds where this one takes one to two, which a user would wait for at every first run of an engine;
-what tracing is known to get wrong, sizes kept as numbers, is written out in `onnx_forms` and looked for by `require_parity`.
+The graph is written by torch's tracing exporter (`dynamo=False`), which needs one to two seconds. Its successor (`dynamo=True`)
+gives the same outputs for every encoder tried and needs ten to sixty seconds, at the first run of a backend on each model.
+Tracing stores sizes that Python code computes as constants: the layers concerned are rewritten below, and `require_parity`
+compares outputs at other sizes than the traced one.
 """
 
 import copy
@@ -34,14 +35,17 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.heads import ASPP
 from deeplabzoo.optional_imports import require_module
 
-# The few layers whose forward pass computes sizes in Python, written so that a trace keeps the sizes open.
+# Layers whose forward computes sizes in Python, rewritten so that their shapes stay dynamic when traced.
 #
-# A trace follows tensors. Where a layer decides by a Python number (how many patches a map has, how large a window may be) the
-# trace would keep the number of the picture that it was made with, and the file would be wrong for all others.
+# Tracing follows tensor operations. Where a layer branches on a Python number (whether a map divides into patches, how large a
+# pooling window may be), the trace would store the number of the traced image, and the graph would be wrong for other sizes.
 
 
 class TraceableMobileVitBlock(MobileVitBlock):
-    """timm's MobileViT block; the resize to whole patches is always in the graph (of a map that has them, it is a copy)."""
+    """timm's MobileViT block with an unconditional resize to whole patches (an identity where the size already fits).
+
+    The forward restates that of timm 1.0's MobileVitBlock, which skips the resize by a Python comparison of sizes.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map B x C x H x W to the same shape."""
@@ -61,10 +65,10 @@ class TraceableMobileVitBlock(MobileVitBlock):
 
 
 class TraceableMobileVitV2Block(MobileVitV2Block):
-    """timm's MobileViT-v2 block, in the same way."""
+    """timm's MobileViTv2 block with an unconditional resize to whole patches."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map B x C x H x W to B x C x H' x W', which are whole patches."""
+        """Map B x C x H x W to B x C x H' x W', sizes rounded up to whole patches."""
         rows, columns = (_patches(side, patch) for side, patch in zip(x.shape[-2:], self.patch_size, strict=True))
         x = self.conv_1x1(self.conv_kxk(_resized(x, rows, columns, self.patch_size, align_corners=True)))
         x = self.norm(self.transformer(_to_patches(x, rows, columns, self.patch_size)))
@@ -73,7 +77,7 @@ class TraceableMobileVitV2Block(MobileVitV2Block):
 
 
 class TraceableASPP(ASPP):
-    """ASPP with a pooling window that is never larger than the map, as differences of running sums."""
+    """ASPP whose pooling window is limited to the map's size, by cumulative sums: AvgPool takes constant sizes only."""
 
     def _pool_windows(self, x: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
         size = x.shape[-2:]
@@ -82,13 +86,13 @@ class TraceableASPP(ASPP):
 
 
 def traceable(net: DeepLab) -> DeepLab:
-    """Return a copy of the network, in eval mode on the CPU, that a trace follows for every batch and size; same numbers."""
+    """Return a float32 copy of the model on the CPU, in eval mode, whose trace is valid for every batch and image size."""
     twin = copy.deepcopy(net).cpu().float().eval()
     twin.aux_head = None
     for module in twin.modules():
         traced = _TRACEABLE.get(type(module))
         if traced is not None and not (isinstance(module, ASPP) and module.pooling_cells is None):
-            module.__class__ = traced  # the same layer and state; only its forward differs
+            module.__class__ = traced  # same state, other forward: timm's constructors cannot rebuild a layer from an instance
     return twin
 
 
@@ -109,7 +113,7 @@ def _resized(x: torch.Tensor, rows: int, columns: int, patch_size: tuple[int, in
 
 
 def _to_patches(x: torch.Tensor, rows: int, columns: int, patch_size: tuple[int, int]) -> torch.Tensor:
-    """B x C x H x W -> B x C x cells of a patch x patches."""
+    """B x C x H x W -> B x C x pixels per patch x patches."""
     height, width = patch_size
     batch, channels = x.shape[:2]
     x = x.reshape(batch, channels, rows, height, columns, width).permute(0, 1, 3, 5, 2, 4)
@@ -117,7 +121,7 @@ def _to_patches(x: torch.Tensor, rows: int, columns: int, patch_size: tuple[int,
 
 
 def _from_patches(x: torch.Tensor, rows: int, columns: int, patch_size: tuple[int, int]) -> torch.Tensor:
-    """B x C x cells of a patch x patches -> B x C x H x W."""
+    """B x C x pixels per patch x patches -> B x C x H x W."""
     height, width = patch_size
     batch, channels = x.shape[:2]
     x = x.reshape(batch, channels, height, width, rows, columns).permute(0, 1, 4, 2, 5, 3)
@@ -125,12 +129,14 @@ def _from_patches(x: torch.Tensor, rows: int, columns: int, patch_size: tuple[in
 
 
 def _window_mean(x: torch.Tensor, dim: int, cells: int) -> torch.Tensor:
-    """Mean over a sliding window of `cells` along `dim`, or over all of it where that is shorter."""
+    """Mean over a sliding window of `cells` along `dim`, or over the whole dimension where that is shorter."""
+    # private; torch.onnx.operators.shape_as_tensor is a wrapper of it. torch.minimum needs a tensor, and torch.tensor of
+    # x.shape[dim] would be stored as a constant.
     length = torch._shape_as_tensor(x)[dim]
     window = torch.minimum(length, torch.tensor(cells))
     first = torch.zeros_like(x.narrow(dim, 0, 1))
     sums = torch.cat((first, x.cumsum(dim)), dim)
-    places = torch.arange(cast(int, length - window + 1))  # a tensor, so that the trace computes it
+    places = torch.arange(cast(int, length - window + 1))  # a tensor argument, so that the graph computes it
     return (sums.index_select(dim, places + window) - sums.index_select(dim, places)) / window
 
 
@@ -139,22 +145,25 @@ OUTPUTS: tuple[Output, ...] = ("low", "logits", "argmax", "uint8")
 OPSET = 18
 """Default ONNX operator set: read by ONNX Runtime from 1.14 and OpenVINO from 2023.0."""
 OPSETS = range(11, 22)
-"""Operator sets that can be asked for: 11 is the first whose Resize computes what torch does, 21 what onnx 1.16 knows."""
+"""Supported operator sets: 11 is the first with a Resize that equals torch's interpolation, 21 the newest of onnx 1.16."""
 
 RELATIVE_TOLERANCE = 1e-3
-"""Largest difference between graph and network that passes, relative to the largest logit: rounding stays 10 to 100 times
-below it for random weights, a size that was kept as a number is far above it."""
+"""Largest accepted difference between graph and model, relative to the largest logit. For random weights, rounding stays 10 to
+100 times below it; a size stored as a constant is far above it."""
 
 _TRACED_HW = (97, 129)
 _PARITY_SHAPES = ((1, 64, 96), (2, 65, 33))
 Runner = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]
+"""Runs an exported file: normalized images B x C x H x W -> its output."""
 
 
 class ExportModule(nn.Module):
-    """The computation that goes into a file: image B x C x H x W to what `output` says.
+    """A model with the output of an exported file.
 
-    `low`: logits at the head's own size, B x h x w x classes, the layout that label code reads fastest; `logits`: B x classes
-    x H x W; `argmax` and `uint8`: B x H x W class numbers in int32 and uint8.
+    Args:
+        net: The model.
+        output: `low`: low-resolution logits B x h x w x classes, the layout that the postprocessing reads fastest; `logits`:
+            B x classes x H x W; `argmax` and `uint8`: class indices B x H x W in int32 and uint8.
     """
 
     def __init__(self, net: DeepLab, output: Output) -> None:
@@ -162,7 +171,7 @@ class ExportModule(nn.Module):
         self.net, self.output = net, output
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """Run the network on a normalize_images float image."""
+        """Map normalized images B x C x H x W to the output."""
         low_BCHW = self.net.forward_low_resolution(image_BCHW)
         if self.output == "low":
             return low_BCHW.permute(0, 2, 3, 1)
@@ -203,7 +212,7 @@ def onnx_bytes(
     if output not in OUTPUTS:
         raise UsageError(f"Unknown output {output!r}; expected one of {', '.join(OUTPUTS)}.")
     if output == "uint8" and net.num_classes > 256:
-        raise UsageError(f"uint8 holds 256 class numbers and this network has {net.num_classes}; take output 'argmax'.")
+        raise UsageError(f"uint8 holds 256 class indices and this model has {net.num_classes}; use output 'argmax'.")
     form = ExportModule(traceable(net), output).eval()
     name = "labels" if output in ("argmax", "uint8") else "logits"
     # two samples where the batch is dynamic, as a single one could be taken for a constant
@@ -218,9 +227,8 @@ def onnx_bytes(
         dynamic_axes[name] |= {height: f"{low}height", width: f"{low}width"}
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # that it is the tracing exporter, and that shapes are read while tracing: both are meant
+        # torch warns that this exporter is the older one, and of each shape read while tracing; see the module's docstring
+        warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
                 form,
@@ -236,7 +244,7 @@ def onnx_bytes(
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise DeepLabZooError(
                 f"torch {torch.__version__} cannot write {net.config.architecture} on {net.config.encoder} as ONNX ({reason}); "
-                "use the engine 'torch'."
+                "use engine='torch'."
             ) from error
     model = file.getvalue() if size is None else fold_constants(file.getvalue())
     class_axis = {"low": 3, "logits": 1}.get(output)
@@ -272,10 +280,10 @@ def fold_constants(model: bytes) -> bytes:
 
 
 def onnx_metadata(net: DeepLab, output: Output) -> dict[str, str]:
-    """Return what a user of the file needs beside the numbers, as metadata: text, JSON where it is not a word.
+    """Return the metadata of an exported file: plain text or JSON by key.
 
-    `classes`, `palette`, `preprocessing`, `config`, `weights` (source, hash, licence where the manifest row names one),
-    `output` and the version that wrote it. The keys are those of our safetensors files wherever they mean the same.
+    Keys: `classes`, `palette`, `preprocessing`, `config`, `source` and `licence` of the weights (where the manifest states
+    one), `output`, and the version that wrote the file. They are named as in the safetensors checkpoints.
     """
     return {
         "format": "deeplabzoo",
@@ -293,10 +301,20 @@ def onnx_metadata(net: DeepLab, output: Output) -> dict[str, str]:
 def require_parity(
     net: DeepLab, run: Runner, output: Output, shapes: tuple[tuple[int, int, int], ...] = _PARITY_SHAPES
 ) -> float:
-    """Compare a graph with its network on random images B x H x W of other shapes than it was traced with.
+    """Compare the outputs of a graph and its model on random images.
 
-    Returns the largest difference relative to the largest logit. Labels are compared as labels: 99 % must be equal, since
-    random images have near-ties. Raises DeepLabZooError in one sentence where they differ.
+    Args:
+        net: The model.
+        run: Runs the graph.
+        output: The output of the graph, see `ExportModule`.
+        shapes: (batch, height, width) of the images; by default other shapes than the traced one.
+
+    Returns:
+        The largest difference relative to the largest logit; for labels the share that differs (1 % is accepted, since random
+        images have near-ties).
+
+    Raises:
+        DeepLabZooError: The outputs differ by more than rounding.
     """
     generator = torch.Generator().manual_seed(0)
     form = ExportModule(traceable(net), output).eval()
@@ -309,14 +327,14 @@ def require_parity(
     allowed = RELATIVE_TOLERANCE if output in ("low", "logits") else 0.01
     if not worst <= allowed:
         raise DeepLabZooError(
-            f"The ONNX graph of {net.config.architecture} on {net.config.encoder} does not compute what the network does "
-            f"(difference {worst:.2g}, at most {allowed:g} allowed); use the engine 'torch'."
+            f"The ONNX graph of {net.config.architecture} on {net.config.encoder} does not compute what the model does "
+            f"(difference {worst:.2g}, at most {allowed:g} accepted); use engine='torch'."
         )
     return worst
 
 
 def output_difference(expected: npt.NDArray[np.generic], given: npt.NDArray[np.generic]) -> float:
-    """Return how far two outputs are apart: logits relative to the largest one, labels as the share that differs."""
+    """Return the largest difference of two outputs: relative to the largest logit; for labels the share that differs."""
     if expected.shape != given.shape:
         return float("inf")
     if expected.dtype.kind != "f":
@@ -326,13 +344,13 @@ def output_difference(expected: npt.NDArray[np.generic], given: npt.NDArray[np.g
 
 
 def _licence(net: DeepLab) -> str:
-    """Return the licence that the manifest states for these very weights; empty for all others."""
+    """Return the licence that the manifest states for these weights (by SHA-256); empty for all others."""
     sha256 = net.weights_source.get("sha256")
     return next((row.license.weights for row in released() if sha256 is not None and row.sha256 == sha256), "")
 
 
 def _with_metadata(model: bytes, facts: dict[str, str], classes: tuple[int, int] | None = None) -> bytes:
-    """Add metadata; `classes` is (axis, number) of the class dimension, which the exporter leaves without a number."""
+    """Add metadata; `classes` is (axis, size) of the class dimension of the output, which torch's exporter leaves dynamic."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -344,18 +362,23 @@ def _with_metadata(model: bytes, facts: dict[str, str], classes: tuple[int, int]
     return whole
 
 
-# Graphs that engines run, written once per network and kept in the package's cache: a second start reads a file.
+# Graphs of the backends, written once per model and cached.
 
 
 _CACHE_VERSION = 1
-"""Raised when the graph of an unchanged network is written differently."""
+"""Part of the cache key; to be increased when the graph of an unchanged model is written differently."""
 
 
 def cached_graph(net: DeepLab, open_runner: Callable[[bytes], Runner]) -> Path:
-    """Return the file of the network's low-resolution graph (`onnx_graph.ExportModule`, output `low`).
+    """Return the cached ONNX file of a model (`ExportModule` with output `low`); write and log it if it is not in the cache.
 
-    Written where it is not there yet, after `open_runner` has run it and it agreed with the network; one line says so, with the
-    time that it took. Raises what `onnx_bytes` and `require_parity` raise, OutputError where the cache cannot be written.
+    Args:
+        net: The model.
+        open_runner: Opens a file's content in the backend, for the parity check before the file is cached.
+
+    Raises:
+        DeepLabZooError: The graph cannot be written, or fails the parity check.
+        OutputError: The cache folder cannot be written.
     """
     path = cache_folder() / "graphs" / f"{graph_key(net)}.onnx"
     if path.is_file():
@@ -366,12 +389,12 @@ def cached_graph(net: DeepLab, open_runner: Callable[[bytes], Runner]) -> Path:
     apart = require_parity(net, open_runner(model), "low")
     write_atomically(path, lambda file: file.write(model))
     seconds = time.perf_counter() - started
-    logger.info(f"ONNX graph written in {seconds:.1f} s, {apart:.0e} from the network (kept as {path})")
+    logger.info(f"ONNX graph written in {seconds:.1f} s, largest difference {apart:.0e} from the model (cached as {path})")
     return path
 
 
 def graph_key(net: DeepLab) -> str:
-    """Return a name for the graph of this network: equal for equal weights and configuration, under the same versions."""
+    """Return a hexadecimal name for the graph of a model: equal for equal weights, configuration and versions."""
     facts = {
         "tensors": tensors_sha256(net),
         "config": net.config.to_dict(),

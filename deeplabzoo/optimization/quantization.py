@@ -1,8 +1,8 @@
-"""Networks in 8-bit integers: convolutions fitted to real photos, what is sensitive left in float32.
+"""Post-training quantization to int8 for ONNX Runtime and OpenVINO, calibrated on real images.
 
-Weights per output channel, activations per tensor (uint8), ranges the mean over the photos of each photo's extremes. Depthwise
-convolutions stay in float32: they are a few per cent of the arithmetic, and their channels differ so much in range that in
-8 bits they cost more accuracy than all other convolutions together.
+Weights are quantized per output channel, activations per tensor (uint8); the range of an activation is the mean over the images
+of its minimum and maximum. Depthwise convolutions stay in float32: they are a few per cent of the arithmetic, and the ranges of
+their channels differ so much that in int8 they cost more accuracy than all other convolutions together.
 """
 
 import hashlib
@@ -31,31 +31,36 @@ from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optional_imports import require_module
 from deeplabzoo.processing.preprocessing import prepare
 
-# Real photos as a quantiser wants them: what the user gave, prepared as the weights expect it, one at a time.
-
-
 CalibrationImages = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Pixels] | npt.NDArray[np.uint8] | torch.Tensor
-"""A folder or pattern, a list of photos (paths or uint8 H x W x 3), an array N x H x W x 3, or prepared images N x C x H x W
-(a float tensor)."""
+"""A folder or glob pattern, a list of images (paths or uint8 H x W x 3), a uint8 array N x H x W x 3, or preprocessed images
+(float tensor N x C x H x W)."""
 
 MAX_CALIBRATION_IMAGES = 64
-"""Photos used of a larger folder, spread over it; more did not move the figures."""
+"""Images used of a larger set, evenly spread over it; more did not change the mIoU."""
 
 
 class Calibration:
-    """The pictures that a quantised network is fitted to; iterate to get prepared arrays 1 x C x H x W."""
+    """Calibration images; iterate to get preprocessed float32 arrays 1 x C x H x W.
+
+    Args:
+        net: The model, whose preprocessing is applied.
+        images: The images; at most `MAX_CALIBRATION_IMAGES` of them are used.
+
+    Raises:
+        UsageError: There are no images.
+        ImageError: A folder or file cannot be read (files: while iterating).
+    """
 
     def __init__(self, net: DeepLab, images: CalibrationImages | None) -> None:
-        """Find the pictures; raises UsageError where there are none, ImageError where a folder or file cannot be read."""
         self.net = net
         self.images = _list_images(images)
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """Return the number of images used."""
         return len(self.images)
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Read, prepare and yield them in order."""
+        """Read, preprocess and yield the images in order."""
         for image in self.images:
             if isinstance(image, torch.Tensor):
                 yield image[None].detach().cpu().float().numpy()
@@ -67,8 +72,8 @@ class Calibration:
 def _list_images(images: CalibrationImages | None) -> list[Path | Pixels | torch.Tensor]:
     if images is None or (not isinstance(images, str | os.PathLike) and len(images) == 0):
         raise UsageError(
-            "precision='int8' needs calibration=, some twenty or more photos of the kind that the network will see: "
-            "a folder, a list of files, or arrays."
+            "precision='int8' needs calibration=: about 50 images of the kind that the model will see, as a folder, a list of "
+            "files, or arrays."
         )
     if isinstance(images, str | os.PathLike):
         found: list[Path | Pixels | torch.Tensor] = [source.path for source in find_images([os.fspath(images)])]
@@ -80,40 +85,58 @@ def _list_images(images: CalibrationImages | None) -> list[Path | Pixels | torch
 
 
 _QUANTIZATION_VERSION = 1
-"""Raised when the same photos give another file."""
+"""Part of the cache key; to be increased when the same images would give another file."""
 
 
-def quantised_graph(net: DeepLab, graph: Path, images: CalibrationImages | None) -> Path:
-    """Return the 8-bit form of a cached graph, made of `images` where it is not there yet.
+def quantized_graph(net: DeepLab, graph: Path, images: CalibrationImages | None) -> Path:
+    """Return the int8 file of a cached ONNX graph; quantize it if it is not in the cache.
 
-    `images` may also be a file that `save_quantised` wrote for this network. Raises UsageError without images, or for a file of
-    another network; ImageError for pictures that cannot be read.
+    Args:
+        net: The model.
+        graph: Its ONNX graph, see `onnx_export.cached_graph`.
+        images: Calibration images, or a file that `save_quantized` wrote for this model.
+
+    Raises:
+        UsageError: No images, or a file of another model or other versions.
+        ImageError: An image cannot be read.
     """
     saved = _saved_quantized_file(images)
     if saved is not None:
         if _facts(saved).get("graph") != graph.stem:
-            raise UsageError(f"'{saved}' is not an int8 graph of this network and these versions; calibrate again.")
+            raise UsageError(f"'{saved}' is not an int8 graph of this model and the installed versions; calibrate again.")
         return saved
     calibration = Calibration(net, images)
     path = graph.with_name(f"{graph.stem}-int8-{fingerprint(calibration)}.onnx")
     if not path.is_file():
-        model = quantised_bytes(graph.read_bytes(), calibration, {"graph": graph.stem})
+        model = quantized_bytes(graph.read_bytes(), calibration, {"graph": graph.stem})
         write_atomically(path, lambda file: file.write(model))
-        logger.info(f"int8 graph calibrated on {len(calibration)} photos (kept as {path})")
+        logger.info(f"int8 graph calibrated on {len(calibration)} images (cached as {path})")
     return path
 
 
-def save_quantised(net: DeepLab, graph: Path, images: CalibrationImages | None, path: Path) -> None:
-    """Write the 8-bit form of a cached graph to `path`, which `calibration=` takes in the place of photos later."""
-    model = quantised_graph(net, graph, images).read_bytes()
+def save_quantized(net: DeepLab, graph: Path, images: CalibrationImages | None, path: Path) -> None:
+    """Write the int8 file of a cached graph to `path`; `calibration=` accepts that file instead of images.
+
+    Args and errors are those of `quantized_graph`.
+    """
+    model = quantized_graph(net, graph, images).read_bytes()
     write_atomically(path, lambda file: file.write(model))
 
 
-def quantised_bytes(model: bytes, calibration: Calibration, facts: dict[str, str] | None = None) -> bytes:
-    """Return an ONNX file with its convolutions in 8 bits; its own metadata stay, `facts` are added to them."""
+def quantized_bytes(model: bytes, calibration: Calibration, facts: dict[str, str] | None = None) -> bytes:
+    """Return an ONNX file with its convolutions, except depthwise ones, in int8.
+
+    Args:
+        model: A float32 ONNX file with one input `image`.
+        calibration: The calibration images.
+        facts: Metadata added to those of `model`.
+
+    Raises:
+        DeepLabZooError: ONNX Runtime is not installed.
+    """
     import onnx
 
-    quantization: Any = require_module("onnxruntime.quantization", extra="onnxruntime", purpose="Quantising")
+    quantization: Any = require_module("onnxruntime.quantization", extra="onnxruntime", purpose="int8")
     proto = onnx.load_from_string(model)
     depthwise = [node.name for node in proto.graph.node if node.op_type == "Conv" and _groups(node) > 1]
     with tempfile.TemporaryDirectory() as folder, _quiet_onnxruntime():
@@ -131,18 +154,18 @@ def quantised_bytes(model: bytes, calibration: Calibration, facts: dict[str, str
             calibrate_method=quantization.CalibrationMethod.MinMax,
             extra_options={"CalibMovingAverage": True},
         )
-        quantised = onnx.load(target)
+        quantized = onnx.load(target)
     known = {entry.key: entry.value for entry in onnx.load_from_string(model).metadata_props}
-    del quantised.metadata_props[:]
+    del quantized.metadata_props[:]
     onnx.helper.set_model_props(
-        quantised, {**known, "precision": "int8", "calibration": str(len(calibration)), **(facts or {})}
+        quantized, {**known, "precision": "int8", "calibration": str(len(calibration)), **(facts or {})}
     )
-    whole: bytes = quantised.SerializeToString()
+    whole: bytes = quantized.SerializeToString()
     return whole
 
 
 class _CalibrationReader:
-    """Feeds ONNX Runtime's calibration, which asks for one batch after another until there is none."""
+    """Calibration images in the form of ONNX Runtime's CalibrationDataReader, which calls `get_next` until it returns None."""
 
     def __init__(self, calibration: Calibration) -> None:
         self._images = iter(calibration)
@@ -152,13 +175,13 @@ class _CalibrationReader:
         return self._count
 
     def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-        """Return the next feed, or None at the end."""
+        """Return the next input (1 x C x H x W by name), or None at the end."""
         image = next(self._images, None)
         return None if image is None else {"image": image}
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Refuse to be read in parts; raises UsageError."""
-        raise UsageError(f"Calibration photos are read in one pass, not from {start_index} to {end_index}.")
+        """Raise UsageError: reading a part of the images (ONNX Runtime's strided calibration) is not supported."""
+        raise UsageError(f"Calibration images are read in one pass; the range {start_index} to {end_index} is not supported.")
 
 
 def _groups(node: Any) -> int:
@@ -177,7 +200,7 @@ def _facts(path: Path) -> dict[str, str]:
 
 
 def fingerprint(calibration: Calibration) -> str:
-    """Return a name for a recipe and its photos: the same for the same prepared pixels."""
+    """Return a hexadecimal name for the calibration: equal for equal preprocessed pixels in equal order."""
     digest = hashlib.sha256(str(_QUANTIZATION_VERSION).encode())
     for image in calibration:
         digest.update(str(image.shape).encode() + image.tobytes())
@@ -186,7 +209,7 @@ def fingerprint(calibration: Calibration) -> str:
 
 @contextmanager
 def _quiet_onnxruntime() -> Iterator[None]:
-    """Keep back ONNX Runtime's advice to preprocess the model first, which has been done."""
+    """Suppress log messages of ONNX Runtime's quantizer: it advises to preprocess the model first, which has been done."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -195,29 +218,37 @@ def _quiet_onnxruntime() -> Iterator[None]:
         logging.disable(before)
 
 
-# 8-bit networks for OpenVINO, made by its own quantiser (NNCF), which corrects the bias that rounding leaves.
+# int8 for OpenVINO, quantized by NNCF, which also corrects the bias of rounding.
 #
-# ONNX Runtime's 8-bit file is not used here: OpenVINO 2026.4 gives wrong labels for it. Depthwise convolutions stay in float32
-# for the reason given in `quantise`; with them in 8 bits the labels are wrong here, too.
+# The int8 file of ONNX Runtime gives wrong labels in OpenVINO 2026.4. Depthwise convolutions stay in float32 here, too: in int8
+# the labels are wrong.
 
 
-def quantised_model(net: DeepLab, graph: Path, images: CalibrationImages | None) -> Path:
-    """Return OpenVINO's 8-bit form (.xml, its weights beside it) of a cached graph, made of `images` where it is not there yet.
+def quantized_model(net: DeepLab, graph: Path, images: CalibrationImages | None) -> Path:
+    """Return the int8 OpenVINO file (.xml with .bin beside it) of a cached ONNX graph; quantize it if it is not in the cache.
 
-    Raises UsageError without images, ImageError for pictures that cannot be read, DeepLabZooError where NNCF is missing.
+    Args:
+        net: The model.
+        graph: Its ONNX graph, see `onnx_export.cached_graph`.
+        images: Calibration images.
+
+    Raises:
+        UsageError: No images.
+        ImageError: An image cannot be read.
+        DeepLabZooError: OpenVINO or NNCF is not installed.
     """
     calibration = Calibration(net, images)
     path = graph.with_name(f"{graph.stem}-int8-{fingerprint(calibration)}.xml")
     if not path.is_file():
-        save_model(quantised(graph, calibration), path)
-        logger.info(f"OpenVINO int8 model calibrated on {len(calibration)} photos (kept as {path})")
+        save_model(quantize_for_openvino(graph, calibration), path)
+        logger.info(f"OpenVINO int8 model calibrated on {len(calibration)} images (cached as {path})")
     return path
 
 
-def quantised(graph: Path | bytes, calibration: Calibration) -> Any:
-    """Return the `openvino.Model` of an ONNX graph with all but depthwise convolutions in 8 bits."""
+def quantize_for_openvino(graph: Path | bytes, calibration: Calibration) -> Any:
+    """Return an `openvino.Model` of an ONNX graph (path or file content) with all but depthwise convolutions in int8."""
     ov = require_module("openvino", extra="openvino", purpose="Running OpenVINO")
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # its progress bars are not the answer of a command
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # NNCF prints progress bars to standard output
         warnings.simplefilter("ignore")
         nncf = require_module("nncf", extra="openvino", purpose="int8 with OpenVINO")
         nncf.set_log_level(logging.ERROR)
@@ -231,7 +262,7 @@ def quantised(graph: Path | bytes, calibration: Calibration) -> Any:
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write an `openvino.Model` as `path` (.xml) and its weights beside it (.bin); the .xml comes last, when both are whole."""
+    """Write an `openvino.Model` as `path` (.xml) and its weights beside it (.bin), each atomically; the .xml last."""
     ov = require_module("openvino", extra="openvino", purpose="Writing OpenVINO")
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / path.name

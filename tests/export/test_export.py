@@ -1,4 +1,4 @@
-"""`python -m deeplabzoo.export`: a file that gives the network's answers, described inside, or no file at all."""
+"""`python -m deeplabzoo.export` writes a file with the outputs of the model and with metadata, or no file at all."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ from deeplabzoo.optimization.graph_backend import openvino_runner
 from deeplabzoo.processing.preprocessing import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-PHOTOS = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 PERSON = "deeplabv3plus_mobilenetv2_person"
 BUNDLED = [row.full_name for row in released() if isinstance(row.source, BundledSource)]
 
@@ -46,25 +46,25 @@ def facts_of(path: Path) -> dict[str, str]:
 
 
 def labelled_folder(root: Path, side: int = 96) -> Path:
-    """Two photos with masks that the person network itself drew."""
+    """Return a dataset of two images whose masks are predictions of the person model."""
     predictor = deeplabzoo.Predictor(deeplabzoo.create(PERSON, pretrained=True), device="cpu")
     for part in ("images", "masks"):
         (root / "val" / part).mkdir(parents=True)
     for name in ("astronaut.jpg", "cat.jpg"):
-        picture = Image.open(PHOTOS / name).convert("RGB").resize((side, side))
-        picture.save(root / "val" / "images" / f"{name[:3]}.png")
-        Image.fromarray(predictor(picture).labels).save(root / "val" / "masks" / f"{name[:3]}.png")
+        image = Image.open(IMAGES / name).convert("RGB").resize((side, side))
+        image.save(root / "val" / "images" / f"{name[:3]}.png")
+        Image.fromarray(predictor(image).labels).save(root / "val" / "masks" / f"{name[:3]}.png")
     return root
 
 
 def test_a_model_becomes_a_file_that_is_measured_and_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """ParityResult, mIoU beside the original's on real photos, and both kept in the file with licence, classes and preprocessing."""
+    """The file passes the parity check and keeps the mIoU; both are stored in it with licence, classes and preprocessing."""
     root, out = labelled_folder(tmp_path / "data"), tmp_path / "person.onnx"
     words = [PERSON, "--format", "onnx", "--out", str(out), "--check", "folder:2", "--root", str(root)]
     assert command.main([*words, "--json", str(tmp_path / "report.json")]) == 0
-    said = capsys.readouterr().out
-    assert "100.000 % of labels equal on 2 photos" in said
-    assert re.search(r"mIoU 100\.00 exported, 100\.00 original, \+0\.00 points on the first 2 of folder val", said)
+    printed = capsys.readouterr().out
+    assert "100.000 % of labels equal on 2 images" in printed
+    assert re.search(r"mIoU 100\.00 exported, 100\.00 original, \+0\.00 points on the first 2 of folder val", printed)
     facts = facts_of(out)
     assert json.loads(facts["check"])["miou_exported"] == pytest.approx(100)
     assert json.loads(facts["classes"]) == ["background", "person"]
@@ -83,7 +83,7 @@ def test_a_model_becomes_a_file_that_is_measured_and_described(tmp_path: Path, c
 
 @pytest.mark.parametrize("output", ["argmax", "uint8"])
 def test_openvino_labels_of_one_size(checkpoint: str, tmp_path: Path, output: str) -> None:
-    """The .xml and its .bin, for one size, labels straight from the file."""
+    """An .xml and its .bin for a fixed size return labels in the requested type."""
     out = tmp_path / "small.xml"
     assert command.main([checkpoint, "--format", "openvino", "--output", output, "--size", "65", "97", "--out", str(out)]) == 0
     image = torch.randn(1, 3, 65, 97)
@@ -94,11 +94,11 @@ def test_openvino_labels_of_one_size(checkpoint: str, tmp_path: Path, output: st
     assert out.with_suffix(".bin").is_file()
 
 
-@pytest.mark.parametrize(("kernel", "stride", "rate"), [(3, 2, 1), (5, 2, 1), (3, 2, 2), (3, 3, 1), (1, 2, 1)])
-def test_open_padding_is_tensorflows(kernel: int, stride: int, rate: int) -> None:
-    """The rule with short terms pads as timm's does, for every phase of both sides."""
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 2, 2), (3, 3, 1), (1, 2, 1)])
+def test_dynamic_padding_equals_tensorflow_same_padding(kernel: int, stride: int, dilation: int) -> None:
+    """The rule in integers pads as timm's does, for every remainder of height and width."""
     torch.manual_seed(0)
-    conv = Conv2dSame(2, 3, kernel, stride=stride, dilation=rate)
+    conv = Conv2dSame(2, 3, kernel, stride=stride, dilation=dilation)
     twin = copy.deepcopy(conv)
     twin.__class__ = DynamicConv2dSame
     for height, width in itertools.product(range(7, 13), repeat=2):
@@ -106,8 +106,8 @@ def test_open_padding_is_tensorflows(kernel: int, stride: int, rate: int) -> Non
         assert torch.equal(twin(image), conv(image))
 
 
-def test_torch_export_of_tensorflows_padding_ends() -> None:
-    """Four strided layers with open sizes, after which the export did not end: the output's side is one short term."""
+def test_torch_export_of_tensorflow_same_padding_terminates() -> None:
+    """With dynamic shapes the symbolic size stays short after four strided layers; with timm's rule the export never ends."""
     torch.manual_seed(0)
     stack = torch.nn.Sequential(*(Conv2dSame(3, 3, 3, stride=2) for _ in range(4)))
     for layer in stack:
@@ -121,7 +121,7 @@ def test_torch_export_of_tensorflows_padding_ends() -> None:
 
 
 def test_torch_export_round_trip(checkpoint: str, tmp_path: Path) -> None:
-    """A .pt2 that torch alone runs, with the description in its extra file."""
+    """A .pt2 file runs with torch only and has its metadata in an extra file."""
     out = tmp_path / "small.pt2"
     assert command.main([checkpoint, "--format", "torch-export", "--out", str(out)]) == 0
     extra = {"deeplabzoo.json": ""}
@@ -129,7 +129,7 @@ def test_torch_export_round_trip(checkpoint: str, tmp_path: Path) -> None:
     assert json.loads(json.loads(extra["deeplabzoo.json"])["config"])["encoder"] == "mobilenetv2_050"
     image = torch.randn(3, 3, 81, 45)
     answer = program.module()(image)
-    assert not answer.requires_grad, "an answer that cannot become an array"
+    assert not answer.requires_grad, "numpy() refuses outputs that require gradients"
     with torch.inference_mode():
         torch.testing.assert_close(answer, deeplabzoo.load(checkpoint)(image), atol=1e-4, rtol=1e-4)
 
@@ -137,20 +137,20 @@ def test_torch_export_round_trip(checkpoint: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["logits", "uint8"])
 def test_executorch_runs_in_its_own_runtime(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The .pte gives the network's answers, compared by the command on random images and photos; its JSON describes it."""
+    """A .pte file passes the parity check on random and real images; its JSON file holds the metadata."""
     pytest.importorskip("executorch", reason="executorch is not installed")
     root, out = labelled_folder(tmp_path / "data"), tmp_path / "person.pte"
     words = [PERSON, "--format", "executorch", "--output", output, "--size", "96", "96", "--out", str(out)]
     assert command.main([*words, "--check", "folder:2", "--root", str(root)]) == 0
-    assert "100.000 % of labels equal on 2 photos" in capsys.readouterr().out
+    assert "100.000 % of labels equal on 2 images" in capsys.readouterr().out
     facts = json.loads(out.with_suffix(".json").read_text())
     assert json.loads(facts["classes"]) == ["background", "person"]
     assert json.loads(facts["check"])["miou_exported"] > 99
     assert facts["output"] == output
 
 
-def test_executorch_that_is_not_installed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no extra, since it chooses its torch itself."""
+def test_missing_executorch_raises_with_its_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ExecuTorch is not an extra of the package, since it requires a certain torch."""
     for module in ("executorch", "executorch.runtime"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DeepLabZooError, match="pip install executorch"):
@@ -158,7 +158,7 @@ def test_executorch_that_is_not_installed_is_one_sentence(tmp_path: Path, monkey
 
 
 def test_int8_file_labels_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Calibrated on a folder, compared on its photos, marked as int8."""
+    """An int8 file is calibrated on a folder, verified on its images, and marked as int8."""
     photos = labelled_folder(tmp_path / "data", 160) / "val" / "images"
     out = tmp_path / "person8.onnx"
     words = ["--calibrate", str(photos), "--out", str(out), "--json", str(tmp_path / "report.json")]
@@ -171,16 +171,16 @@ def test_int8_file_labels_the_images(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(
+def test_a_file_that_fails_the_parity_check_is_not_kept(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An exporter that upsampled with the wrong corners would be found; an older file stays as it was."""
+    """Wrong outputs are detected, and an older file of that name remains unchanged."""
     out = tmp_path / "small.onnx"
     out.write_bytes(b"older")
     real = command_runner()
     monkeypatch.setattr("deeplabzoo.export.exporter.runner", lambda kind, path: lambda image: real(kind, path)(image) + 1)
     assert command.main([checkpoint, "--format", "onnx", "--out", str(out)]) == 1
-    assert "does not give the network's answers on random images" in capsys.readouterr().err
+    assert "outputs of the exported file differ from those of the model on random images" in capsys.readouterr().err
     assert out.read_bytes() == b"older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "small.safetensors"]
 
@@ -194,43 +194,43 @@ def command_runner():  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--format", "coreml", "--out", "x.mlpackage"], "'coreml' is not offered: coremltools"),
-        (["--format", "litert", "--out", "x.tflite"], "'litert' is not offered: litert-torch"),
-        (["--format", "executorch", "--out", "x.pte"], "takes images of one size; name it with --size H W"),
+        (["--format", "coreml", "--out", "x.mlpackage"], "'coreml' is not supported: coremltools"),
+        (["--format", "litert", "--out", "x.tflite"], "'litert' is not supported: litert-torch"),
+        (["--format", "executorch", "--out", "x.pte"], "requires a fixed image size; set it with --size H W"),
         (["--format", "onx", "--out", "x.onnx"], "Unknown format 'onx'.*Did you mean 'onnx'"),
         (["--format", "onnx", "--out", "x.xml"], r"must end in \.onnx"),
         (["--format", "onnx", "--out", "no/such/x.onnx"], "does not exist"),
         (["--format", "onnx", "--out", "x.onnx", "--int8"], "--int8 and --calibrate DIR go together"),
         (["--format", "torch-export", "--out", "x.pt2", "--int8", "--calibrate", "."], "--int8 is for the formats"),
         (["--format", "onnx", "--out", "x.onnx", "--check", "voc"], "--check needs --root"),
-        (["--format", "onnx", "--out", "x.onnx", "--check", "voc", "--root", "."], "must be a data set and a number"),
+        (["--format", "onnx", "--out", "x.onnx", "--check", "voc", "--root", "."], "must be a dataset and a number"),
         (["--format", "onnx", "--out", "x.onnx", "--size", "8", "8"], "at least 33 x 33"),
     ],
 )
-def test_wrong_calls_get_a_sentence(
+def test_invalid_arguments_are_one_sentence(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any network is loaded, with a status that is not 0."""
+    """The command fails before a model is loaded, with a non-zero exit code."""
     monkeypatch.chdir(tmp_path)
     assert command.main([PERSON, *words]) in (1, 2)
     assert re.search(f"^error: .*{sentence}", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_documents_script_runs_with_onnxruntime_and_numpy_alone(tmp_path: Path) -> None:
-    """The script of docs/export.md labels the README's photo as the package does, in a process that imports no torch."""
+def test_the_script_in_the_documentation_runs_with_onnxruntime_and_numpy_only(tmp_path: Path) -> None:
+    """The script of docs/export.md labels an image as the package does, in a process that imports no torch."""
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     script = re.search(r"```python\n(# labels\.py\n.*?)```", page, re.DOTALL)
     assert script
     assert command.main([PERSON, "--format", "onnx", "--out", str(tmp_path / "model.onnx")]) == 0
-    picture = Image.open(PHOTOS / "astronaut.jpg").convert("RGB").resize((192, 160))
-    picture.save(tmp_path / "photo.png")
+    image = Image.open(IMAGES / "astronaut.jpg").convert("RGB").resize((192, 160))
+    image.save(tmp_path / "image.png")
     program = script[1] + "\nimport sys\nassert not {'torch', 'deeplabzoo', 'timm'} & set(sys.modules)\n"
     (tmp_path / "labels.py").write_text(program)
-    subprocess.run([sys.executable, "labels.py", "model.onnx", "photo.png", "labels.png"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "labels.py", "model.onnx", "image.png", "labels.png"], cwd=tmp_path, check=True)
     net = deeplabzoo.create(PERSON, pretrained=True)
-    expected = deeplabzoo.Predictor(net, device="cpu")(picture).labels
-    assert prepare(np.asarray(picture), net.preprocessing).valid_hw == (160, 192)
+    expected = deeplabzoo.Predictor(net, device="cpu")(image).labels
+    assert prepare(np.asarray(image), net.preprocessing).valid_hw == (160, 192)
     assert (np.asarray(Image.open(tmp_path / "labels.png")) == expected).mean() > 0.999
 
 
@@ -238,6 +238,6 @@ def test_the_documents_script_runs_with_onnxruntime_and_numpy_alone(tmp_path: Pa
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])
 @pytest.mark.parametrize("model", BUNDLED)
 def test_every_bundled_model_exports(model: str, kind: Format, tmp_path: Path) -> None:
-    """Parity is asserted by the command itself."""
+    """Every bundled model passes the parity check of the command in every format."""
     out = tmp_path / f"model{SUFFIXES[kind]}"
     assert command.main([model, "--format", kind, "--output", "uint8", "--out", str(out)]) == 0

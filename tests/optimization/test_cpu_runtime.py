@@ -1,4 +1,4 @@
-"""Memory that a network frees stays in the process for its next call, and can be told not to."""
+"""Freed memory stays in the process for the next call, unless DEEPLABZOO_KEEP_MEMORY=0."""
 
 import os
 import platform
@@ -22,23 +22,23 @@ print(kept, faults())
 
 
 def kept_and_faults(switch: str) -> tuple[bool, int]:
-    """Whether the allocator was set, and page faults of 20 tensors of 24 MB made and freed, each written once."""
+    """Return whether the allocator was set, and the page faults of 20 tensors of 24 MB, each allocated, written and freed."""
     environment = {**os.environ, "DEEPLABZOO_KEEP_MEMORY": switch, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     return kept == "True", int(faults)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
-def test_freed_memory_is_used_again() -> None:
-    """Pages of twenty tensors are faulted in once, not twenty times."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
+def test_freed_memory_is_reused() -> None:
+    """Twenty tensors in a row reuse the same pages."""
     kept, faults = kept_and_faults("1")
     assert kept
-    assert faults < 6 * 1024  # one tensor's pages at most, instead of twenty's
+    assert faults < 6 * 1024  # the pages of one tensor, not of twenty
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
-def test_the_allocator_is_left_alone_when_disabled() -> None:
-    """A server that shares its process with others may want memory back."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
+def test_the_allocator_is_unchanged_when_disabled() -> None:
+    """A process that shares a machine may need to return memory."""
     kept, _ = kept_and_faults("0")
     assert not kept

@@ -1,4 +1,4 @@
-"""Large decoder maps are made in strips of rows, and maps that nobody reads any more are let go: one answer, less memory."""
+"""The decoder runs in strips of rows with equal results, and encoders keep only the features that the head reads."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ IN_STRIPS = {name: 2 for name, options in HEADS.items() if options["architecture
     "v3plus_one_conv": 1,
     "v3plus_group": None,
 }
-"""Rows that each decoder reads beyond a strip; None where there is no map to cut, or a norm of all of it forbids that."""
+"""Head -> halo rows of its decoder; None without decoder convolutions, or where group norm depends on the whole map."""
 
 
 class SyntheticShapes(TorchDispatchMode):
-    """Notes the shape of every tensor that is made."""
+    """Records the shape of every tensor that is created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class SyntheticShapes(TorchDispatchMode):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("head", IN_STRIPS)
 def test_strips_equal_the_whole_map(head: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every decoder, at a height that no strip divides: its strips differ from the whole map by rounding alone."""
+    """At a height that is not a multiple of the strip, strips and whole map differ only by rounding, for every decoder."""
     image = torch.randn(2, 3, 150, 98)
     with torch.inference_mode():
         form = build_fused_model(network(**HEADS[head]))
         if packed:
             prepack(form)
         assert isinstance(form.head, FusedV3PlusHead)
-        assert form.head.reach == IN_STRIPS[head]
+        assert form.head.halo == IN_STRIPS[head]
         whole = form(image)
         monkeypatch.setattr(fused_model, "STRIP_BYTES", 1)
         monkeypatch.setattr(fused_model, "_MIN_ROWS_PER_HALO", 5)
@@ -63,7 +63,7 @@ def test_strips_equal_the_whole_map(head: str, packed: bool, monkeypatch: pytest
 def test_upsampled_rows_equal_those_of_the_whole_map(
     source: tuple[int, int], target: tuple[int, int], align_corners: bool
 ) -> None:
-    """Any rows of an enlarged map, without the others, at every ratio."""
+    """Any rows of an upsampled map can be computed without the others, at every ratio."""
     x = torch.randn(2, 3, *source)
     whole = F.interpolate(x, size=target, mode="bilinear", align_corners=align_corners)
     for rows in (slice(0, 1), slice(1, 3), slice(2, target[0])):
@@ -74,8 +74,8 @@ def test_upsampled_rows_equal_those_of_the_whole_map(
 @pytest.mark.parametrize(("encoder", "architecture", "kept"), [
     ("resnet18", "deeplabv3plus", 2), ("mobilenetv2_050", "deeplabv3plus", 2), ("mobilenetv3", "deeplabv3", 1),
 ])  # fmt: skip
-def test_an_encoder_keeps_no_map_that_the_head_does_not_read(encoder: str, architecture: str, kept: int) -> None:
-    """The stem's map alone is larger than all that the head reads."""
+def test_an_encoder_keeps_no_feature_that_the_head_does_not_read(encoder: str, architecture: str, kept: int) -> None:
+    """The features of the stem alone are larger than all that the head reads."""
     form = build_fused_model(network(encoder=encoder, architecture=architecture))
     with torch.inference_mode():
         assert len(form.encoder(torch.randn(1, 3, 65, 97))) == kept

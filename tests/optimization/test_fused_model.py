@@ -1,4 +1,4 @@
-"""The inference form answers as the network does: judged against float64, for every head and a sample of encoders."""
+"""Fused models compute what the model does, compared with float64, for every head and a sample of encoders."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -48,7 +48,7 @@ ENCODERS = ("resnet18c", "resnet50", "mobilenetv2", "mobilenetv3", "efficientnet
 
 
 def network(seed: int = 0, **config: Any) -> DeepLab:
-    """Return a network whose norms do something and whose maps keep their variance."""
+    """Return a model with non-trivial batch norm parameters and statistics, whose feature maps keep their variance."""
     torch.manual_seed(seed)
     net = DeepLab(DeepLabConfig(num_classes=5, **{"encoder": "mobilenetv2_050", "head_channels": 32, **config})).eval()
     for module in net.modules():
@@ -57,7 +57,7 @@ def network(seed: int = 0, **config: Any) -> DeepLab:
             nn.init.normal_(module.bias, 0, 0.2)
     nn.init.normal_(net.head.classifier.weight, std=0.2)
     with torch.no_grad():
-        # The pooled branch sees one value per image: a variance of two numbers may be nearly 0 and multiply all rounding.
+        # The pooled branch has one value per image: a variance of two values may be nearly 0 and amplify rounding.
         pooled = {id(module) for module in net.head.aspp.pool.modules()}
         norms = [one for one in net.modules() if isinstance(one, nn.BatchNorm2d) and id(one) not in pooled]
         for norm in norms:
@@ -85,26 +85,26 @@ def assert_as_exact_as_eager(packed: bool, size: tuple[int, int] = (65, 98), bat
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_is_as_exact_as_eager(head: str, packed: bool) -> None:
-    """Whatever a checkpoint's head looks like, its inference form is no further from float64 than twice what eager is."""
+    """For every head, the error of the fused model against float64 is at most twice that of the model itself."""
     assert_as_exact_as_eager(packed, **HEADS[head])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_encoders_are_as_exact_as_eager(encoder: str) -> None:
-    """Folding and packing an encoder loses nothing, whatever it is built of."""
+    """Folding and packing does not increase the error, for encoders of every kind."""
     assert_as_exact_as_eager(True, batch=1, encoder=encoder, architecture="deeplabv3plus")
 
 
 @pytest.mark.parametrize("options", [{"output_stride": 8, "encoder": "drnd54"}, {"encoder_padding": "same"}, {"in_chans": 1}])
 def test_options_of_encoders_are_as_exact_as_eager(options: dict[str, Any]) -> None:
-    """TensorFlow's padding at even and odd sizes, our own encoder and other channel counts have the same form."""
+    """TensorFlow's padding at even and odd sizes, an encoder of this package, and other channel counts are supported."""
     for size in ((97, 129), (64, 98)):
         assert_as_exact_as_eager(True, size, 1, architecture="deeplabv3", **options)
 
 
 @pytest.mark.parametrize("encoder", ["resnet50", "mobilenetv2", "mobilenetv3"])
 def test_no_batch_norm_is_left(encoder: str) -> None:
-    """A norm that stayed would cost a pass over its map, in silence; these encoders fold wholly, activations too."""
+    """All batch norms and activations of these encoders are folded; each that is not costs another pass over its map."""
     form = build_fused_model(network(encoder=encoder, architecture="deeplabv3plus"))
     left = [
         type(one).__name__ for one in form.modules() if isinstance(one, nn.BatchNorm2d | nn.Conv2d | nn.Hardswish | nn.ReLU6)
@@ -114,7 +114,7 @@ def test_no_batch_norm_is_left(encoder: str) -> None:
 
 @pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN")
 def test_linear_layers_are_as_exact_as_eager_when_packed() -> None:
-    """Attention's and feed-forward layers run as 1x1 convolutions over their rows."""
+    """The linear layers of attention and MLP blocks run as 1x1 convolutions."""
     form = build_fused_model(network(encoder="mobilevitxxs", architecture="deeplabv3"))
     prepack(form)
     assert any(isinstance(module, PackedLinear) for module in form.modules())
@@ -124,7 +124,7 @@ def test_linear_layers_are_as_exact_as_eager_when_packed() -> None:
 
 @pytest.mark.parametrize(("encoder", "blocks"), [("resnet18", 8), ("resnet50", 16), ("mobilenetv2", 10), ("mobilenetv3", 10)])
 def test_shortcuts_are_added_by_convolutions(encoder: str, blocks: int) -> None:
-    """Every residual block of these encoders, and a second call gives the same: no kept map was written over."""
+    """Every residual block of these encoders is fused, and a second call is equal: no input was overwritten."""
     form = build_fused_model(network(encoder=encoder, architecture="deeplabv3plus"))
     assert sum(isinstance(module, FusedResidual) for module in form.modules()) == blocks
     prepack(form)
@@ -136,8 +136,8 @@ def test_shortcuts_are_added_by_convolutions(encoder: str, blocks: int) -> None:
     assert torch.equal(image, before)
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    """The form is for inference; the network it was made of may go on training."""
+def test_the_original_model_is_unchanged() -> None:
+    """Training of the original model can continue after it was fused."""
     net = network(architecture="deeplabv3plus").train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     layout = [(name, type(module)) for name, module in net.named_modules()]
@@ -151,7 +151,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 class TwoReaders(nn.Module):
-    """A convolution whose output is read by its norm, and by an addition."""
+    """A convolution whose output is read by a batch norm and by an addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class TwoReaders(nn.Module):
 
 
 def test_a_batchnorm_whose_input_has_another_consumer_is_not_folded(caplog: pytest.LogCaptureFixture) -> None:
-    """Folding it would change what the other reader gets; that it stays is said."""
+    """Folding it would change the input of the other reader; the remaining batch norm is logged."""
     block, x = TwoReaders().eval(), torch.randn(1, 3, 9, 9)
     with torch.no_grad():
         expected = block(x)
@@ -175,7 +175,7 @@ def test_a_batchnorm_whose_input_has_another_consumer_is_not_folded(caplog: pyte
 
 
 def test_packed_weights_serve_every_size_and_batch() -> None:
-    """Weights are packed for the first image's size; later ones of another size or batch get the same answer."""
+    """Weights are packed for the size of the first image and are valid for other sizes and batches."""
     if not onednn_available():
         pytest.skip("this torch has no oneDNN")
     net = network(architecture="deeplabv3plus")

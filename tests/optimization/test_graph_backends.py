@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO under our label maps: same logits, one graph in the cache, int8 from real photos."""
+"""Backends onnxruntime and openvino: logits of the model, one cached graph, int8 calibrated on real images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.optimization import graph_backend
 from deeplabzoo.optimization.onnx_export import cached_graph
-from deeplabzoo.optimization.quantization import save_quantised
+from deeplabzoo.optimization.quantization import save_quantized
 from deeplabzoo.processing.preprocessing import prepare
 
 ENGINES = pytest.mark.parametrize(
     "build", [graph_backend.build_onnxruntime, graph_backend.build_openvino], ids=["onnxruntime", "openvino"]
 )
-PHOTOS = Path(__file__).resolve().parents[2] / "docs" / "images"
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 
 
 def network(seed: int = 0, **fields: Any) -> DeepLab:
@@ -51,7 +51,7 @@ def furthest(net: DeepLab, run: Any, *shape: int) -> float:
 
 @ENGINES
 def test_logits_are_the_models_at_any_size(build: Callable[..., graph_backend.Forward]) -> None:
-    """Sizes that change, sizes that come back (then in a graph of their own), batches of 1 and 3."""
+    """New sizes, repeated sizes (run by a graph of fixed size), batches of 1 and 3."""
     net = network()
     run = build(net)
     for shape in ((1, 65, 97), (3, 64, 33), (3, 64, 33), (3, 64, 33), (1, 129, 65), (1, 65, 97), (1, 65, 97)):
@@ -59,8 +59,8 @@ def test_logits_are_the_models_at_any_size(build: Callable[..., graph_backend.Fo
 
 
 @ENGINES
-def test_the_callers_own_arithmetic_stays(build: Callable[..., graph_backend.Forward]) -> None:
-    """An engine that lets denormals be zero does so for itself alone, while it runs."""
+def test_the_denormal_setting_of_the_caller_is_unchanged(build: Callable[..., graph_backend.Forward]) -> None:
+    """A backend that flushes denormals to zero does so only while it runs."""
     smallest = np.float64(5e-324)
     run = build(network())
     assert smallest * 1.0 != 0
@@ -72,7 +72,7 @@ def test_the_callers_own_arithmetic_stays(build: Callable[..., graph_backend.For
 def test_the_graph_is_written_once(
     build: Callable[..., graph_backend.Forward], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A second start reads the cache, other weights get a graph of their own, and start-up is said."""
+    """A second start reads the cache, other weights get another graph, and the start-up time is logged."""
     caplog.set_level("INFO", logger="deeplabzoo")
     net = network()
     build(net)
@@ -90,7 +90,7 @@ def test_the_graph_is_written_once(
 
 
 def test_both_engines_share_the_graph() -> None:
-    """One file serves both libraries."""
+    """Both backends read the same file."""
     net = network()
     graph_backend.build_onnxruntime(net)
     graph_backend.build_openvino(net)
@@ -98,8 +98,8 @@ def test_both_engines_share_the_graph() -> None:
 
 
 @ENGINES
-def test_a_precision_that_it_has_not_is_refused(build: Callable[..., graph_backend.Forward]) -> None:
-    """In one sentence that names those it has."""
+def test_an_unsupported_precision_is_rejected(build: Callable[..., graph_backend.Forward]) -> None:
+    """The error lists the supported ones."""
     with pytest.raises(UsageError, match="not 'fp16'"):
         build(network(), "fp16")
 
@@ -108,15 +108,15 @@ def test_a_precision_that_it_has_not_is_refused(build: Callable[..., graph_backe
 def test_a_missing_library_is_named_with_its_extra(
     build: Callable[..., graph_backend.Forward], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No traceback of an import."""
+    """The error names the extra to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DeepLabZooError, match=r"install it with `pip install"):
         build(network())
 
 
 @ENGINES
-def test_int8_without_images_is_refused(build: Callable[..., graph_backend.Forward]) -> None:
-    """Ranges cannot be guessed; the sentence says what is wanted."""
+def test_int8_without_images_is_rejected(build: Callable[..., graph_backend.Forward]) -> None:
+    """int8 requires calibration images; the error says how many and in which form."""
     net = network()
     for none in (None, []):
         with pytest.raises(UsageError, match="precision='int8' needs calibration="):
@@ -125,52 +125,52 @@ def test_int8_without_images_is_refused(build: Callable[..., graph_backend.Forwa
 
 @pytest.mark.slow
 def test_int8_of_openvino_labels_an_image() -> None:
-    """Calibrated on two photos, 97 % of the pixels keep their label; a second start reads the model from the cache."""
+    """Calibrated on two images, 97 % of the pixels keep their label; a second start reads the model from the cache."""
     net = deeplabzoo.create("deeplabv3plus_mobilenetv2_person", pretrained=True)
-    photos = [np.asarray(Image.open(PHOTOS / name).convert("RGB").resize((160, 160))) for name in ("astronaut.jpg", "cat.jpg")]
-    run = graph_backend.build_openvino(net, "int8", calibration=photos)
-    image_BCHW = prepare(photos[0], net.preprocessing).tensor_1CHW
+    images = [np.asarray(Image.open(IMAGES / name).convert("RGB").resize((160, 160))) for name in ("astronaut.jpg", "cat.jpg")]
+    run = graph_backend.build_openvino(net, "int8", calibration=images)
+    image_BCHW = prepare(images[0], net.preprocessing).tensor_1CHW
     with torch.inference_mode():
         expected = net.forward_low_resolution(image_BCHW)
     low = run(image_BCHW)
     assert not torch.allclose(low, expected, rtol=1e-4)
     assert float((low.argmax(1) == expected.argmax(1)).float().mean()) > 0.97
     files = cached()
-    assert torch.equal(graph_backend.build_openvino(net, "int8", calibration=photos)(image_BCHW), low)
+    assert torch.equal(graph_backend.build_openvino(net, "int8", calibration=images)(image_BCHW), low)
     assert cached() == files
 
 
-def test_int8_labels_an_image_and_comes_back_from_a_file(tmp_path: Path) -> None:
-    """Calibrated on the photos themselves, 97 % of the pixels keep their label; what was saved gives the very same numbers."""
+def test_int8_labels_an_image_and_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    """Calibrated on the same images, 97 % of the pixels keep their label; a saved graph gives identical logits."""
     net = deeplabzoo.create("deeplabv3plus_mobilenetv2_person", pretrained=True)
-    photos = []
+    images = []
     for name in ("astronaut.jpg", "cat.jpg"):
-        picture = Image.open(PHOTOS / name).convert("RGB").resize((160, 160))
-        picture.save(tmp_path / f"{name}.png")
-        photos.append(np.asarray(picture))
+        image = Image.open(IMAGES / name).convert("RGB").resize((160, 160))
+        image.save(tmp_path / f"{name}.png")
+        images.append(np.asarray(image))
     run = graph_backend.build_onnxruntime(net, "int8", calibration=tmp_path)
-    image_BCHW = prepare(photos[0], net.preprocessing).tensor_1CHW
+    image_BCHW = prepare(images[0], net.preprocessing).tensor_1CHW
     with torch.inference_mode():
         expected = net.forward_low_resolution(image_BCHW)
     low = run(image_BCHW)
-    assert not torch.allclose(low, expected, rtol=1e-4)  # it is not float32 under another name
+    assert not torch.allclose(low, expected, rtol=1e-4)  # quantized indeed
     assert float((low.argmax(1) == expected.argmax(1)).float().mean()) > 0.97
     assert len(cached()) == 2
     saved = tmp_path / "mine.onnx"
-    save_quantised(net, cached_graph(net, graph_backend.onnxruntime_runner), tmp_path, saved)
+    save_quantized(net, cached_graph(net, graph_backend.onnxruntime_runner), tmp_path, saved)
     assert len(cached()) == 2
     loaded = graph_backend.build_onnxruntime(net, "int8", calibration=saved)
     assert torch.equal(run(image_BCHW), loaded(image_BCHW))
-    with pytest.raises(UsageError, match="not an int8 graph of this network"):
+    with pytest.raises(UsageError, match="not an int8 graph of this model"):
         graph_backend.build_onnxruntime(network(seed=1), "int8", calibration=saved)
 
 
 def test_int8_takes_a_list_of_arrays(tmp_path: Path) -> None:
-    """Arrays and files of the same pixels are the same calibration: nothing is made twice."""
+    """Arrays and files with equal pixels share one cached graph."""
     net = network()
-    photos = [np.random.default_rng(index).integers(0, 255, (64, 80, 3), dtype=np.uint8) for index in range(2)]
-    for index, photo in enumerate(photos):
-        Image.fromarray(photo).save(tmp_path / f"{index}.png")
-    graph_backend.build_onnxruntime(net, "int8", calibration=photos)
+    images = [np.random.default_rng(index).integers(0, 255, (64, 80, 3), dtype=np.uint8) for index in range(2)]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    graph_backend.build_onnxruntime(net, "int8", calibration=images)
     graph_backend.build_onnxruntime(net, "int8", calibration=tmp_path)
     assert len(cached()) == 2

@@ -1,4 +1,4 @@
-"""The ONNX graph of a network computes what the network does, for every head, batch and size."""
+"""ONNX graphs compute what the model does, for every head, batch and image size."""
 
 import json
 from typing import Any
@@ -64,7 +64,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 SLOW = {"v3", "v3-os8", "v3-aux", "v3plus-os32", "v3plus-plain", "v3plus-group", "mobilevit-os8", "mobilevitv2", "convnext"}
-"""Heads that differ from the rest in what torch itself takes care of; in the sweep."""
+"""Heads that differ from the others only in what torch's exporter handles; run with the slow tests."""
 
 
 def network(**fields: Any) -> DeepLab:
@@ -76,7 +76,7 @@ def network(**fields: Any) -> DeepLab:
 
 @pytest.mark.parametrize("head", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in HEADS])
 def test_every_head_gives_the_models_logits_at_any_batch_and_size(head: str) -> None:
-    """Within a thousandth of the largest logit at three shapes that the trace never saw, odd ones among them."""
+    """The difference is below 1e-4 of the largest logit at three shapes other than the traced one, odd ones among them."""
     net = network(**HEADS[head])
     assert require_parity(net, onnxruntime_runner(onnx_bytes(net, "low")), "low", SHAPES) < 1e-4
 
@@ -84,7 +84,7 @@ def test_every_head_gives_the_models_logits_at_any_batch_and_size(head: str) -> 
 @pytest.mark.parametrize("output", ["logits", "argmax", "uint8"])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_outputs_at_the_images_own_size(output: Output, align_corners: bool) -> None:
-    """Upsampled in the graph as the network does it; labels in int32 and uint8."""
+    """The graph upsamples as the model does; labels are int32 or uint8."""
     net = network(architecture="deeplabv3plus", encoder="mobilenetv2_050", align_corners=align_corners)
     run = onnxruntime_runner(onnx_bytes(net, output))
     require_parity(net, run, output, SHAPES)
@@ -96,18 +96,18 @@ def test_outputs_at_the_images_own_size(output: Output, align_corners: bool) -> 
     assert onnx_export.output_difference(expected.numpy().astype(given.dtype), given) < 1e-3
 
 
-def test_a_size_kept_from_the_trace_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's own MobileViT block keeps the number of patches; without our form of it the graph is refused in a sentence."""
+def test_a_size_stored_as_a_constant_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing timm's own MobileViT block stores the number of patches; the parity check rejects that graph."""
     net = network(**HEADS["mobilevit"])
     with monkeypatch.context() as patched:
         patched.setattr("deeplabzoo.optimization.onnx_export._TRACEABLE", {})
         wrong = onnx_bytes(net, "low")
-    with pytest.raises(DeepLabZooError, match="does not compute what the network does"):
+    with pytest.raises(DeepLabZooError, match="does not compute what the model does"):
         require_parity(net, onnxruntime_runner(wrong), "low", SHAPES)
 
 
 def test_a_fixed_size_is_fixed() -> None:
-    """With `size` the file states its numbers, which some runtimes need."""
+    """With `size` all dimensions of input and output are numbers, which some runtimes require."""
     net = network(**HEADS["v3plus"])
     model = onnx.load_from_string(onnx_bytes(net, "logits", (65, 97)))
     assert [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 65, 97]
@@ -115,7 +115,7 @@ def test_a_fixed_size_is_fixed() -> None:
 
 
 def test_the_file_describes_itself() -> None:
-    """Classes, palette, preprocessing, configuration and source are inside, and the network is left as it was."""
+    """Classes, palette, preprocessing, configuration and source are stored as metadata, and the model is unchanged."""
     net = network(**HEADS["v3-aux"]).train()
     net.weights_source = {"name": "mine", "sha256": "00"}
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -132,8 +132,8 @@ def test_the_file_describes_itself() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
-def test_wrong_calls_get_a_sentence() -> None:
-    """An unknown output, and labels that do not fit into their type."""
+def test_invalid_arguments_are_rejected() -> None:
+    """An unknown output, and more classes than uint8 can hold."""
     with pytest.raises(UsageError, match="Unknown output"):
         onnx_bytes(network(**HEADS["v3plus"]), "labels")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="uint8 holds 256"):
@@ -141,13 +141,13 @@ def test_wrong_calls_get_a_sentence() -> None:
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
-    """One sentence with the command that installs it."""
+    """The error contains the install command."""
     with pytest.raises(DeepLabZooError, match=r'pip install "deeplabzoo\[export\]"'):
         require_module("no_such_library_at_all", extra="export", purpose="Writing ONNX")
 
 
-def test_low_resolution_logits_come_in_the_layout_of_label_code() -> None:
-    """B x h x w x classes, so that the array is channels_last memory of the logits."""
+def test_low_resolution_logits_have_the_layout_of_the_postprocessing() -> None:
+    """B x h x w x classes, so that the permuted output is in channels_last memory without a copy."""
     net = network(**HEADS["v3plus"])
     with torch.inference_mode():
         low = ExportModule(net, "low")(torch.zeros(1, 3, 65, 97))
@@ -157,7 +157,7 @@ def test_low_resolution_logits_come_in_the_layout_of_label_code() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["byobnet", "cspnet", "nfnet", "regnet", "resnest", "resnetv2", "rexnet", "sknet"])
 def test_other_families_give_the_models_logits(family: str) -> None:
-    """The smallest encoder of eight more families of timm."""
+    """The smallest encoder of eight other families of timm passes the parity check."""
     encoder = {
         "byobnet": "test_byobnet",
         "cspnet": "cs3darknet_focus_s",
@@ -177,8 +177,8 @@ SHAPE_ARITHMETIC = {"Shape", "Cast", "Ceil", "ConstantOfShape", "Gather", "Slice
 
 @pytest.mark.parametrize("output", ["logits", "argmax"])
 @pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "mobilenetv2_050", "resnet18"])
-def test_a_file_of_one_size_holds_no_shape_arithmetic(encoder: str, output: Output) -> None:
-    """OpenCV 4 and small runtimes cannot read Shape and Ceil; TensorFlow's padding brings dozens of them."""
+def test_a_file_of_a_fixed_size_has_no_shape_arithmetic(encoder: str, output: Output) -> None:
+    """OpenCV 4 and small runtimes do not support Shape and Ceil, of which TensorFlow's padding needs dozens."""
     net = network(**{**HEADS["v3plus"], "encoder": encoder})
     model = onnx_bytes(net, output, (65, 97))
     graph = onnx.load_from_string(model)
@@ -190,7 +190,7 @@ def test_a_file_of_one_size_holds_no_shape_arithmetic(encoder: str, output: Outp
 
 @pytest.mark.parametrize("opset", [11, 13, 17, 21])
 def test_the_operator_set_can_be_chosen(opset: int) -> None:
-    """Older runtimes read older sets; the numbers are the same."""
+    """The outputs are equal for every operator set."""
     net = network(**HEADS["v3plus"])
     model = onnx_bytes(net, "logits", opset=opset)
     assert onnx.load_from_string(model).opset_import[0].version == opset
@@ -200,7 +200,7 @@ def test_the_operator_set_can_be_chosen(opset: int) -> None:
 
 
 def test_dynamic_dimensions_have_names() -> None:
-    """Users read `batch`, `height` and `width` in every viewer, at the input and at the output."""
+    """`batch`, `height` and `width` are named at the input and at the output."""
 
     def dimensions(model: bytes) -> list[list[str | int]]:
         graph = onnx.load_from_string(model).graph
@@ -219,6 +219,7 @@ def test_dynamic_dimensions_have_names() -> None:
 
 
 def test_a_fixed_size_can_have_a_dynamic_batch() -> None:
+    """With fixed height and width, batches of 1 and 3 run."""
     net = network(**HEADS["v3plus"])
     model = onnx_bytes(net, "logits", (65, 97), dynamic_batch=True)
     assert require_parity(net, onnxruntime_runner(model), "logits", ((1, 65, 97), (3, 65, 97))) < 1e-4

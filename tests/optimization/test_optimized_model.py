@@ -1,4 +1,4 @@
-"""`optimize()`, engines by name, and what a Predictor and `evaluate` make of them."""
+"""`optimize()`, backends by name, and optimized models in Predictor and `evaluate`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def small_net(**config: int) -> DeepLab:
 
 
 def test_an_optimized_model_equals_the_model() -> None:
-    """Same call, same logits, same labels, and the facts that a user reads off a network."""
+    """Calls, logits, labels and attributes are those of the model."""
     net, image = small_net(), torch.randn(2, 3, 65, 98)
     fast = net.optimize()
     with torch.inference_mode():
@@ -47,8 +47,8 @@ def test_an_optimized_model_equals_the_model() -> None:
     assert (fast.config, fast.classes, fast.palette, fast.device) == (net.config, net.classes, net.palette, net.device)
 
 
-def test_an_optimized_model_refuses_what_the_model_refuses() -> None:
-    """A wrong tensor gets the network's own sentence, whatever engine runs."""
+def test_an_optimized_model_rejects_what_the_model_rejects() -> None:
+    """Invalid tensors raise the same error for every backend."""
     fast = small_net().optimize()
     with pytest.raises(UsageError, match="B x 3 x H x W"):
         fast(torch.randn(1, 4, 65, 65))
@@ -57,7 +57,7 @@ def test_an_optimized_model_refuses_what_the_model_refuses() -> None:
 
 
 def test_optimize_is_a_snapshot() -> None:
-    """What was optimised stays as it was, and says that the network has moved on."""
+    """An optimized model does not change with the model, and `current` becomes False."""
     net, image = small_net(), torch.randn(1, 3, 65, 65)
     fast = net.optimize()
     before = fast(image)
@@ -69,7 +69,7 @@ def test_optimize_is_a_snapshot() -> None:
 
 
 def test_a_predictor_never_serves_stale_weights() -> None:
-    """Whatever changes the network between two photos, the second photo meets the network as it is then."""
+    """After any change of the model between two images, the second is predicted by the changed model."""
     photo = np.random.default_rng(0).integers(0, 256, (65, 65, 3), np.uint8)
     net = small_net()
     predictor = Predictor(net, device="cpu")
@@ -90,16 +90,16 @@ def test_a_predictor_never_serves_stale_weights() -> None:
     assert np.array_equal(predictor(photo).labels, expected())
 
 
-def test_a_predictor_makes_its_form_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Unchanged weights are not folded again for every photo; the start-up is said once, with its time."""
+def test_a_predictor_builds_its_optimized_model_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Unchanged weights are fused once, and the start-up time is logged once."""
     predictor = Predictor(small_net(), device="cpu")
     photo = np.zeros((65, 65, 3), np.uint8)
     predictor([photo, photo, photo])
     assert caplog.text.count("engine torch, fp32: ready after") == 1
 
 
-def test_wrong_engines_and_precisions_are_sentences() -> None:
-    """A typo gets the nearest name; a precision that cannot be had is refused, never replaced."""
+def test_unknown_engines_and_precisions_are_rejected() -> None:
+    """The error suggests the nearest name; an unsupported precision is never replaced silently."""
     net = small_net()
     with pytest.raises(UsageError, match="Did you mean 'torch'"):
         net.optimize("torhc")
@@ -111,16 +111,16 @@ def test_wrong_engines_and_precisions_are_sentences() -> None:
         net.optimize(precision="int8")
 
 
-def test_bf16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Emulated bf16 is slower than fp32 and less exact."""
+def test_bf16_is_rejected_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated bf16 is slower than fp32 and less accurate."""
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     with pytest.raises(UsageError, match="no bf16 arithmetic"):
         small_net().optimize(precision="bf16")
 
 
-def test_bf16_answers_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision is inside alone, and close."""
+def test_bf16_returns_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 is used inside only; the logits are float32 and close to those of fp32."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     net, image = small_net(), torch.randn(1, 3, 65, 65)
     low, exact = net.optimize(precision="bf16").forward_low_resolution(image), net.optimize().forward_low_resolution(image)
@@ -131,7 +131,7 @@ def test_bf16_answers_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_measures_once_and_never_compiles(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The choice is shown, kept for this network, size, precision and thread count, and read back without measuring."""
+    """The choice is logged and cached by model, size, precision and thread count; a second call does not measure."""
     monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
     monkeypatch.setattr(optimized_model, "_installed_engines", lambda net: ["torch"])
     net = small_net()
@@ -147,7 +147,7 @@ def test_auto_measures_once_and_never_compiles(
 
 
 def test_a_choice_that_is_no_longer_installed_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cached name must not send a user to a library that is gone."""
+    """A cached backend that was uninstalled is ignored."""
     monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
     net = small_net()
     monkeypatch.setattr(optimized_model, "_installed_engines", lambda net: ["torch", "openvino"])
@@ -158,14 +158,14 @@ def test_a_choice_that_is_no_longer_installed_is_measured_again(monkeypatch: pyt
 
 
 def test_a_predictor_measures_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever labels one photo does not wait for a comparison of engines."""
+    """A Predictor does not time the backends at its first image."""
     monkeypatch.setenv("DEEPLABZOO_CACHE", str(tmp_path))
     monkeypatch.setattr(optimized_model, "measure_engines", lambda *_: pytest.fail("measured"))
     assert Predictor(small_net(), device="cpu")(np.zeros((65, 65, 3), np.uint8)).labels.shape == (65, 65)
 
 
 def test_a_model_with_its_own_forward_cannot_be_optimized() -> None:
-    """A subclass that computes its logits in its own way would be given another answer."""
+    """Layer fusion would ignore the forward of a subclass, so it is rejected."""
 
     class Constant(DeepLab):
         def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
@@ -175,8 +175,8 @@ def test_a_model_with_its_own_forward_cannot_be_optimized() -> None:
         optimize(Constant(DeepLabConfig(architecture="deeplabv3", encoder="mobilenetv2_050", num_classes=5)))
 
 
-def test_evaluate_takes_both_forms_and_refuses_a_stale_one(tmp_path: Path) -> None:
-    """The default scores what the plain network scores, and a report never names other weights than it scored."""
+def test_evaluate_accepts_an_optimized_model_and_rejects_an_outdated_one(tmp_path: Path) -> None:
+    """mIoU is that of the model without optimization; an outdated optimized model raises an error."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -203,7 +203,7 @@ def test_evaluate_takes_both_forms_and_refuses_a_stale_one(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_compiled_engine_freezes_its_weights() -> None:
-    """Without freezing no convolution is packed and the engine is slower than the one that needs no compiler."""
+    """Without freezing no convolution is packed, and `compiled` is slower than `torch`."""
     from torch._dynamo.utils import counters
 
     counters.clear()
@@ -252,7 +252,7 @@ def _one_buffer(net: DeepLab) -> None:
 
 @pytest.mark.parametrize("write", [_ema_like, _replace_data, _copy_state, _one_buffer])
 def test_writes_through_data_are_noticed(write: Callable[[DeepLab], None]) -> None:
-    """torch counts no version for `tensor.data`, the usual line of EMA code."""
+    """Writes through `tensor.data`, usual in EMA code, do not change the version counter of a tensor."""
     net = small_net()
     predictor = Predictor(net, device="cpu")
     predictor(IMAGE_HWC)
