@@ -42,8 +42,8 @@ UPWARD: dict[tuple[str, str], str] = {
 }
 """(importer, imported) -> the only function that may import upwards so; an import for annotations needs no function."""
 
-DISPATCHERS = {"deeplabzoo.cli.main", "deeplabzoo.cli.parser"}
-"""Modules that run `deeplabzoo.<command>` by a name that the user typed: such an import is no part of the layers."""
+DISPATCHERS = {"deeplabzoo.cli.main", "deeplabzoo.cli.parser", "deeplabzoo.data.dataset"}
+"""Modules that import a command or a dataset reader by a name that the user typed: such an import is no part of the layers."""
 
 MOST_MODULES, MOST_LINES, LONGEST_MODULE, MEDIAN = 150, 25_000, 450, (100, 250)
 SHORTEST_COUNTED = 20

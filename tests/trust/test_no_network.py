@@ -50,12 +50,14 @@ REACH_THE_NETWORK = {
     "publish/push_to_hub.py": {"huggingface_hub"},
     "publish/model_card.py": {"huggingface_hub"},
     "demo/server.py": {"http.server", "socket"},
+    "offline.py": {"huggingface_hub"},
     "training/logger.py": {"wandb"},
+    "training/run_dir.py": {"socket"},
 }
 """Every module that could open a connection, with what it would do it by; SECURITY.md says when each does."""
 
 
-def run_refused(program: str, tmp_path: Path, *before: str) -> tuple[str, str]:
+def run_refused(program: str, tmp_path: Path, *before: str, arguments: tuple[str, ...] = ()) -> tuple[str, str]:
     """Run a program that can reach nothing, in a new home; returns what it printed, and what it tried to reach."""
     attempts = tmp_path / "attempts"
     environment = {
@@ -68,7 +70,12 @@ def run_refused(program: str, tmp_path: Path, *before: str) -> tuple[str, str]:
     }
     (tmp_path / "home").mkdir()
     done = subprocess.run(
-        [*before, sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*before, sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, attempts.read_text() if attempts.exists() else ""
@@ -168,3 +175,87 @@ def _imports(file: Path) -> list[tuple[str, bool]]:
             found.append((node.module, id(node) in nested))
             found += [(f"{node.module}.{alias.name}", id(node) in nested) for alias in node.names]
     return found
+
+
+OFFLINE_CALLS = """
+import contextlib, io, os, sys
+from pathlib import Path
+os.environ["DEEPLABZOO_OFFLINE"] = "1"
+from deeplabzoo.cli.commands import COMMANDS
+from deeplabzoo.cli.main import main
+import numpy as np
+from PIL import Image
+
+folder = Path(sys.argv[1])
+for split in ("train", "val"):
+    for name in ("images", "masks"):
+        (folder / split / name).mkdir(parents=True)
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / split / "images" / f"{split}{number}.png")
+        Image.fromarray(pixels[..., 0] % 2).save(folder / split / "masks" / f"{split}{number}.png")
+(folder / "classes.txt").write_text("background\\nperson\\n")
+image, out = str(folder / "val" / "images" / "val0.png"), str(folder / "out")
+person = "deeplabv3plus_mobilenetv2_person"
+calls = {
+    "list": [["list", "*_voc"]],
+    "info": [["info", person]],
+    "predict": [["predict", image, "--out", out], ["predict", image, "--out", out, "--model", "deeplabv3_resnet50_coco"],
+                ["predict", image, "--out", out, "--model", "hf-hub:someone/model"],
+                ["predict", "https://example.org/a.jpg", "--out", out]],
+    "evaluate": [["evaluate", person, "--data", "folder", "--root", str(folder), "--limit", "1"]],
+    "demo": [["demo", "deeplabv3_resnet50_coco", "--port", "not-a-number"]],
+    "benchmark": [["benchmark", "deeplabv3_resnet50_coco", "--pairs", "0", "--memory", "--size", "33", "33"]],
+    "prepare": [["prepare", "voc", "--root", out], ["prepare", "trainaug", "--root", out]],
+    "train": [["train", "folder", "--data", str(folder), "--out", out + "/run", "--set", "steps=1", "batch=2", "workers=0",
+               "model=deeplabv3plus_lcnet_050", "augmentation.crop=33"]],
+    "convert": [["convert", "hf-hub:someone/model", "--out", out + "/model.safetensors"]],
+    "export": [["export", "deeplabv3_resnet50_coco", "--format", "onnx", "--out", str(folder / "model.onnx")]],
+    "publish": [["publish", out + "/run", "--hub", "someone/model"]],
+    "weights": [["weights", "list"], ["weights", "check", "*_coco"], ["weights", "verify", "deeplabv3_resnet50_coco"]],
+    "completion": [["completion", "bash"]],
+}
+assert set(calls) == set(COMMANDS), set(calls) ^ set(COMMANDS)
+for command, forms in calls.items():
+    for form in forms:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as log:
+            code = main(form)
+        assert code in (0, 1, 2), (form, code)
+        assert "Traceback" not in log.getvalue(), form
+print("offline")
+"""
+
+
+def test_every_command_obeys_the_offline_switch(tmp_path: Path) -> None:
+    """`DEEPLABZOO_OFFLINE=1`: no connection, look-up or datagram is tried by any command, also where it needs a download."""
+    (tmp_path / "data").mkdir()
+    printed, tried = run_refused(OFFLINE_CALLS, tmp_path, arguments=(str(tmp_path / "data"),))
+    assert printed.splitlines()[-1] == "offline"
+    assert tried == ""
+
+
+OFFLINE_RECIPES = """
+import os
+os.environ["DEEPLABZOO_OFFLINE"] = "1"
+from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
+from deeplabzoo.errors import DeepLabZooError
+from deeplabzoo.training.initialization import build_model
+from deeplabzoo.training.recipes import RECIPES
+data = SyntheticShapes("train", size=(40, 40), count=4)
+refused = 0
+for name, recipe in RECIPES.items():
+    try:
+        build_model(recipe(), data)
+    except DeepLabZooError as error:
+        refused += "OFFLINE" in str(error)
+print(len(RECIPES), refused)
+"""
+
+
+def test_every_recipe_starts_or_refuses_without_asking_any_network(tmp_path: Path) -> None:
+    """Initial weights that are not here end in a sentence that names the switch, or in random initialization with a warning."""
+    printed, tried = run_refused(OFFLINE_RECIPES, tmp_path)
+    recipes, refused = map(int, printed.split())
+    assert recipes > 20
+    assert refused > 0
+    assert tried == ""
