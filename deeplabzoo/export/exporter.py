@@ -1,5 +1,6 @@
 """Export a model to a file: write, verify against the model, measure mIoU, add metadata, move into place, report."""
 
+import copy
 import dataclasses
 import datetime
 import importlib.metadata
@@ -22,6 +23,8 @@ from deeplabzoo.evaluation.report import hardware, image_list_sha256
 from deeplabzoo.export.formats import ExportConfig, Format, add_metadata, runner, write
 from deeplabzoo.export.parity import AccuracyCheck, measure_miou, preprocessing_for, require_export_parity
 from deeplabzoo.files import write_atomically
+from deeplabzoo.inference.predictor import unwrap_model
+from deeplabzoo.log import logger
 from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.models.encoder_table import short_name
 from deeplabzoo.optimization.onnx_export import Output
@@ -124,7 +127,8 @@ def export(
     The file is written atomically, after a parity check on random images and on images of `check` or of the calibration set.
 
     Args:
-        net: The model; it is moved to the CPU and set to eval mode.
+        net: The model; it is moved to the CPU and set to eval mode. A model in another type than float32 is exported from a
+            float32 copy, since files compute in float32 (or int8).
         config: File, format and options.
         check: Dataset on which mIoU of model and file is measured; None to skip that.
         count: Number of its images, from the first one.
@@ -138,7 +142,10 @@ def export(
     """
     config.check()
     began = time.monotonic()
-    net = net.cpu().eval()
+    net = unwrap_model(net, "export").cpu().eval()
+    if any(one.is_floating_point() and one.dtype != torch.float32 for one in net.state_dict().values()):
+        net = copy.deepcopy(net).float()
+        logger.warning("the model is converted to float32 for export")
     calibration = [] if config.calibrate is None else _calibration_images(net, config.calibrate)
     images = [check[index].image for index in range(min(_NUM_PARITY_IMAGES, len(check)))] if check is not None else []
     images = images or [read_image(path) for path in calibration[:_NUM_PARITY_IMAGES]]

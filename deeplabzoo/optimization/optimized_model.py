@@ -166,6 +166,8 @@ def unsupported_reason(net: object) -> str:
     if not isinstance(net, DeepLab) or getattr(forward, "__func__", None) is not DeepLab.forward_low_resolution:
         return f"{type(net).__name__} computes its logits in its own way"
     for name, module in net.named_modules():
+        if type(module).__module__.startswith("torch.ao."):
+            return f"'{name}' is a {type(module).__name__} of torch.ao (quantization-aware training)"
         if torch.nn.utils.parametrize.is_parametrized(module):
             return f"'{name}' is parametrized ({', '.join(module.parametrizations)})"
         attached = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

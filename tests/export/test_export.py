@@ -18,8 +18,8 @@ from timm.layers.conv2d_same import Conv2dSame
 import deeplabzoo
 from deeplabzoo.cli import export as command
 from deeplabzoo.errors import DeepLabZooError
-from deeplabzoo.export.exporter import read_export
-from deeplabzoo.export.formats import SUFFIXES, DynamicConv2dSame, Format, executorch_runner
+from deeplabzoo.export.exporter import export, read_export
+from deeplabzoo.export.formats import SUFFIXES, DynamicConv2dSame, ExportConfig, Format, executorch_runner, runner
 from deeplabzoo.hub.manifest import BundledSource, released
 from deeplabzoo.models.config import DeepLabConfig
 from deeplabzoo.models.deeplab import DeepLab
@@ -186,8 +186,6 @@ def test_a_file_that_fails_the_parity_check_is_not_kept(
 
 
 def command_runner():  # type: ignore[no-untyped-def]
-    from deeplabzoo.export.formats import runner
-
     return runner
 
 
@@ -232,6 +230,25 @@ def test_the_script_in_the_documentation_runs_with_onnxruntime_and_numpy_only(tm
     expected = deeplabzoo.Predictor(net, device="cpu")(image).labels
     assert prepare(np.asarray(image), net.preprocessing).valid_hw == (160, 192)
     assert (np.asarray(Image.open(tmp_path / "labels.png")) == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "wrapped"),
+    [("onnx", torch.float16, False), ("onnx", torch.float64, True), ("onnx", torch.bfloat16, True)],
+)
+def test_a_model_in_another_dtype_is_exported_in_float32(
+    kind: Format, dtype: torch.dtype, wrapped: bool, checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`net.half()` and the like, also in DataParallel: float32 logits of the same weights, and an unchanged model."""
+    net = deeplabzoo.load(checkpoint).to(dtype)
+    out = tmp_path / f"small{SUFFIXES[kind]}"
+    export(torch.nn.DataParallel(net) if wrapped else net, ExportConfig(kind, out, size=(65, 97)))  # type: ignore[arg-type]
+    assert "converted to float32" in caplog.text
+    assert {one.dtype for one in net.parameters()} == {dtype}
+    image_BCHW = torch.randn(1, 3, 65, 97)
+    with torch.inference_mode():
+        expected = copy.deepcopy(net).float()(image_BCHW).numpy()
+    np.testing.assert_allclose(runner(kind, out)(image_BCHW.numpy()), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow

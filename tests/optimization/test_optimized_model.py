@@ -1,5 +1,6 @@
 """`optimize()`, backends by name, and optimized models in Predictor and `evaluate`."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune
 
 import deeplabzoo
@@ -314,7 +316,19 @@ def _lora(net: DeepLab) -> None:
     net.head.classifier = LoRA(net.head.classifier)  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("change", [_prune, _prune_encoder, _weight_norm, _spectral_norm_encoder, _hook, _pre_hook, _lora])
+def _quantization_aware(net: DeepLab) -> None:
+    net.train()
+    with warnings.catch_warnings(action="ignore"):  # torch.ao announces the end of an option of its own default
+        net.encoder.qconfig = quantization.get_default_qat_qconfig()  # type: ignore[assignment]
+        quantization.prepare_qat(net.encoder, inplace=True)
+    net.eval()
+    net.apply(quantization.disable_observer)  # observers would change the ranges with every image
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_prune, _prune_encoder, _weight_norm, _spectral_norm_encoder, _hook, _pre_hook, _lora, _quantization_aware],
+)
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after the first image"])
 def test_modified_layers_run_as_they_are(
     change: Callable[[DeepLab], None], late: bool, caplog: pytest.LogCaptureFixture
