@@ -3,7 +3,7 @@
 PYTHON ?= python
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 
-.PHONY: help test quality style docs soak coverage mutation trust licences wheel sbom audit
+.PHONY: help test quality style docs soak coverage mutation promises trust licences wheel sbom audit
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ coverage:  ## Lines and branches that CI's tests run, children included; about f
 
 mutation:  ## Small wrong changes of the modules that everything rests on, each to be noticed by their tests; hours
 	for module in atrous manifest metrics labels cells; do $(PYTHON) tests/trust/mutation.py $$module; done
+
+promises:  ## Wrong changes, each breaking one of docs/promises.md, to be noticed by the test named there; an hour
+	$(PYTHON) tests/trust/promise_mutations.py
 
 trust:  ## docs/trust.md from the records and from tests/trust/defects
 	$(PYTHON) tests/trust/trust_page.py

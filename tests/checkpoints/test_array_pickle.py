@@ -105,6 +105,17 @@ def test_nothing_is_ever_run(way: str, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+def test_a_library_call_that_is_not_refused_is_not_run_either(tmp_path: Path) -> None:
+    """A class of numpy may stand beside the tensors: the file is read, and the call, which would write a file, is not made."""
+    trace, file = tmp_path / "trace", tmp_path / "model.pkl"
+    call = Calls(np.memmap, str(trace), "uint8", "w+", 0, 4)
+    file.write_bytes(pickle.dumps({"model": {"weight": np.ones(2, np.float32)}, "log": call}, protocol=2))
+    assert list(read_state_dict(file)) == ["weight"]
+    assert not trace.exists()
+    pickle.loads(file.read_bytes())
+    assert trace.exists(), "the call does nothing, so this test would show nothing"
+
+
 def test_the_way_by_a_call_would_have_run(tmp_path: Path) -> None:
     """The pickles above do something where they are let: else their refusal would show nothing."""
     trace = tmp_path / "trace"

@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import sys
 import threading
 import time
 import zlib
@@ -227,12 +228,25 @@ def test_only_this_computer_unless_asked() -> None:
 
 
 def test_nothing_is_left_on_the_disk(colors: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uploads live in memory: with a private folder for temporary files, that folder stays empty."""
+    """Uploads live in memory: no file is opened for writing, not even one for the time of the request."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     before = set(os.listdir())
-    assert colors.segment(scene())[0] == 200
-    assert colors.segment(b"bad")[0] == 422
+    assert colors.segment(scene())[0] == 200  # compiled functions are cached on disk here, once
+    opened: list[object] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)  # cannot be removed; without `watching` it does nothing
+    try:
+        assert colors.segment(scene())[0] == 200
+        assert colors.segment(b"bad")[0] == 422
+    finally:
+        watching = False
+    assert opened == []
     assert list(tmp_path.iterdir()) == []
     assert set(os.listdir()) == before
 

@@ -1,8 +1,9 @@
 """Runs the train command in a process of its own, and kills it (SIGKILL) at a moment that the test chooses.
 
-usage: python train_driver.py MOMENT ARGUMENTS...; MOMENT is `never`, `step:K` (before update K), `state:K:FILE` (in the
-middle of writing FILE of the state of step K), `rename:K` (before it gets its name), `drop:K` (before older states go), or
-`double`: nothing is killed, but the network computes in float64, so that rounding cannot hide or fake a difference.
+usage: python train_driver.py MOMENT ARGUMENTS...; MOMENT is `never`, `step:K` (before update K), `sigterm:K` (SIGTERM during
+the update after step K), `state:K:FILE` (in the middle of writing FILE of the state of step K), `rename:K` (before it gets its
+name), `drop:K` (before older states go), or `double`: nothing is killed, but the network computes in float64, so that rounding
+cannot hide or fake a difference.
 """
 
 import os
@@ -34,6 +35,15 @@ def _arm(moment: str) -> None:
             return update(self, batch, **options)
 
         trainer.Trainer.train_step = dying_update  # type: ignore[method-assign]
+    if kind == "sigterm":
+        train_step = trainer.Trainer.train_step
+
+        def signalled_step(self: Any, batch: Any, **options: Any) -> Any:
+            if self.step == int(rest):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(self, batch, **options)
+
+        trainer.Trainer.train_step = signalled_step  # type: ignore[method-assign]
     if kind == "state":
         step, _, name = rest.partition(":")
         save_file = run_dir.save_file

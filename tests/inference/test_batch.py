@@ -39,6 +39,18 @@ class PickyNet(ColorNet):
         return super().forward_low_resolution(image_BCHW)
 
 
+class FullNet(ColorNet):
+    """Ends its process after a white image in the middle of the next write, as a limit of file sizes does."""
+
+    def forward_low_resolution(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        if image_BCHW.amin(dim=(2, 3)).min() == image_BCHW.amax(dim=(2, 3)).min() and image_BCHW.mean() > 0:
+            import resource
+
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+        return super().forward_low_resolution(image_BCHW)
+
+
 def image_bytes(red: int = 255) -> bytes:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:20, :30, 0] = red
@@ -353,15 +365,18 @@ def test_workers_do_all_once_and_name_what_failed(
 
 
 @pytest.mark.posix
-def test_a_killed_worker_is_a_sentence_and_leaves_no_half_file(photos: Path, tmp_path: Path) -> None:
-    """What was finished is kept and whole, so the same call does the rest."""
-    predictor = Predictor(PickyNet(), "cpu")
+@pytest.mark.parametrize("net_class", [PickyNet, FullNet])
+def test_a_killed_worker_is_a_sentence_and_leaves_no_half_file(photos: Path, tmp_path: Path, net_class: type[ColorNet]) -> None:
+    """What was finished is kept and whole, so the same call does the rest; also where the worker ends while it writes."""
+    predictor = Predictor(net_class(), "cpu")
     options = OutputOptions(0.5, True, {}, settings_hash(predictor))
-    jobs = [job_for_folder(source, tmp_path / "out", ["json"]) for source in find_images([str(photos)])]
-    (tmp_path / "out").mkdir()
+    out = tmp_path / "out"
+    jobs = [job_for_folder(source, out, ["json"]) for source in find_images([str(photos)])]
+    out.mkdir()
     Image.new("RGB", (60, 40), "white").save(photos / "c.png")
     with pytest.raises(DeepLabZooError, match="worker process was killed"):
         list(label_image_files(predictor, jobs, options, workers=2))
-    for path in (tmp_path / "out").iterdir():
-        assert path.name != "c.json"
+    assert not (out / "c.json").exists()
+    assert [path.stat().st_size for path in out.glob(".c.json.*")] == ([20] if net_class is FullNet else [])
+    for path in out.glob("[!.]*"):
         json.loads(path.read_text())

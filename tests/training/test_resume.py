@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -105,18 +104,14 @@ def test_workers_do_not_change_the_weights(reference: Path, tmp_path: Path) -> N
 
 
 def test_sigterm_saves_and_leaves(reference: Path, tmp_path: Path) -> None:
-    """A batch system's SIGTERM ends the run after the present step, with a state, one sentence and 143; resume is exact."""
+    """A batch system's SIGTERM ends the run after the present step, with its state, one sentence and 143; resume is exact."""
     out = tmp_path / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(DRIVER), "never", "shapes", "--out", str(out), "--set", *TINY]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    while run.poll() is None and (not (out / "log.jsonl").exists() or '"step": 1,' not in (out / "log.jsonl").read_text()):
-        time.sleep(0.02)
-    run.send_signal(signal.SIGTERM)
-    _, logged = run.communicate(timeout=120)
+    run = _train(out, "--set", *TINY, "save_every=100", moment="sigterm:1")
     assert run.returncode == 143
-    assert "error: Stopped by SIGTERM after step" in logged
-    assert load_state(out / "state") is not None
+    assert "error: Stopped by SIGTERM after step 2" in run.stderr
+    state = load_state(out / "state")
+    assert state is not None
+    assert state.step == 2, "no step is lost, and no other state was due before the signal"
     assert _train(out, "--resume").returncode == 0
     _assert_same(out, reference)
 
@@ -182,6 +177,10 @@ def test_states_are_whole_or_passed_over(tmp_path: Path) -> None:
     newest = load_state(tmp_path)
     assert newest is not None
     assert (newest.step, newest.facts["best"], newest.tensors["net"]["w"].tolist()) == (3, 3, [3, 3, 3, 3])
+    shutil.copy(tmp_path / "step_00000002" / "net.safetensors", tmp_path / "step_00000003")  # whole, but of another step
+    older = load_state(tmp_path)
+    assert older is not None
+    assert older.step == 2
     os.truncate(tmp_path / "step_00000003" / "net.safetensors", 20)
     older = load_state(tmp_path)
     assert older is not None

@@ -29,6 +29,7 @@ from deeplabzoo.optimization import torch_backend
 from deeplabzoo.optimization.fused_conv import fold_batchnorm
 from deeplabzoo.optimization.graph_backend import SizeSpecializedRunner, openvino_runner
 from deeplabzoo.optimization.onednn import onednn_available, prepack
+from deeplabzoo.processing.postprocessing import compile_postprocessing, upsample_argmax
 
 THREADS = 8
 PHOTO = Path(__file__).resolve().parents[2] / "docs" / "images" / "palace.jpg"
@@ -251,6 +252,27 @@ def test_a_predictor_travels_to_another_process(photos: list[Pixels], warm: bool
     expected = predictor(photos[0]).labels if warm else None
     there = pickle.loads(pickle.dumps(predictor))
     np.testing.assert_array_equal(there(photos[0]).labels, predictor(photos[0]).labels if expected is None else expected)
+
+
+@pytest.mark.posix
+def test_a_forked_process_labels_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It inherits the pool that computes labels, but none of the pool's threads."""
+    assert compile_postprocessing()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    logits_BCHW = torch.rand(1, 3, 128, 128)
+
+    def label_threads() -> int:
+        upsample_argmax(logits_BCHW, (512, 512), align_corners=False)
+        return sum(one.name.startswith("deeplabzoo-labels") for one in threading.enumerate())
+
+    assert label_threads() > 0
+    child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        try:
+            os._exit(0 if label_threads() > 0 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def _labels_in_child(predictor: Predictor, photo: Pixels, answers: int) -> None:

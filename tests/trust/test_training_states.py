@@ -277,22 +277,31 @@ def test_what_a_run_writes_is_flushed_before_it_takes_its_name(tmp_path: Path, m
     """A file that was renamed but not flushed is cut or empty after a power cut."""
     flushed: set[int] = set()
     renamed: dict[str, bool] = {}
-    fsync, replace = os.fsync, os.replace
+    states: dict[str, bool] = {}
+    fsync, replace, rename = os.fsync, os.replace, os.rename
 
     def watched_fsync(handle: int) -> None:
         flushed.add(os.fstat(handle).st_ino)
         fsync(handle)
 
-    def watched_replace(old: Path, new: Path) -> None:
-        if new.parent == tmp_path:
-            renamed[new.name] = old.stat().st_ino in flushed
+    def watched_replace(old: str | Path, new: str | Path) -> None:
+        if Path(new).parent == tmp_path:
+            renamed[Path(new).name] = os.stat(old).st_ino in flushed
         replace(old, new)
+
+    def watched_rename(old: str | Path, new: str | Path) -> None:
+        if Path(old).name.startswith(".writing_"):
+            states.update({f"{new}/{file.name}": file.stat().st_ino in flushed for file in Path(old).iterdir()})
+        rename(old, new)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
+    monkeypatch.setattr(os, "rename", watched_rename)
     train(tiny(), None, tmp_path)
     del renamed["curves.png"]  # drawn again by `--resume`
     assert renamed == dict.fromkeys(("recipe.json", "log.jsonl", "last.safetensors", "best.safetensors", "report.json"), True)
+    assert len(states) > 2
+    assert all(states.values())
 
 
 def tiny(**settings: Any) -> Recipe:
