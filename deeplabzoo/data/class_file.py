@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ _LINE = re.compile(
 _FORMS = (
     re.compile(rf"(?P<name>[^:]+):(?P<rgb>{_RGB})(?::[^:]*){{0,2}}"),  # CVAT: label:color_rgb:parts:actions
     re.compile(rf"(?P<rgb>{_RGB})[\s,]+(?P<name>.*[^\W\d_].*)"),  # CamVid's label_colors.txt
-    re.compile(r"(?P<id>[0-9]{1,5})\s*[,:;\t]\s*(?P<name>.*[^\W\d_].*)"),  # Roboflow: Pixel Value, Class
+    re.compile(r"(?P<id>[0-9]{1,5})\s*[,:;\s]\s*(?P<name>.*[^\W\d_].*)"),  # Roboflow: Pixel Value, Class; `0 background`
 )
 """Forms of other tools, taken where every line of a file has the same one."""
 _HEADER = re.compile(
-    r"(pixel[ _]?value|id|index|value|name|class)\s*[,;\t]\s*(class|name|label|r\s*,\s*g\s*,\s*b)\w*", re.IGNORECASE
+    r"(pixel[ _]?value|id|index|value|name|class)\s*[,;\t]\s*(class|name|label|r\s*,\s*g\s*,\s*b)\w*"
+    r"|(class|label|category)?[ _]?names?|class|label|category",
+    re.IGNORECASE,
 )
+_COMMENT = re.compile(r"\s+#\s.*")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _STRUCTURE = re.compile(r"[{}\[\]<\"]|- |(names|nc|classes|categories)\s*:|[0-9.]+([\s,]+[0-9.]+)+$")
 """How lines of JSON, YAML and XML begin, and lines of several numbers without a name."""
@@ -145,7 +149,7 @@ def _read_lines(file: Path) -> list[str]:
 
 def _parse(lines: Sequence[str], file: Path) -> list[tuple[str, int | None, Colour | None, str]]:
     """Return (name, id, colour, line) of each line that is neither a comment nor a header."""
-    lines = [line for line in lines if not line.startswith("#") or _HEX_COLOUR.fullmatch(line)]
+    lines = [_COMMENT.sub("", line) for line in lines if not line.startswith("#") or _HEX_COLOUR.fullmatch(line)]
     if lines and _HEADER.fullmatch(lines[0]):
         lines = lines[1:]
     form = next((one for one in _FORMS if lines and all(map(one.fullmatch, lines))), _LINE)
@@ -193,7 +197,10 @@ _MAX_AMBIGUOUS = 0.2
 
 _MAX_FLAT = 0.05
 """Fraction of the pixels of a lossless mask that may have one colour that is no class."""
-_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_MAX_FLAT_INTERIOR = 0.005
+"""Fraction of the pixels that may have such a colour and eight neighbours of it: outlines have none of these."""
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_LOSSY_SUFFIXES = (*_JPEG_SUFFIXES, ".webp")
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,7 @@ class MaskReader:
 
     def _by_number(self, values_HW: Labels, path: Path) -> Labels:
         try:
-            return map_labels(values_HW, self.label_map, path)
+            labels_HW = map_labels(values_HW, self.label_map, path)
         except UnknownLabelValuesError as error:
             if set(error.values) == {1}:  # masks of 0 and 1 among masks of 0 and 255
                 raise
@@ -260,6 +267,16 @@ class MaskReader:
             if nearest is None:
                 raise
             return nearest
+        if path.suffix.lower() in _JPEG_SUFFIXES and np.ptp(values_HW) > 0 and not _are_apart(self.label_map):
+            raise DataError(
+                f"The mask '{path}' is a JPEG, which changes label numbers that lie close together; save it as PNG."
+            )
+        return labels_HW
+
+
+def _are_apart(label_map: Mapping[int, int]) -> bool:
+    """Return whether the numbers of the classes are so far apart that blurred values still tell them."""
+    return all(after - before >= _MIN_SPACING for before, after in pairwise(sorted(label_map)))
 
 
 def _grey_colours(label_map: Mapping[int, int]) -> dict[Colour, int]:
@@ -306,11 +323,11 @@ def _nearest_class(
     distances = np.stack([np.abs(channels - code).max(axis=1) for code in codes], axis=1)
     order = np.argsort(distances, axis=1, kind="stable")[:, :2]
     first, second = (np.take_along_axis(distances, order[:, [one]], axis=1)[:, 0].astype(np.int32) for one in (0, 1))
-    if path.suffix.lower() not in _LOSSY_SUFFIXES and len(codes) > 2:
-        flat = counts[first > 0].max(initial=0)
-        if flat > _MAX_FLAT * colours_HW.size:  # an area of one other colour is a class that is not listed, and no outline
-            return None
     ambiguous = 3 * first > second
+    # JPEG shifts the colours of areas a little, but not as far as the middle between two classes.
+    is_lossy = path.suffix.lower() in _LOSSY_SUFFIXES
+    if _has_flat_area(inverse.reshape(colours_HW.shape), ambiguous if is_lossy else first > 0):
+        return None
     if counts[ambiguous].sum() > _MAX_AMBIGUOUS * colours_HW.size:
         return None
     of_found = labels[order[:, 0]]
@@ -326,6 +343,23 @@ def _nearest_class(
         f"leave them: the nearest class is taken{f', and {ignored} in the middle between two are ignored' if ignored else ''}.",
     )
     return np.asarray(of_found[inverse.reshape(colours_HW.shape)])
+
+
+def _has_flat_area(indices_HW: np.ndarray[Any, np.dtype[np.intp]], is_off: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+    """Return whether one colour for which `is_off` is set fills an area: it is a class that is not listed, and no outline."""
+    if not is_off.any():
+        return False
+    counts = np.bincount(indices_HW.reshape(-1), minlength=len(is_off))
+    if counts[is_off].max() > _MAX_FLAT * indices_HW.size:
+        return True
+    centre_HW = indices_HW[1:-1, 1:-1]
+    height, width = indices_HW.shape
+    same_HW = is_off[centre_HW]
+    for y in range(3):
+        for x in range(3):
+            same_HW &= indices_HW[y : height - 2 + y, x : width - 2 + x] == centre_HW
+    interior = np.bincount(centre_HW[same_HW], minlength=1)
+    return bool(interior.max() > _MAX_FLAT_INTERIOR * indices_HW.size)
 
 
 def _unknown_colours(

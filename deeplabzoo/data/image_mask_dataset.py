@@ -200,6 +200,8 @@ def _files_below(folder: Path) -> dict[str, Path]:
 
 def pair_listed(stems: Sequence[str], images: Path, masks: Path, list_file: Path) -> dict[str, tuple[Path, Path]]:
     """Return stem -> (image, mask) for the stems of a list; raises DataError if one is listed twice or has a file missing."""
+    # CVAT puts the files of a subset into folders of the list's name.
+    images, masks = (below if (below := folder / list_file.stem).is_dir() else folder for folder in (images, masks))
     image_files, mask_files = files_by_stem(images), files_by_stem(masks)
     repeated = sorted(stem for stem, count in Counter(stems).items() if count > 1)
     if repeated:

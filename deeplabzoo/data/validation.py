@@ -151,19 +151,24 @@ def _explain_values(values: set[int], num_classes: int) -> str:
 
 
 def check_splits_differ(first: SegmentationDataset, second: SegmentationDataset) -> None:
-    """Raise DataError where an image of one split is in the other: the same name with the same content.
+    """Raise DataError where two splits have other classes, or an image of one is in the other: same name, same content.
 
     Equal names with different content are two images. Equal content under two names is logged as a warning.
     """
-    files: tuple[Mapping[str, tuple[Path, Path]], ...] = tuple(getattr(data, "files", {}) for data in (first, second))
-    if not all(files):  # not a dataset of pairs of files: only names can be compared
+    if first.classes != second.classes:
+        raise DataError(
+            f"'{first.split}' has the classes {', '.join(first.classes)}, '{second.split}' has {', '.join(second.classes)}; "
+            "expected the same in the same order: the label of a class is its position."
+        )
+    files = [_image_paths(data) for data in (first, second)]
+    if not all(files):  # not a dataset of files: only names can be compared
         both = set(first.names) & set(second.names)
         if both:
             raise DataError(f"{len(both)} images are in both '{first.split}' and '{second.split}', such as '{min(both)}'.")
         return
-    contents = _contents([[image for image, _ in one.values()] for one in files])
+    contents = _contents([list(one.values()) for one in files])
     for name in sorted(set(files[0]) & set(files[1])):
-        image, other = files[0][name][0], files[1][name][0]
+        image, other = files[0][name], files[1][name]
         if contents[0].get(image, image) == contents[1].get(other, other):
             raise DataError(
                 f"The image '{name}' is in '{first.split}' and in '{second.split}' ('{image}', '{other}'); remove one of them, "
@@ -173,9 +178,15 @@ def check_splits_differ(first: SegmentationDataset, second: SegmentationDataset)
     copies = [(originals[content], other) for other, content in contents[1].items() if content in originals]
     if copies:
         logger.warning(
-            f"{len(copies)} images of {second.split} are in {first.split}, too, under other names, such as '{copies[0][1]}' "
-            f"and '{copies[0][0]}' (equal bytes): scores on them say nothing about new images."
+            f"{second.split} has {len(copies)} image{'s' if len(copies) > 1 else ''} of {first.split} by another name, such as "
+            f"'{copies[0][1]}' and '{copies[0][0]}' (equal bytes): scores on them say nothing about new images."
         )
+
+
+def _image_paths(data: SegmentationDataset) -> dict[str, Path]:
+    """Return name -> image file; empty for a dataset that is not made of files."""
+    pairs: Mapping[str, tuple[Path, Path]] = getattr(data, "files", {})
+    return {name: image for name, (image, _) in pairs.items()} or dict(getattr(data, "image_paths", {}))
 
 
 def _contents(groups: Sequence[Sequence[Path]]) -> list[dict[Path, str]]:

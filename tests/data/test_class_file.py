@@ -106,6 +106,23 @@ def test_a_class_file_that_contradicts_itself_is_refused(tmp_path, text, sentenc
         read_class_file(file)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 disc\n0 ground\n1 square",
+        "name\nground\nsquare\ndisc",
+        "Class\nground\nsquare\ndisc",
+        "ground # all\nsquare\ndisc # 3",
+    ],
+)
+def test_numbers_headers_and_comments_are_no_part_of_a_name(tmp_path, text) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text(text)
+    known = read_class_file(file)
+    names = {number: known.classes[label] for number, label in known.label_map.items() if label != 255}
+    assert names == {0: "ground", 1: "square", 2: "disc"}
+
+
 def test_plain_names_need_nothing_else(tmp_path) -> None:
     file = tmp_path / "classes.txt"
     file.write_bytes("\ufeffHintergrund\r\nTür 2\r\n\r\nvoid\r\n".encode())

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deeplabzoo.data.dataset import build_dataset
-from deeplabzoo.data.validation import count_labels
+from deeplabzoo.data.validation import check_splits_differ, count_labels
 from deeplabzoo.errors import DataError
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="polygons need pycocotools, from the train extra")
@@ -163,6 +163,26 @@ def test_categories_of_ones_own_are_the_classes(tmp_path, kind, annotations, ima
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
     expected[10:40, 10:30] = 2
     np.testing.assert_array_equal(data[0].labels, expected)
+
+
+@pytest.mark.parametrize(("category", "outline", "sentence"), [(5, True, "category_id 5"), (2, False, "all boxes")])
+def test_instances_that_would_be_background_are_refused(tmp_path, category, outline, sentence) -> None:
+    own_coco(tmp_path, "annotations/instances_val.json", "val", box(10, 10, 40, 30) if outline else [])
+    file = tmp_path / "annotations" / "instances_val.json"
+    file.write_text(file.read_text().replace('"category_id": 2', f'"category_id": {category}'))
+    with pytest.raises(DataError, match=sentence):
+        build_dataset("coco", tmp_path, "val")
+
+
+def test_equal_names_in_two_splits_are_two_images_unless_their_bytes_are_equal(tmp_path) -> None:
+    for split, grey in (("train", 0), ("val", 99)):
+        own_coco(tmp_path, f"annotations/instances_{split}.json", split, box(10, 10, 40, 30))
+        Image.new("RGB", (WIDTH, HEIGHT), (grey, 0, 0)).save(tmp_path / split / "a.jpg")
+    splits = [build_dataset("coco", tmp_path, split) for split in ("train", "val")]
+    check_splits_differ(*splits)
+    (tmp_path / "val" / "a.jpg").write_bytes((tmp_path / "train" / "a.jpg").read_bytes())
+    with pytest.raises(DataError, match="The image 'a' is in 'train' and in 'val'"):
+        check_splits_differ(*splits)
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,62 @@ def test_a_photo_in_the_place_of_a_mask_is_refused(classes: str, tmp_path: Path)
             build_dataset("folder", root, "train")[0]
 
 
+@pytest.mark.parametrize("value", [2, 7, 128, 250, 254])
+def test_an_area_of_another_number_in_a_black_and_white_mask_is_refused(value: int, tmp_path: Path) -> None:
+    """Outlines are blurred, areas are not: an area is a class that is not listed, however near its number is to 0 or 255."""
+    area = np.where(LABELS > 0, 255, 0).astype(np.uint8)
+    area[20:23, 1:12] = value
+    whole = np.full_like(LABELS, value)
+    masks = {"a.png": binary(255), "area.png": Image.fromarray(area), "whole.png": Image.fromarray(whole)}
+    data = build_dataset("folder", folder_of(tmp_path, masks, "background\nobject"), "train")
+    assert set(np.unique(data[0].labels)) == {0, 1}
+    for index in (1, 2):
+        with pytest.raises(DataError, match=f"label value {value} in "):
+            data[index]
+
+
+def test_an_area_of_an_unlisted_colour_in_a_jpeg_is_refused(tmp_path: Path) -> None:
+    right = np.kron(LABELS, np.ones((8, 8), np.uint8))
+    image = painted(right)
+    image[160:192, 0:64] = (0, 128, 0)
+    root = folder_of(tmp_path, {"a.jpg": Image.fromarray(image)}, COLOURED)
+    with pytest.raises(DataError, match="gives to no class"):
+        build_dataset("folder", root, "train")[0]
+
+
+def test_label_numbers_in_a_jpeg_are_refused(tmp_path: Path) -> None:
+    """JPEG turns 1 into 0 and 2 in silence; a mask of one number has nothing that could change."""
+    masks = {"a.jpg": Image.fromarray(LABELS), "b.jpg": Image.fromarray(np.zeros_like(LABELS))}
+    data = build_dataset("folder", folder_of(tmp_path, masks, "\n".join(CLASSES)), "train")
+    with pytest.raises(DataError, match=r"a\.jpg' is a JPEG, which changes label numbers"):
+        data[0]
+    assert not data[1].labels.any()
+
+
+def test_splits_with_other_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Roboflow writes a class file for each split; with another order a class would be evaluated as another."""
+    for number, (split, names) in enumerate(
+        (("train", "0, ground\n1, square\n2, disc"), ("valid", "0, ground\n1, disc\n2, square"))
+    ):
+        put_pair(tmp_path / split / "a.jpg", tmp_path / split / "a_mask.png", seed=number)
+        (tmp_path / split / "_classes.csv").write_text(f"Pixel Value, Class\n{names}\n")
+    assert prepare(["folder", "--root", str(tmp_path)]) == 1
+    assert "'train' has the classes ground, square, disc, 'val' has ground, disc, square" in capsys.readouterr().err
+
+
+def test_subsets_of_cvat_are_read_from_their_folders(tmp_path: Path) -> None:
+    for number, subset in enumerate(("Train", "Validation")):
+        put_pair(tmp_path / "JPEGImages" / subset / "a.jpg", tmp_path / "SegmentationClass" / subset / "a.png", seed=number)
+        file = tmp_path / "ImageSets" / "Segmentation" / f"{subset}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{subset}/a\n")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    assert list_splits(tmp_path) == ["train", "val"]
+    train, val = (build_dataset("folder", tmp_path, split)[0] for split in ("train", "val"))
+    assert np.array_equal(train.labels, LABELS)
+    assert not np.array_equal(train.image, val.image)
+
+
 def test_equal_images_in_two_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Equal bytes under other names are reported; equal names with other bytes are two images."""
     for number, split in enumerate(("train", "val")):

@@ -81,6 +81,7 @@ def _open(annotations: Path, images: Path, split: str) -> "CocoDataset":
             if known.num_classes > known.ignore_index or not all(name.isprintable() for name in own.values()):
                 raise ValueError(f"{len(own)} categories, or a name that is not printable")
             logger.info(f"'{annotations}' has categories of its own: {', '.join(known.classes)}.")
+            _check_own(content, names)
             frames = _read_images(content, labels, min_pixels=0)
         else:
             frames = _read_images(content, _LABEL, min_pixels=_MIN_PIXELS if split == "train" else 0)
@@ -89,6 +90,16 @@ def _open(annotations: Path, images: Path, split: str) -> "CocoDataset":
     if not frames:
         raise DataError(f"'{annotations}' has no image with more than {_MIN_PIXELS} pixels of VOC's categories.")
     return CocoDataset(split=split, classes=known.classes, palette=known.palette, frames=frames, images=images)
+
+
+def _check_own(content: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Raise ValueError for instances that would be background unnoticed: of no category, or all without an outline."""
+    instances = content["annotations"]
+    unknown = sorted({int(one["category_id"]) for one in instances} - set(names))
+    if unknown:
+        raise ValueError(f"category_id {unknown[0]}, which 'categories' does not list")
+    if instances and not any(one.get("segmentation") for one in instances):
+        raise ValueError("instances that are all boxes without a segmentation")
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,11 @@ class CocoDataset:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def image_paths(self) -> dict[str, Path]:
+        """Name -> image file."""
+        return {name: self.images / frame.file_name for name, frame in zip(self.names, self.frames, strict=True)}
 
     def __getitem__(self, index: int) -> Sample:
         """Read one image and draw its labels; raises ImageError, or DataError when the annotations give another size."""

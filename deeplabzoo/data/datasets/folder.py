@@ -243,7 +243,7 @@ def _lists(root: Path, images: Path) -> dict[str, Path]:
     for path in files:
         if path.name in CLASS_FILES or not path.is_file():
             continue
-        name = _SPLIT_WORDS.get(path.stem, path.stem)
+        name = _SPLIT_WORDS.get(path.stem.lower(), path.stem)
         if name not in _SPLIT_WORDS.values():
             stems = {one.stem for one in images.rglob("*")} if stems is None else stems
             try:
