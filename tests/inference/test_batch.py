@@ -377,6 +377,8 @@ def test_a_killed_worker_is_a_sentence_and_leaves_no_half_file(photos: Path, tmp
     with pytest.raises(DeepLabZooError, match="worker process was killed"):
         list(label_image_files(predictor, jobs, options, workers=2))
     assert not (out / "c.json").exists()
-    assert [path.stat().st_size for path in out.glob(".c.json.*")] == ([20] if net_class is FullNet else [])
+    begun = [path.stat().st_size for path in out.glob(".c.json.*")]
+    assert len(begun) == (net_class is FullNet)
+    assert max(begun, default=0) <= 20
     for path in out.glob("[!.]*"):
         json.loads(path.read_text())

@@ -136,7 +136,8 @@ def test_fifty_at_a_time_are_answered_once_each(demo: tuple[subprocess.Popen[str
         TrustRecord(
             name="demo_soak",
             area="servers",
-            what=f"{ROUNDS} rounds of {MAX_PARALLEL_REQUESTS} requests at once to the demo, beside {STALLED} stalled connections",
+            what=f"{ROUNDS} rounds of {MAX_PARALLEL_REQUESTS} requests at once to the demo, beside {STALLED} stalled "
+            "connections",
             command="python -m pytest -m soak tests/trust/test_soak_demo.py",
             seconds=round(time.perf_counter() - started, 1),
             inputs=MAX_PARALLEL_REQUESTS * ROUNDS,
