@@ -193,7 +193,7 @@ def _check(names: list[str], ids: Mapping[int, int], colours: Mapping[Colour, in
 _MIN_SPACING = 48
 """Levels between two classes (in the channel that differs most) from which blurred values are separated."""
 _MAX_AMBIGUOUS = 0.2
-"""Fraction of a mask's pixels that may lie in the middle between two classes: outlines do, a photo does everywhere."""
+"""Fraction of a mask's pixels that may lie in the middle between two classes: outlines do, a photograph does everywhere."""
 
 _MAX_FLAT = 0.05
 """Fraction of the pixels of a lossless mask that may have one colour that is no class."""

@@ -156,7 +156,7 @@ def decode_image(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         _check_tiff_tiles(image, name, max_pixels)
     try:
         with _ignore_pillow_warnings():
-            frames = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: a photo with a depth map behind it
+            frames = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: an image with a depth map behind it
             image.load()
     except MemoryError:
         raise ImageError(out_of_memory_message(name, image)) from None

@@ -89,8 +89,8 @@ class EncoderInfo:
 
     def feature_plan(self, output_stride: int) -> "FeaturePlan":
         """Return the features that the encoder yields at one of its `strides`."""
-        norms = self.single_cell_norms[self.strides.index(output_stride)] if self.single_cell_norms else ()
-        return FeaturePlan(self.channels, tuple(min(one, output_stride) for one in self.reductions), norms)
+        norm_layers = self.single_cell_norms[self.strides.index(output_stride)] if self.single_cell_norms else ()
+        return FeaturePlan(self.channels, tuple(min(one, output_stride) for one in self.reductions), norm_layers)
 
 
 @dataclass(frozen=True)

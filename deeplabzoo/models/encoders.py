@@ -102,14 +102,14 @@ def probe_features(encoder: nn.Module, in_chans: int) -> FeaturePlan:
     shapes_only = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     image, smallest = (torch.empty(1, in_chans, side, side, device="meta") for side in (_PROBE_SIZE, MIN_IMAGE_SIZE))
     was_training = encoder.training
-    with surgery.single_cell_norms(encoder.eval()) as norms, torch.no_grad():
+    with surgery.single_cell_norms(encoder.eval()) as norm_layers, torch.no_grad():
         functional_call(encoder, shapes_only, (smallest,))
         features = list(functional_call(encoder, shapes_only, (image,)))
     encoder.train(was_training)
     return FeaturePlan(
         channels=tuple(feature.shape[1] for feature in features),
         reductions=tuple(round(_PROBE_SIZE / feature.shape[-1]) for feature in features),
-        single_cell_norms=tuple(norms),
+        single_cell_norms=tuple(norm_layers),
     )
 
 

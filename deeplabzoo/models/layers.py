@@ -1,4 +1,4 @@
-"""Convolution blocks and norms that the heads are made of.
+"""Convolution blocks and batch norms that the heads are made of.
 
 Names in a state dict: a block is `.conv` + `.norm`; a separable one is `.depthwise.{conv,norm}` + `.pointwise.{conv,norm}`.
 """

@@ -193,8 +193,8 @@ def recalibrate_batch_norm(net: nn.Module, images: Iterable[torch.Tensor]) -> in
         found = [x.sum(axes), x.square().sum(axes), count]
         sums[module] = [a + b for a, b in zip(sums[module], found, strict=True)] if module in sums else found
 
-    norms = _batch_norms(net)
-    hooks = [module.register_forward_pre_hook(measure) for module in norms]
+    norm_layers = _batch_norms(net)
+    hooks = [module.register_forward_pre_hook(measure) for module in norm_layers]
     training = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -205,7 +205,7 @@ def recalibrate_batch_norm(net: nn.Module, images: Iterable[torch.Tensor]) -> in
             hook.remove()
         for module, flag in training:
             module.training = flag
-    for module in norms:
+    for module in norm_layers:
         if module in sums:
             total, squares, count = sums[module]
             _set_running_stats(module, total / count, (squares / count - (total / count).square()).clamp_min(0))
@@ -231,9 +231,9 @@ def _batch_norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 def has_folded_batch_norms(net: nn.Module) -> bool:
     """Whether most batch norms have the statistics of no image: mean 0 and one variance for all channels."""
-    norms = _batch_norms(net)
-    folded = [one for one in norms if not one.running_mean.any() and one.running_var.min() == one.running_var.max()]  # type: ignore[union-attr]
-    return 2 * len(folded) > len(norms)
+    norm_layers = _batch_norms(net)
+    folded = [one for one in norm_layers if not one.running_mean.any() and one.running_var.min() == one.running_var.max()]  # type: ignore[union-attr]
+    return 2 * len(folded) > len(norm_layers)
 
 
 # The model that a recipe trains: its configuration, its classes, and its initial weights.
@@ -282,7 +282,7 @@ def build_model(recipe: Recipe, data: SegmentationDataset) -> DeepLab:
 
 
 def _log_input_size(net: DeepLab, recipe: Recipe, data: SegmentationDataset) -> None:
-    """Log at which size the model sees the images: objects of large photos may be much smaller there than in the file."""
+    """Log at which size the model sees the images: objects of large images may be much smaller there than in the file."""
     step = -(-len(data) // _SIZES_SAMPLED)
     sizes: set[tuple[int, int]] = set()
     for index in range(0, len(data), step):

@@ -91,7 +91,7 @@ class Recipe:
     encoder_init: bool | str = False
     """True: ImageNet weights of the encoder; "auto": those if available, else random ones with a warning; or a file."""
     recalibrate_norms: int = 0
-    """Measure the statistics of batch norms on this many training samples first (for encoders with folded norms)."""
+    """Measure the statistics of batch norms on this many training samples first (for encoders with folded ones)."""
     input_resize: Literal["none", "longest", "shortest"] | None = None
     """How images are resized to `input_size` before the model sees them; saved with the weights. None: the model's default."""
     input_size: tuple[int, int] | None = None

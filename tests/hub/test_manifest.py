@@ -172,7 +172,7 @@ WRONG = {
     "unknown architecture": (changed("config.architecture", "deeplabv4"), "one of deeplabv3, deeplabv3plus"),
     "impossible stride": (changed("config.output_stride", 4), "8, 16 or 32"),
     "unknown padding": (changed("config.encoder_padding", "valid"), "symmetric, same"),
-    "four means": (changed("preprocessing.mean", [0.5] * 4), "must have 3 values"),
+    "four means": (changed("preprocessing.mean", [0.5] * 4), "one of each per input channel"),
     "list as text": (changed("preprocessing.size", "513"), "must be a list"),
     "unknown data": (changed("data", "vocc"), "data must be one of voc"),
     "unknown verification": (changed("verified", "looks fine"), "measured here"),

@@ -54,7 +54,7 @@ def test_a_wheel_brings_its_manifest(installed: Path, tmp_path: Path) -> None:
     """Names and weights are listed from the installed files alone, away from the repository."""
     file, folder, rows, models = run(sys.executable, "-c", PROGRAM, cwd=tmp_path, path=installed).split()
     assert Path(file) == installed / "deeplabzoo" / "__init__.py"
-    assert Path(folder) == installed / "deeplabzoo" / "zoo" / "released"
+    assert Path(folder) == installed / "deeplabzoo" / "hub" / "released"
     assert int(rows) >= 1
     assert int(models) >= 2
     names = {path.name for path in (ROOT / "weights").iterdir()}

@@ -131,12 +131,12 @@ def test_what_is_no_request_is_refused_in_a_sentence(port: int, request_: bytes)
     ("headers", "body", "status", "words"),
     [
         (b"Content-Length: 5000\r\n", photo()[:50], 400, "ended after 50 of 5000 bytes"),
-        (b"Content-Length: 99999999999\r\n", photo(), 413, "make the photo smaller"),
-        (b"Content-Length: " + b"9" * 5000 + b"\r\n", photo(), 411, "must say its size"),
-        (b"Content-Length: -1\r\n", photo(), 411, "must say its size"),
-        (b"Content-Length: 0x20\r\n", photo(), 411, "must say its size"),
-        (b"Content-Length: \xb2\r\n", photo(), 411, "must say its size"),
-        (b"Transfer-Encoding: chunked\r\n", b"fffffff\r\n" + b"\0" * 300_000, 411, "must say its size"),
+        (b"Content-Length: 99999999999\r\n", photo(), 413, "resize the image"),
+        (b"Content-Length: " + b"9" * 5000 + b"\r\n", photo(), 411, "must state its size"),
+        (b"Content-Length: -1\r\n", photo(), 411, "must state its size"),
+        (b"Content-Length: 0x20\r\n", photo(), 411, "must state its size"),
+        (b"Content-Length: \xb2\r\n", photo(), 411, "must state its size"),
+        (b"Transfer-Encoding: chunked\r\n", b"fffffff\r\n" + b"\0" * 300_000, 411, "must state its size"),
         (b"Content-Length: 20\r\n", photo(), 422, "damaged|cannot be opened|not an image"),
         (
             b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 40\r\n",

@@ -171,7 +171,7 @@ def test_weights_that_are_not_here_are_not_fetched_for_nothing(data: Path, monke
         ),
         (["deeplabv3plus_mobilenetv2_person.v1", "--data", "nowhere"], 1, "1 reproduced, 0 different, 2 not verifiable here."),
         (["deeplabv3plus_mobilenetv2_persn"], 2, "Did you mean 'deeplabv3plus_mobilenetv2_person'"),
-        (["deeplabv3plus_mobilenetv2_person", "--tolerance", "-1"], 2, "--tolerance must be a number of points from 0"),
+        (["deeplabv3plus_mobilenetv2_person", "--tolerance", "-1"], 2, "--tolerance must be a number of points >= 0"),
     ],
     ids=["no data", "no such folder", "unknown name", "no tolerance"],
 )

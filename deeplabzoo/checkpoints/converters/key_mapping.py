@@ -224,7 +224,7 @@ def encoder_from_widths(pattern: str, ends: Sequence[Tensor]) -> str:
     raise WeightsError(f"No encoder named {pattern} has stages of {', '.join(map(str, widths))} channels.")
 
 
-# What an origin hands out: a model of ours in another library's terms, or the sentence on why it cannot be.
+# The way back: a model of ours in another library's layout, or the error that says why it cannot be.
 
 
 _TRAINING_ONLY = {"dropout", "aux_head"}

@@ -341,8 +341,8 @@ def deeplabv3plus_resnet50_person() -> Recipe:
     )
 
 
-# The papers' own recipes: crop 513 (Cityscapes 769), batch 16, poly 0.9 from 0.007, 30k iterations (Cityscapes 90k), batch
-# norms trained over the whole batch, output stride 16 in training and 8 at evaluation. The papers' encoders were pretrained
+# The papers' own recipes: crop 513 (Cityscapes 769), batch 16, poly 0.9 from 0.007, 30k iterations (Cityscapes 90k),
+# batch norms trained over the whole batch, output stride 16 in training and 8 at evaluation. The encoders were pretrained
 # differently from timm's (Xception: top-1 error 20.19), so a difference of half a point either way is not significant.
 
 

@@ -103,7 +103,7 @@ def converted(graph: bytes, folder: Path) -> None:
         ("MobilenetV2/", "MobilenetV3/", "MobileNetV3's head"),
         ("MobilenetV2/", "MobilenetEdgeTPU/", "MobileNet EdgeTPU"),
         ("image_pooling/", "branch0/", "dense prediction cell"),
-        ("logits/semantic/", "logits/other/", "no segmentation network"),
+        ("logits/semantic/", "logits/other/", "no segmentation model"),
     ],
 )
 def test_other_models_are_refused_in_a_sentence(old: str, new: str, sentence: str, tmp_path: Path) -> None:

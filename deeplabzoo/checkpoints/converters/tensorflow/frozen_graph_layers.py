@@ -111,7 +111,7 @@ def read_convolution(graph: GraphDef, scope: str) -> Convolution:
 
 
 def source_convolution(graph: GraphDef, node: Node) -> Convolution:
-    """Return the convolution that made a map, past norms, activations and upsampling."""
+    """Return the convolution that made a map, past batch norms, activations and upsampling."""
     for _ in range(_MAX_HOPS):
         if node.op in ("Conv2D", "DepthwiseConv2dNative"):
             scope, _, kind = graph.input_of(node, 1).name.rpartition("/")
