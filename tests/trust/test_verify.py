@@ -106,9 +106,9 @@ def test_a_metric_that_is_off_by_more_than_the_tolerance_differs(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"images": 3}, "has its 3 pictures"),
-        ({"image_list_sha256": "0" * 64}, "has its 2 pictures"),
-        ({"split": "test"}, "whose split 'test' has its 2 pictures"),
+        ({"images": 3}, "has its 3 images"),
+        ({"image_list_sha256": "0" * 64}, "has its 2 images"),
+        ({"split": "test"}, "whose split 'test' has its 2 images"),
         ({"data": "mapillary", "images": None, "origin": "published"}, "no reader of 'mapillary' is built in"),
         ({"images": None, "origin": "published"}, "does not state the number of images"),
         ({"output_stride": 32, "scales": ()}, "scales must be numbers above 0"),
