@@ -71,7 +71,8 @@ _CALLS = {
     "system",
 }
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-"""Names that Python 2 wrote."""
+_OLD_BUILTINS = {"long": "int", "unicode": "str", "xrange": "range"}
+"""Names of Python 2, which `torch.save` still writes: it uses protocol 2."""
 
 
 class Global:
@@ -229,6 +230,8 @@ def _set_state(target: Any, state: Any) -> None:
 def _global(module: Any, name: Any) -> Global:
     if type(module) is not str or type(name) is not str:
         raise pickle.UnpicklingError("it refers to a name that is no text")
+    if module == "__builtin__":
+        name = _OLD_BUILTINS.get(name, name)
     module = _OLD_MODULES.get(module, module)
     root, *parts = f"{module}.{name}".split(".")
     if root in sys.stdlib_module_names and root != "builtins":

@@ -182,6 +182,8 @@ def unwrap_model(model: Any, caller: str) -> Any:
             logger.warning(f"{caller} does not run the model that torch.compile returned; use engine='compiled' for that")
         inner = wrapped
     if isinstance(inner, torch.nn.Module) and hasattr(inner, "forward_low_resolution") and hasattr(inner, "config"):
+        if any(parameter.is_meta for parameter in inner.parameters()):
+            raise UsageError(f"{caller} got a model on the device 'meta', which holds no values; load its weights first.")
         return inner
     if isinstance(inner, str | os.PathLike):
         raise UsageError(

@@ -5,6 +5,7 @@ close to float64 as that of the model (tests/optimization/test_fused_model.py). 
 and cannot be folded.
 """
 
+import copy
 import itertools
 from collections.abc import Sequence
 
@@ -326,6 +327,8 @@ def build_fused_model(net: DeepLab) -> FusedModel:
     Returns:
         Normalized images B x C x H x W -> logits B x num_classes x h x w at the resolution of the head.
     """
+    if next(net.parameters()).dtype in (torch.float16, torch.bfloat16):
+        net = copy.deepcopy(net).float()  # exact; the trace below would mix the types of convolutions and batch norms
     encoder = copy_sharing_tensors(net.encoder)
     parameter = next(net.parameters())
     generator = torch.Generator().manual_seed(0)

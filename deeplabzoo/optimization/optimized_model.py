@@ -23,6 +23,7 @@ from deeplabzoo.hub.download import cache_folder
 from deeplabzoo.log import logger
 from deeplabzoo.models.config import DeepLabConfig, Preprocessing
 from deeplabzoo.models.deeplab import DeepLab, Palette, check_image
+from deeplabzoo.models.layers import ConvNormAct
 from deeplabzoo.processing.postprocessing import compile_postprocessing, upsample_argmax
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def unsupported_reason(net: object) -> str:
     """Return why a model has no optimized form, as a phrase; empty if it has one.
 
     Layer fusion replaces convolutions and batch norms by others with the same weights. It would drop code that is attached to a
-    layer (hooks, pruning masks, parametrizations) and cannot look into layers that are not ours (LoRA wrappers).
+    layer (hooks, pruning masks, parametrizations, a `forward` set on the instance) and cannot look into layers that are not
+    ours (LoRA wrappers, a classifier of several layers).
     """
     forward = getattr(net, "forward_low_resolution", None)
     if not isinstance(net, DeepLab) or getattr(forward, "__func__", None) is not DeepLab.forward_low_resolution:
@@ -170,6 +172,8 @@ def unsupported_reason(net: object) -> str:
             return f"'{name}' is a {type(module).__name__} of torch.ao (quantization-aware training)"
         if torch.nn.utils.parametrize.is_parametrized(module):
             return f"'{name}' is parametrized ({', '.join(module.parametrizations)})"
+        if "forward" in vars(module):
+            return f"the forward method of '{name or type(net).__name__}' was replaced"
         attached = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(type(hook).__module__.startswith("torch.nn.utils") for hook in attached):  # pruning, weight_norm, spectral_norm
             return f"'{name}' is pruned or reparametrized by torch.nn.utils"
@@ -178,14 +182,26 @@ def unsupported_reason(net: object) -> str:
         known = type(module).__module__.startswith(("deeplabzoo.models.", "torch.nn.modules."))
         if name.startswith(("head", "aux_head")) and not known:
             return f"'{name}' is a {type(module).__name__}, which layer fusion does not know"
+    for name, kind in _FIXED_LAYERS.items():
+        module = dict(net.head.named_modules()).get(name)
+        if module is not None and not isinstance(module, kind):
+            return f"'head.{name}' is a {type(module).__name__}, not a {kind.__name__}"
     return ""
+
+
+_FIXED_LAYERS: dict[str, type[torch.nn.Module]] = {
+    **dict.fromkeys(("aspp.pool", "aspp.project", "low_level"), ConvNormAct),
+    **dict.fromkeys(("aspp.project.conv", "low_level.conv", "classifier"), torch.nn.Conv2d),
+}
+"""Layers of a head that layer fusion splits or whose channels it reads, by name."""
 
 
 def require_known_engine(engine: str, precision: str) -> None:
     """Raise UsageError, with the nearest name, for an unknown engine or precision."""
     for what, name, known in (("engine", engine, ("auto", *ENGINES)), ("precision", precision, PRECISIONS)):
         if name not in known:
-            raise UsageError(f"Unknown {what} {name!r}; expected one of {', '.join(known)}.{did_you_mean(name, known)}")
+            near = did_you_mean(name, known) if isinstance(name, str) else ""
+            raise UsageError(f"Unknown {what} {name!r}; expected one of {', '.join(known)}.{near}")
 
 
 _SAMPLES = 32
@@ -213,6 +229,7 @@ class TensorState:
         self._counted = [one for one in tensors if not one.is_inference()]  # inference tensors have no version
         own = [module for name, module in net.named_modules() if not name.startswith("encoder")]
         self._hooks = [hooks for module in own for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._attributes = [vars(module) for module in modules]
         self._on_cpu = net.device.type == "cpu"
         flat = [one.detach().reshape(-1) for one in tensors if one.is_contiguous() and one.element_size() in _INTEGERS]
         views = [one[:: max(1, one.numel() // _SAMPLES)].view(_INTEGERS[one.element_size()]) for one in flat if one.numel()]
@@ -221,9 +238,13 @@ class TensorState:
         self._identity, self._values = self._identify(), self._sample()
 
     def matches(self, net: DeepLab) -> bool:
-        """Whether tensors and configuration of `net` are unchanged since, and no hook was added."""
+        """Whether tensors and configuration of `net` are unchanged since, no hook was added, and no forward replaced."""
         return (
-            not any(self._hooks) and self._net is net and self._identity == self._identify() and self._values == self._sample()
+            not any(self._hooks)
+            and not any("forward" in attributes for attributes in self._attributes)
+            and self._net is net
+            and self._identity == self._identify()
+            and self._values == self._sample()
         )
 
     def _identify(self) -> tuple[Any, ...]:

@@ -214,6 +214,7 @@ HARMLESS: Mapping[str, Any] = {
     "counts": collections.Counter("aab"),
     "queue": collections.deque([1]),
     "table": collections.defaultdict(list),
+    "types": [collections.defaultdict(int), argparse.Namespace(kind=str), range(3)],
     "random": np.random.RandomState(0).get_state(),
     "size": torch.Size([1, 2]),
     "device": torch.device("cpu"),

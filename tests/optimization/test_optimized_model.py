@@ -325,10 +325,33 @@ def _quantization_aware(net: DeepLab) -> None:
     net.apply(quantization.disable_observer)  # observers would change the ranges with every image
 
 
-@pytest.mark.parametrize(
-    "change",
-    [_prune, _prune_encoder, _weight_norm, _spectral_norm_encoder, _hook, _pre_hook, _lora, _quantization_aware],
-)
+def _replaced_forward(net: DeepLab) -> None:
+    forward = net.head.classifier.forward
+    net.head.classifier.forward = lambda x: forward(x).flip(1)  # type: ignore[method-assign]
+
+
+def _replaced_forward_encoder(net: DeepLab) -> None:
+    conv = next(module for module in net.encoder.modules() if isinstance(module, nn.Conv2d))
+    forward = conv.forward
+    conv.forward = lambda x: -forward(x)  # type: ignore[method-assign]
+
+
+def _two_layer_classifier(net: DeepLab) -> None:
+    net.head.classifier = nn.Sequential(nn.Conv2d(256, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))  # type: ignore[assignment]
+
+
+def _other_low_level(net: DeepLab) -> None:
+    channels = net.head.low_level.conv.in_channels  # type: ignore[union-attr]
+    net.head.low_level = nn.Sequential(nn.Conv2d(channels, 48, 1), nn.Tanh())  # type: ignore[assignment]
+
+
+CHANGES = [
+    *(_prune, _prune_encoder, _weight_norm, _spectral_norm_encoder, _hook, _pre_hook, _lora, _quantization_aware),
+    *(_replaced_forward, _replaced_forward_encoder, _two_layer_classifier, _other_low_level),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after the first image"])
 def test_modified_layers_run_as_they_are(
     change: Callable[[DeepLab], None], late: bool, caplog: pytest.LogCaptureFixture
@@ -342,6 +365,25 @@ def test_modified_layers_run_as_they_are(
     net.eval()
     assert np.array_equal(predictor(IMAGE_HWC).labels, plain_labels(net))
     predictor(IMAGE_HWC)
-    assert caplog.text.count("running the model without layer fusion, since '") == 1
+    assert caplog.text.count("running the model without layer fusion, since ") == 1
     with pytest.raises(UsageError, match="cannot be optimized, since"):
         net.optimize()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_is_run_in_float32(dtype: torch.dtype) -> None:
+    """Its weights are exact in float32; the model itself keeps its type."""
+    net = small_net().to(dtype)
+    image_BCHW = torch.randn(1, 3, 65, 65)
+    found = net.optimize("torch")(image_BCHW)
+    assert next(net.parameters()).dtype is dtype
+    expected = net.float()(image_BCHW).detach()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_an_engine_that_is_no_text_and_a_model_without_values_are_refused() -> None:
+    """One sentence each."""
+    with pytest.raises(UsageError, match="Unknown engine None"):
+        Predictor(small_net(), engine=None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="holds no values"):
+        Predictor(small_net().to("meta"))
