@@ -204,8 +204,9 @@ def require_known_engine(engine: str, precision: str) -> None:
             raise UsageError(f"Unknown {what} {name!r}; expected one of {', '.join(known)}.{near}")
 
 
-_SAMPLES = 32
-"""Elements of each tensor that are compared, spread evenly."""
+_WHOLE, _SAMPLES = 8192, 512
+"""Tensors of at most `_WHOLE` elements (classifiers, biases, most of a small encoder) are compared whole, others by `_SAMPLES`
+elements, spread evenly."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type by size in bytes: numpy has no bfloat16, and bit patterns compare exactly."""
 
@@ -232,7 +233,11 @@ class TensorState:
         self._attributes = [vars(module) for module in modules]
         self._on_cpu = net.device.type == "cpu"
         flat = [one.detach().reshape(-1) for one in tensors if one.is_contiguous() and one.element_size() in _INTEGERS]
-        views = [one[:: max(1, one.numel() // _SAMPLES)].view(_INTEGERS[one.element_size()]) for one in flat if one.numel()]
+        views = [
+            one[:: 1 if one.numel() <= _WHOLE else one.numel() // _SAMPLES].view(_INTEGERS[one.element_size()])
+            for one in flat
+            if one.numel()
+        ]
         # numpy views share the memory of the tensors, and reading them costs a tenth of what torch's dispatcher does
         self._views: list[Any] = [one.numpy() for one in views] if self._on_cpu else views
         self._identity, self._values = self._identify(), self._sample()

@@ -252,7 +252,11 @@ def _one_buffer(net: DeepLab) -> None:
             buffer.data.add_(0.5)
 
 
-@pytest.mark.parametrize("write", [_ema_like, _replace_data, _copy_state, _one_buffer])
+def _one_element(net: DeepLab) -> None:
+    net.head.classifier.weight.data[3, 7] += 30
+
+
+@pytest.mark.parametrize("write", [_ema_like, _replace_data, _copy_state, _one_buffer, _one_element])
 def test_writes_through_data_are_noticed(write: Callable[[DeepLab], None]) -> None:
     """Writes through `tensor.data`, usual in EMA code, do not change the version counter of a tensor."""
     net = small_net()
