@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from deeplabzoo.checkpoints.state_dict import find_encoder
 from deeplabzoo.checkpoints.types import Checkpoint
@@ -23,6 +24,8 @@ from deeplabzoo.models.heads import AuxiliaryHead, resolve_atrous_rates
 from deeplabzoo.models.names import ModelName
 
 StateDict = dict[str, torch.Tensor]
+_TF_PREFIX, _TF_EPSILON = "tf_", 1e-3
+"""timm's prefix for encoders that pad as TensorFlow does, and the epsilon of their batch norms."""
 _DISPLAY_NAMES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}
 
 
@@ -298,6 +301,9 @@ def _meta_model(config: DeepLabConfig) -> DeepLab:
 def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Put the encoder weights of a checkpoint, and mean, std and channel order of its input, into a model.
 
+    A checkpoint of timm's `tf_` variant of the encoder loads as well. The tensors are the same; with symmetric padding they
+    compute the same at sides of the form 32 n + 1, and at others sample cells that lie up to half a stride away.
+
     Args:
         net: The model; nothing but its encoder and preprocessing is changed.
         checkpoint: A classifier of a known format, a checkpoint of ours, or tensors with timm's names.
@@ -309,10 +315,14 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
         WeightsError: The checkpoint is of another encoder or lacks a tensor of this one.
     """
     encoder = short_name(net.config.encoder)
-    if checkpoint.encoder is not None and checkpoint.encoder != net.config.encoder:
+    other_padding = checkpoint.encoder == f"{_TF_PREFIX}{net.config.encoder}"
+    if checkpoint.encoder is not None and checkpoint.encoder != net.config.encoder and not other_padding:
         raise WeightsError(f"'{checkpoint.label}' holds the encoder {short_name(checkpoint.encoder)}, {encoder} was asked for.")
     expected = net.encoder.state_dict()
     state, unused, copies = find_encoder(checkpoint.state_dict, expected)
+    if other_padding:
+        own_epsilon = checkpoint.config.encoder_norm_eps if checkpoint.config else None
+        state |= _variances_for_epsilon(state, net, own_epsilon or _TF_EPSILON)
     adapted = adapt_tensors(state, expected)
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     wrong = sorted(name for name, tensor in adapted.items() if tensor.shape != expected[name].shape)
@@ -330,9 +340,22 @@ def load_encoder_weights(net: DeepLab, checkpoint: Checkpoint) -> tuple[str, ...
     changes = [*checkpoint.remarks, *copies]
     if any(adapted[name] is not state[name] for name in state):
         changes.append(f"stem adapted to {net.config.in_chans} channels")
+    if other_padding:
+        theirs = short_name(f"{_TF_PREFIX}{net.config.encoder}")
+        changes.append(f"TensorFlow's padding of {theirs} replaced by symmetric padding, equal at sides of 32 n + 1")
     if unused:
         changes.append(f"{len(unused)} tensors unused ({_some(unused)})")
     return tuple(changes)
+
+
+def _variances_for_epsilon(state: Mapping[str, torch.Tensor], net: DeepLab, epsilon: float) -> StateDict:
+    """Return running variances with which the model's epsilons give in eval mode what `epsilon` gave in the file's model."""
+    epsilons = {name: norm.eps for name, norm in net.encoder.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    return {
+        f"{name}.running_var": state[f"{name}.running_var"] + (epsilon - eps)
+        for name, eps in epsilons.items()
+        if f"{name}.running_var" in state
+    }
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """The protocol of segmentation datasets, opening one by name, and splits of it."""
 
+import fnmatch
 import hashlib
 import importlib
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,7 +86,8 @@ def build_dataset(
     Args:
         name: One of `DATASET_NAMES`.
         root: The folder that is or contains the dataset.
-        split: `train`, `val` or another split that the dataset has.
+        split: `train`, `val` or another split that the dataset has, or parts of them: `train+val`, `train[20%]` (held out by a
+            hash of the names), `train[!20%]` (the rest), `train[0006*]` (names that match a shell pattern).
         classes: Names of the classes of a `folder` without a class file of its own; the other datasets ignore it.
 
     Returns:
@@ -92,7 +95,8 @@ def build_dataset(
 
     Raises:
         UnknownNameError: No dataset has this name.
-        DataError: A folder is missing, the split is unknown, or a file has no counterpart.
+        UsageError: A split written in parts cannot be read, or its percentage is outside (0, 100).
+        DataError: A folder is missing, the split is unknown, a part is empty, or a file has no counterpart.
     """
     if name not in _READERS:
         known = ", ".join(DATASET_NAMES)
@@ -102,8 +106,12 @@ def build_dataset(
         raise DataError(f"The data folder '{folder}' {'is a file' if folder.exists() else 'does not exist'}; check --root.")
     module, function = _READERS[name].split(":")
     reader = importlib.import_module(f"deeplabzoo.data.datasets.{module}")
-    data: SegmentationDataset = getattr(reader, function)(folder, split, classes)
-    return data
+
+    def open_split(split: str) -> SegmentationDataset:
+        data: SegmentationDataset = getattr(reader, function)(folder, split, classes)
+        return data
+
+    return _open_parts(split, open_split) if "+" in split or "[" in split else open_split(split)
 
 
 def find_dataset(
@@ -124,7 +132,7 @@ def _candidates(name: str, split: str, folder: Path, classes: Sequence[str]) -> 
             continue
 
 
-# Splits: by a list of names, or by a fraction that depends on the names alone.
+# Splits: by a list of names, by a fraction that depends on the names alone, or written as parts of other splits.
 
 
 VAL_FRACTION = 0.2
@@ -196,6 +204,85 @@ class Subset:
     def read_labels(self, index: int) -> Labels:
         """Read the labels alone."""
         return self._data.read_labels(self._indices[index])
+
+
+class JoinedDataset:
+    """Several splits of one dataset, one after the other; DataError where their classes differ or they share an image."""
+
+    def __init__(self, parts: Sequence[SegmentationDataset], split: str) -> None:
+        first = parts[0]
+        if any((part.classes, part.ignore_index) != (first.classes, first.ignore_index) for part in parts):
+            raise DataError(
+                f"The parts of split '{split}' of {first.name} have different classes; join splits with the same classes."
+            )
+        self._samples = [(part, index) for part in parts for index in range(len(part))]
+        self.name: str = first.name
+        self.split = split
+        self.classes: tuple[str, ...] = first.classes
+        self.palette: Palette = first.palette
+        self.ignore_index: int = first.ignore_index
+        self.names: tuple[str, ...] = tuple(name for part in parts for name in part.names)
+        repeated = sorted(name for name, count in Counter(self.names).items() if count > 1)
+        if repeated:
+            raise DataError(
+                f"Split '{split}' holds {len(repeated)} images in more than one of its parts, such as '{repeated[0]}'; "
+                "write parts that do not overlap."
+            )
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        part, position = self._samples[index]
+        return part[position]
+
+    def read_labels(self, index: int) -> Labels:
+        """Read the labels alone."""
+        part, position = self._samples[index]
+        return part.read_labels(position)
+
+
+def select_part(data: SegmentationDataset, part: str) -> Subset:
+    """Return a part of a dataset.
+
+    Frames of one video are nearly alike, so that a pattern which holds out a whole sequence measures more than a percentage.
+
+    Args:
+        data: The dataset.
+        part: `20%` (held out by the hashes of names), a shell pattern of names, or `!` and either of them for the rest.
+
+    Raises:
+        UsageError: The percentage is outside (0, 100).
+        DataError: The part would be empty.
+
+    >>> from deeplabzoo.data.datasets.synthetic_shapes import SyntheticShapes
+    >>> [len(select_part(SyntheticShapes("train", (64, 80), 10), part)) for part in ("20%", "!20%")]
+    [2, 8]
+    """
+    selection = part.removeprefix("!")
+    percentage = re.fullmatch(r"(\d+(?:\.\d+)?)%", selection)
+    if percentage:
+        selected = hold_out(data.names, float(percentage[1]) / 100)
+    else:
+        selected = frozenset(name for name in data.names if fnmatch.fnmatchcase(name, selection))
+    names = [name for name in data.names if (name in selected) != part.startswith("!")]
+    return Subset(data, names, f"{data.split}[{part}]")
+
+
+def _open_parts(split: str, open_split: Callable[[str], SegmentationDataset]) -> SegmentationDataset:
+    """Open a split that is written in parts, each by its plain name."""
+    parts = [_open_part(text.strip(), open_split) for text in split.split("+")]
+    return parts[0] if len(parts) == 1 else JoinedDataset(parts, split)
+
+
+def _open_part(text: str, open_split: Callable[[str], SegmentationDataset]) -> SegmentationDataset:
+    found = re.fullmatch(r"([^\[\]]+)(?:\[(.+)\])?", text)
+    if found is None:
+        raise UsageError(
+            f"The split '{text}' cannot be read; expected NAME, NAME[20%], NAME[PATTERN], NAME[!20%] or NAME[!PATTERN]."
+        )
+    data = open_split(found[1])
+    return data if found[2] is None else select_part(data, found[2])
 
 
 def _stem(name: str) -> str:

@@ -28,6 +28,7 @@ ALIASES: Mapping[str, str] = {
     **{f"xception{depth}": f"xception{depth}" for depth in (41, 65, 71)},
     **{f"efficientnetb{size}": f"efficientnet_b{size}" for size in range(6)},
     **{f"efficientnetb{size}": f"tf_efficientnet_b{size}" for size in (6, 7)},
+    **{f"efficientnetlite{size}": f"efficientnet_lite{size}" for size in range(5)},
     "efficientnetv2s": "tf_efficientnetv2_s",
     "efficientnetv2m": "tf_efficientnetv2_m",
     "efficientnetv2l": "tf_efficientnetv2_l",

@@ -5,11 +5,13 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from deeplabzoo.checkpoints.load import read_weights
 from deeplabzoo.data.dataset import SegmentationDataset
 from deeplabzoo.data.transforms import normalize_images
 from deeplabzoo.device import eval_mode
@@ -258,6 +260,8 @@ def build_model(recipe: Recipe, data: SegmentationDataset) -> DeepLab:
         DownloadError: Weights cannot be fetched.
     """
     name = parse_name(recipe.model)
+    if recipe.init and _holds_only_encoder(recipe.init):
+        recipe = dataclasses.replace(recipe, init=None, encoder_init=recipe.init)
     start = load_weights(recipe.init) if recipe.init else None
     config = _config(recipe, name, start, len(data.classes))
     torch.manual_seed(recipe.seed)
@@ -385,6 +389,14 @@ def model_from_state(
 def load_weights(source: str) -> DeepLab:
     """Return the model that a name, a tag, a file, a folder or an `hf-hub:` address means."""
     return load(source)
+
+
+def _holds_only_encoder(source: str) -> bool:
+    """Whether a source is a file with an encoder and no head, such as an ImageNet classifier of a known layout."""
+    if not Path(source).is_file():
+        return False
+    checkpoint = read_weights(Path(source))
+    return checkpoint.config is None and checkpoint.encoder is not None
 
 
 def estimate_batch_norm_stats(net: DeepLab, recipe: Recipe, data: SegmentationDataset) -> None:

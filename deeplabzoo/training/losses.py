@@ -9,7 +9,6 @@ a
 sigmoid: cross-entropy is then binary cross-entropy, with labels 0 and 1.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -290,6 +289,8 @@ class TrainingLoss:
 class Teacher:
     """A frozen model of the same classes, whose probabilities are averaged over scales and mirrored images.
 
+    It sees crops normalized with its own mean and std, which may differ from the student's.
+
     Args:
         source: A name, `name.tag` or checkpoint file.
         scales: Factors that crops are resized by.
@@ -298,7 +299,7 @@ class Teacher:
         dtype: Autocast type, as the student's.
 
     Raises:
-        UsageError: Classes or pixel scaling are not the student's.
+        UsageError: Classes or channel order are not the student's.
     """
 
     def __init__(
@@ -313,15 +314,23 @@ class Teacher:
         self._scales, self._dtype = scales, dtype
         if self._net.classes != student.classes:
             raise UsageError(f"The teacher '{source}' has other classes than the recipe's data; choose one trained on them.")
-        alike = [dataclasses.replace(one.preprocessing, size=(1, 1), resize="none", pad=False) for one in (self._net, student)]
-        if alike[0] != alike[1]:
+        own, other = self._net.preprocessing, student.preprocessing
+        if own.channel_order != other.channel_order:
             raise UsageError(
-                f"The teacher '{source}' scales pixels in another way than the student, so they cannot share a crop."
+                f"The teacher '{source}' reads {own.channel_order} images and the student {other.channel_order}, so they "
+                "cannot share a crop; choose a teacher with the student's channel order."
             )
+        own_mean, own_std, mean, std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (own.mean, own.std, other.mean, other.std)
+        )
+        self._same_scale = (own.mean, own.std) == (other.mean, other.std)
+        self._factor, self._offset = std / own_std, (mean - own_mean) / own_std
 
     @torch.no_grad()
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        """Return probabilities for normalized crops, B x C x H x W at their size."""
+        """Return probabilities for crops that are normalized for the student, B x C x H x W at their size."""
+        if not self._same_scale:
+            image_BCHW = image_BCHW * self._factor + self._offset
         height, width = image_BCHW.shape[-2:]
         total = torch.zeros((), device=image_BCHW.device)
         for scale in self._scales:

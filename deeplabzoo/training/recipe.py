@@ -80,6 +80,7 @@ class Recipe:
     data: str
     """The dataset's name, as `build_dataset` takes it, or `shapes`, which is generated."""
     train_split: str = "train"
+    """A name, or parts of splits as in `build_dataset`: `train+val`, or `train[!20%]` with `val_split=train[20%]`."""
     val_split: str = "val"
     test_split: str | None = None
     """Evaluated once, at the end, with the best weights; skipped, with a log line, where the dataset has no such split."""
@@ -87,7 +88,8 @@ class Recipe:
     """Class names of a `folder` that has no classes.txt."""
     network: ModelOptions = ModelOptions()
     init: str | None = None
-    """Initial weights: `name.tag` of the registry or a file; the classifier is kept for classes of the same name."""
+    """Initial weights: `name.tag` of the registry or a file; the classifier is kept for classes of the same name. A file that
+    holds an encoder only is used as `encoder_init`."""
     encoder_init: bool | str = False
     """True: ImageNet weights of the encoder; "auto": those if available, else random ones with a warning; or a file."""
     recalibrate_norms: int = 0

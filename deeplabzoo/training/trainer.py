@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from deeplabzoo.checkpoints.native import save_checkpoint
 from deeplabzoo.data.transforms import normalize_images
@@ -86,6 +87,52 @@ def gradient_scaler(dtype: torch.dtype | None, device: torch.device) -> torch.am
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
 
+if TYPE_CHECKING:
+    _Conv2d = nn.Conv2d
+else:
+    _Conv2d = object
+
+
+class _Float32Conv(_Conv2d):
+    """Mixin of a convolution that computes in float32 under autocast as well."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve in float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def _float32_class(conv_type: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    return type(conv_type.__name__, (_Float32Conv, conv_type), {})
+
+
+def exclude_dilated_depthwise_from_bf16(net: nn.Module, dtype: torch.dtype | None, device: torch.device) -> int:
+    """Make dilated depthwise convolutions compute in float32 where a CPU trains in bf16.
+
+    In channels_last, on feature maps wider than 28, part of oneDNN's bf16 gradient of such a weight is uninitialized memory
+    (oneDNN 3.12). Its forward pass, the gradient of the input, the contiguous layout, and kernels that are dense or not dilated
+    are correct. The loss curve does not show the error, since the other layers train around it; some gradients reach 1e30.
+
+    Args:
+        net: The model, changed in place.
+        dtype: Autocast type of the forward pass, or None.
+        device: Where the run computes.
+
+    Returns:
+        The number of layers that were changed; 0 in other types and on other devices.
+    """
+    if dtype is not torch.bfloat16 or device.type != "cpu":
+        return 0
+    found = [
+        conv
+        for conv in net.modules()
+        if isinstance(conv, nn.Conv2d) and not isinstance(conv, _Float32Conv) and conv.groups > 1 and max(conv.dilation) > 1
+    ]
+    for conv in found:
+        conv.__class__ = _float32_class(type(conv))  # the same layer and parameters, so that optimizer and hooks keep working
+    return len(found)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """The outcome of one train step; equal in all processes."""
@@ -142,6 +189,7 @@ class Trainer:
         self.optimizer = make_optimizer(recipe.optimizer, groups, momentum=recipe.momentum)
         self.lr_schedule = recipe.lr_schedule
         self.dtype = autocast_dtype(recipe.amp, device)
+        exclude_dilated_depthwise_from_bf16(self.net, self.dtype, device)
         self.scaler = gradient_scaler(self.dtype, device)
         self.ema = ModelEma(self.net, recipe.ema) if recipe.ema else None
         self.step, self.best, self.seconds = 0, {"step": 0, "miou": -1.0}, 0.0

@@ -74,6 +74,17 @@ def test_voc_aug_splits_read_the_merged_masks(tmp_path: Path) -> None:
     assert build_dataset("voc", tmp_path, "trainaug")[0].labels[0, 0] == 7
 
 
+def test_voc_reads_merged_masks_where_there_are_no_others(tmp_path: Path) -> None:
+    """A list of SBD's images under any name: `train+train_extra` is then one split with masks in two folders."""
+    make_voc(tmp_path, ["a"], split="train")
+    (tmp_path / "ImageSets" / "Segmentation" / "extra.txt").write_text("z\n")
+    save(tmp_path / "JPEGImages" / "z.jpg", PHOTO)
+    save(tmp_path / "SegmentationClassAug" / "z.png", mask_of(7))
+    both = build_dataset("voc", tmp_path, "train+extra")
+    assert both.names == ("a", "z")
+    assert [int(both.read_labels(place)[0, 0]) for place in range(2)] == [0, 7]
+
+
 def test_voc_names_the_files_that_its_list_promises(tmp_path: Path) -> None:
     make_voc(tmp_path, ["a", "b", "c", "d"])
     for stem in ("b", "d"):

@@ -100,3 +100,37 @@ def test_lists_split_a_folder(unsplit) -> None:
     (unsplit / "val.txt").write_text("p9\np99\n")
     with pytest.raises(DataError, match="p99"):
         build_dataset("folder", unsplit, "val")
+
+
+def test_a_split_can_be_written_in_parts(tmp_path) -> None:
+    """A percentage and its rest, a pattern and its rest, and sums of these: every image once, read from its own folder."""
+    for split, stems in (("train", ["a1", "a2", "b1", "b2"]), ("val", ["c1"])):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        for place, stem in enumerate(stems):
+            Image.new("RGB", (4, 4), (10 * place, 0, len(split))).save(tmp_path / split / "images" / f"{stem}.png")
+            Image.new("L", (4, 4), place % 2).save(tmp_path / split / "masks" / f"{stem}.png")
+
+    def parts(split: str):
+        return build_dataset("folder", tmp_path, split, classes=("no", "yes"))
+
+    assert parts("train[a*]").names == ("a1", "a2")
+    assert parts("train[!a*]").names == ("b1", "b2")
+    assert parts("train[a*]").split == "train[a*]"
+    held, rest = parts("train[25%]"), parts("train[!25%]")
+    assert (len(held), len(rest)) == (1, 3)
+    assert sorted(held.names + rest.names) == ["a1", "a2", "b1", "b2"]
+    both = parts("train[!a*]+val")
+    assert both.names == ("b1", "b2", "c1")
+    assert [both[place].image[0, 0].tolist() for place in range(3)] == [[20, 0, 5], [30, 0, 5], [0, 0, 3]]
+    assert [int(both.read_labels(place)[0, 0]) for place in range(3)] == [0, 1, 0]
+    with pytest.raises(DataError, match="would be empty"):
+        parts("train[z*]")
+    with pytest.raises(
+        DataError, match=r"Split 'train\+train\[a\*\]' holds 2 images in more than one of its parts, such as 'a1'"
+    ):
+        parts("train+train[a*]")
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        parts("train[100%]")
+    with pytest.raises(UsageError, match=r"The split 'train\[a' cannot be read"):
+        parts("train[a")

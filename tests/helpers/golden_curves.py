@@ -42,6 +42,7 @@ def toy(recipe: Recipe) -> Recipe:
         teacher=None,
         encoder_init=False,
         classes=None,
+        class_weights=recipe.class_weights if isinstance(recipe.class_weights, str) else "inverse_sqrt",
         network=replace(small, multi_grid=recipe.network.multi_grid and (1,)),
         steps=STEPS,
         epochs=None,

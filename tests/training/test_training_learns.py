@@ -1,12 +1,19 @@
 """Training learns: a tiny model on generated pictures, a student from its teacher."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from deeplabzoo.cli.train import main
+from deeplabzoo.data.transforms import normalize_images
+from deeplabzoo.errors import UsageError
+from deeplabzoo.models.config import DeepLabConfig, Preprocessing
+from deeplabzoo.models.deeplab import DeepLab
 from deeplabzoo.training.logger import read_log
+from deeplabzoo.training.losses import Teacher
 
 
 def test_a_tiny_model_learns_the_shapes(tmp_path: Path) -> None:
@@ -41,3 +48,23 @@ def test_a_run_can_start_from_another_runs_weights(tmp_path: Path, caplog: pytes
         [one["loss"] for one in read_log(tmp_path / name / "log.jsonl") if one["kind"] == "step"] for name in ("one", "two")
     )
     assert second[0] < 0.75 * first[0]
+
+
+def test_a_teacher_sees_the_crop_with_its_own_mean_and_std(tmp_path: Path) -> None:
+    """A student with another encoder normalizes pixels with other values; the teacher predicts as on its own input."""
+    torch.manual_seed(0)
+    config = DeepLabConfig(architecture="deeplabv3plus", encoder="lcnet_050", num_classes=4, head_channels=16)
+    own, other = Preprocessing(), Preprocessing(mean=(0.5, 0.4, 0.6), std=(0.5, 0.25, 0.3))
+    net = DeepLab(config, preprocessing=own).eval()
+    net.save(tmp_path / "teacher.safetensors")
+    student = DeepLab(config, preprocessing=other)
+    teacher = Teacher(str(tmp_path / "teacher.safetensors"), (1.0,), student, torch.device("cpu"))
+    image_BCHW = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
+    taught_BCHW = teacher(normalize_images(image_BCHW, other))
+    x_BCHW = normalize_images(image_BCHW, own)
+    with torch.no_grad():
+        expected = (net(x_BCHW).softmax(1) + net(x_BCHW.flip(3)).flip(3).softmax(1)) / 2
+    torch.testing.assert_close(taught_BCHW, expected, rtol=1e-4, atol=1e-5)
+    student.preprocessing = replace(own, channel_order="BGR")
+    with pytest.raises(UsageError, match="reads RGB images and the student BGR"):
+        Teacher(str(tmp_path / "teacher.safetensors"), (1.0,), student, torch.device("cpu"))

@@ -32,8 +32,15 @@ _MAX_PARAMS_FOR_EXACTNESS = 30_000_000
 _EXACTNESS_SIZES = ((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE), (200, 97))
 """Height and width in pixels of images that every encoder must train on: the smallest, and one that no power of two divides."""
 
-_WITHOUT_IMAGENET = ("drnd54", "mobilenetv2_035", "mobilenetv2_075", *CONFIG_VARIANTS)
-"""Encoders beside timm's pretrained ones: our own, and the widths that DeepLab checkpoints of other origins come in."""
+_WITHOUT_IMAGENET = (
+    "drnd54",
+    "mobilenetv2_035",
+    "mobilenetv2_075",
+    *(f"efficientnet_lite{size}" for size in range(1, 5)),
+    *CONFIG_VARIANTS,
+)
+"""Encoders beside timm's pretrained ones: our own, the widths that DeepLab checkpoints of other libraries come in, and the
+symmetrically padded variants of those that timm has weights for with TensorFlow's padding only."""
 
 _TABLE = Path(encoder_table.__file__).with_name("encoder_table.json")
 

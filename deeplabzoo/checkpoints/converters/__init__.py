@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deeplabzoo.checkpoints.converters import (
     detectron2,
+    efficientnet_pytorch,
     jfzhang95,
     keras_hub,
     ml_cvnets,
@@ -74,6 +75,7 @@ STATE_DICT_CONVERTERS: tuple[StateDictConverter, ...] = (
     mmseg,
     segmentron,
     detectron2,
+    efficientnet_pytorch,
 )
 
 

@@ -13,7 +13,8 @@ from deeplabzoo.errors import DataError, did_you_mean
 def build_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> ImageMaskDataset:
     """Open the images that `ImageSets/Segmentation/SPLIT.txt` lists, below a root that is, or contains, VOCdevkit/VOC2012.
 
-    Masks come from SegmentationClass, or from SegmentationClassAug where the split's name ends in `aug` (VOC and SBD merged).
+    Masks come from SegmentationClass, or from SegmentationClassAug (VOC and SBD merged) where the split's name ends in `aug` or
+    the mask of its first image exists there only.
     `classes` is not used: VOC has its 21. Raises DataError if the layout is not there or a listed file is missing.
     """
     home = find_voc_root(root)
@@ -27,7 +28,9 @@ def build_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> I
     stems = list_file.read_text(encoding="utf-8").split()
     if not stems:
         raise DataError(f"The list '{list_file}' is empty; expected one image name a line.")
-    masks = home / ("SegmentationClassAug" if split.endswith("aug") else "SegmentationClass")
+    plain, merged = home / "SegmentationClass", home / "SegmentationClassAug"
+    only_merged = not (plain / f"{stems[0]}.png").is_file() and (merged / f"{stems[0]}.png").is_file()
+    masks = merged if split.endswith("aug") or only_merged else plain
     known = CLASS_LISTS["voc"]
     return ImageMaskDataset(
         name="voc",
