@@ -78,7 +78,6 @@ def save_checkpoint(
         dtype: Floating-point type in the file, such as torch.float16; None keeps the model's.
         keep_dtype: Names of tensors that keep their dtype.
         durable: Flush the file to the disk before it takes its name, so that a power cut leaves no cut file.
-        durable: Flush the file to the disk before it takes its name, so that a power cut leaves no cut file.
 
     Raises:
         OutputError: The file cannot be written.
