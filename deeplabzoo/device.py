@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -63,6 +63,21 @@ def _validated_device(device: str | torch.device) -> torch.device:
     if chosen.type == "meta":
         raise UsageError("The device 'meta' holds no values and cannot run a model; use 'auto' or 'cpu'.")
     return chosen
+
+
+def without_wrappers(model: Any) -> Any:
+    """Return the module inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile's wrapper.
+
+    Args:
+        model: Anything; what is no such wrapper is returned as it is.
+    """
+    while isinstance(model, torch.nn.Module):
+        # attributes of torch.compile's wrapper are those of the model inside, so the submodules decide
+        inner = next((model._modules[name] for name in ("_orig_mod", "module") if model._modules.get(name) is not None), None)
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
 def device_of(net: torch.nn.Module | HasDevice) -> torch.device:

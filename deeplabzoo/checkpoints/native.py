@@ -35,6 +35,8 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -206,6 +208,8 @@ def _read_tensor(raw: io.FileIO, base: int, about: Mapping[str, Any], dtype: tor
     begin, end = about["data_offsets"]
     if len(about["shape"]) > _MAX_RANK:
         raise ValueError(f"a tensor has {len(about['shape'])} dimensions")
+    if about["dtype"] not in _DTYPES:
+        raise ValueError(f"a tensor has the dtype {about['dtype']}, which no model here holds")
     tensor = torch.empty(about["shape"], dtype=_DTYPES[about["dtype"]])
     if tensor.numel():
         raw.seek(base + begin)

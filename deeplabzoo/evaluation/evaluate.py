@@ -21,7 +21,7 @@ from deeplabzoo.checkpoints.native import tensors_sha256
 from deeplabzoo.data.classes import subset_note
 from deeplabzoo.data.dataset import Sample, SegmentationDataset, build_dataset
 from deeplabzoo.data.image_io import Labels, Pixels
-from deeplabzoo.device import choose_device, device_of, eval_mode
+from deeplabzoo.device import choose_device, device_of, eval_mode, without_wrappers
 from deeplabzoo.errors import DataError, UsageError
 from deeplabzoo.evaluation.metrics import ConfusionMatrix
 from deeplabzoo.evaluation.report import Protocol, Report, hardware, image_list_sha256, software_versions
@@ -255,7 +255,7 @@ def evaluate(
 
     Args:
         net: A model; or a name or checkpoint file, as `deeplabzoo.create` and `load` take them. DataParallel,
-            DistributedDataParallel and torch.compile wrappers are removed. An OptimizedDeepLab runs as it is.
+            DistributedDataParallel, AveragedModel and torch.compile wrappers are removed. An OptimizedDeepLab runs as it is.
         data: A dataset's name (`voc`, `camvid`, `folder` ...), or an opened dataset.
         root: Folder of the dataset; needed with a name.
         split: The dataset's split; used with a name.
@@ -340,14 +340,7 @@ def _unwrapped(net: Any) -> DeepLab | OptimizedDeepLab:
     """Return the model behind a name, a file or a wrapper; raises UsageError for anything else."""
     if isinstance(net, str | os.PathLike):
         return load_named_model(os.fspath(net))
-    kind = type(net).__name__
-    while isinstance(net, torch.nn.Module) and not isinstance(net, DeepLab):
-        inner = getattr(net, "_orig_mod", None)  # torch.compile
-        if isinstance(net, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
-            inner = net.module
-        if inner is None:
-            break
-        net = inner
+    kind, net = type(net).__name__, without_wrappers(net)
     if not isinstance(net, DeepLab | OptimizedDeepLab):
         raise UsageError(
             f"evaluate takes a DeepLab model, its optimized form, a model's name or a checkpoint file, not {kind}; "

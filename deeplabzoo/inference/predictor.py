@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from deeplabzoo.data.image_io import MAX_PIXELS, ImageSource, Labels, Pixels
-from deeplabzoo.device import choose_device, eval_mode
+from deeplabzoo.device import choose_device, eval_mode, without_wrappers
 from deeplabzoo.errors import DeepLabZooError, UsageError
 from deeplabzoo.files import write_atomically
 from deeplabzoo.inference.inputs import (
@@ -161,7 +161,7 @@ def write_json(path: Path, facts: dict[str, Any], stamp: str | None) -> None:
 
 
 def unwrap_model(model: Any, caller: str) -> Any:
-    """Return the DeepLab inside DataParallel, DistributedDataParallel or torch.compile's wrapper; an optimized one as it is.
+    """Return the DeepLab inside wrappers (`device.without_wrappers`); an optimized one as it is.
 
     Args:
         model: What a user gave as the model.
@@ -172,15 +172,9 @@ def unwrap_model(model: Any, caller: str) -> Any:
     """
     if isinstance(model, OptimizedDeepLab):
         return model
-    inner = model
-    while isinstance(inner, torch.nn.Module):
-        # attributes of torch.compile's wrapper are those of the model inside, so the submodules decide
-        wrapped = next((inner._modules[name] for name in ("_orig_mod", "module") if inner._modules.get(name) is not None), None)
-        if wrapped is None:
-            break
-        if "_orig_mod" in inner._modules:
-            logger.warning(f"{caller} does not run the model that torch.compile returned; use engine='compiled' for that")
-        inner = wrapped
+    inner = without_wrappers(model)
+    if inner is not model and any("_orig_mod" in module._modules for module in model.modules()):
+        logger.warning(f"{caller} does not run the model that torch.compile returned; use engine='compiled' for that")
     if isinstance(inner, torch.nn.Module) and hasattr(inner, "forward_low_resolution") and hasattr(inner, "config"):
         if any(parameter.is_meta for parameter in inner.parameters()):
             raise UsageError(f"{caller} got a model on the device 'meta', which holds no values; load its weights first.")

@@ -85,9 +85,19 @@ class TraceableASPP(ASPP):
         return F.interpolate(pooled, size=size, mode="bilinear", align_corners=self.align_corners)
 
 
+def copy_model(net: DeepLab) -> DeepLab:
+    """Return a deep copy, also of a model whose layers compute their weights.
+
+    torch refuses to copy a tensor that was computed with gradients, as the weight of a pruned layer is; such a tensor is
+    computed again at the next forward pass, so its values are enough.
+    """
+    tensors = [value for module in net.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf})
+
+
 def traceable(net: DeepLab) -> DeepLab:
     """Return a float32 copy of the model on the CPU, in eval mode, whose trace is valid for every batch and image size."""
-    twin = copy.deepcopy(net).cpu().float().eval()
+    twin = copy_model(net).cpu().float().eval()
     twin.aux_head = None
     for module in twin.modules():
         traced = _TRACEABLE.get(type(module))
