@@ -15,7 +15,6 @@ from helpers.tensor_work import TensorWork, require_work_of_one_model
 from safetensors.torch import save_file
 
 import deeplabzoo
-from deeplabzoo.checkpoints import load
 from deeplabzoo.checkpoints.build import adapt_stem
 from deeplabzoo.data.classes import class_list
 from deeplabzoo.errors import DeepLabZooError, DownloadError, UnknownNameError, UsageError, WeightsError
@@ -471,7 +470,7 @@ def test_the_coral_row_matches_its_file(shared_data: Path) -> None:
     coral = row()
     assert path.stat().st_size == coral.bytes
     assert sha256_of(path) == coral.sha256
-    read = load.read_weights(path)
+    read = factory.open_checkpoint(path)
     assert read.config == coral.config
     assert read.preprocessing == coral.preprocessing
     assert read.classes == class_list(coral.data).classes
